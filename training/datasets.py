@@ -1,0 +1,236 @@
+"""What a data set is here, the names that ``--dataset`` knows, and the validation split.
+
+Reading order: this file, then ``cifar.py`` (CIFAR-10/100), ``shapes.py`` (embedded), ``image_folder.py``
+(a user's own images); ``digests.py`` and ``download.py`` serve ``cifar.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+
+from training.errors import UserError
+
+NAMES = ("cifar10", "cifar100", "shapes")
+FOLDER_PREFIX = "folder:"
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """One split, in memory.
+
+    Parameters
+    ----------
+    images : np.ndarray
+        uint8, (N, H, W, C).
+    labels : np.ndarray
+        int32, (N,).
+    masks : np.ndarray, optional
+        uint8, (N, H, W): 1 on the object, 0 elsewhere. Only data sets with a known object have it.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    masks: Optional[np.ndarray] = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"images must be uint8 (N, H, W, C), got {self.images.dtype} {self.images.shape}"
+            )
+        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int32 ({len(self.images)},), "
+                f"got {self.labels.dtype} {self.labels.shape}"
+            )
+        if self.masks is not None and (
+            self.masks.dtype != np.uint8 or self.masks.shape != self.images.shape[:3]
+        ):
+            raise ValueError(
+                f"masks must be uint8 {self.images.shape[:3]}, "
+                f"got {self.masks.dtype} {self.masks.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> ImageData:
+        """A copy of the images at ``index`` (integer, (K,)), in that order."""
+        masks = None if self.masks is None else self.masks[index]
+        return ImageData(self.images[index], self.labels[index], masks)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set with both splits.
+
+    Parameters
+    ----------
+    name : str
+        As given to :func:`load_dataset`.
+    train, test : ImageData
+        Both splits; labels index ``class_names``.
+    class_names : tuple of str
+        One name per class.
+    mean, std : tuple of float
+        Per channel over the training images, in units where 0 is black and 1 is white.
+    """
+
+    name: str
+    train: ImageData
+    test: ImageData
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def load_dataset(
+    name: str,
+    data_dir: Optional[str] = None,
+    *,
+    mirror: Optional[str] = None,
+    download: bool = True,
+) -> Dataset:
+    """Load a data set by name.
+
+    Parameters
+    ----------
+    name : str
+        ``cifar10``, ``cifar100`` (100 fine classes), ``shapes`` (embedded, needs no file) or
+        ``folder:PATH`` (see :func:`training.image_folder.load_image_folder`).
+    data_dir : str, optional
+        Where CIFAR is; it must exist when given. Without it: ``./data``, then
+        ``$MXNET_HOME/datasets/<name>``, where Gluon keeps it.
+    mirror : str, optional
+        A URL or a local folder that holds the CIFAR archives; tried before the other places.
+    download : bool
+        Whether CIFAR may be downloaded when no file is found.
+
+    Raises
+    ------
+    UserError
+        Unknown name, missing, damaged or unreachable data.
+    """
+    # Each reader imports the classes above, hence the imports inside.
+    if name in ("cifar10", "cifar100"):
+        from training.cifar import load_cifar
+
+        return load_cifar(name, data_dir, mirror=mirror, download=download)
+    if name == "shapes":
+        from training.shapes import load_shapes
+
+        return load_shapes()
+    if name.startswith(FOLDER_PREFIX):
+        from training.image_folder import load_image_folder
+
+        return load_image_folder(name[len(FOLDER_PREFIX) :])
+    raise UserError(_unknown_name(name))
+
+
+def split_validation(data: ImageData, count: int, seed: int) -> tuple[ImageData, ImageData]:
+    """Hold out ``count`` images, every class in its proportion.
+
+    Parameters
+    ----------
+    data : ImageData
+        The training split.
+    count : int
+        Images to hold out, 0 < count < len(data).
+    seed : int
+        The held-out images are a function of (labels, count, seed).
+
+    Returns
+    -------
+    tuple of ImageData
+        (rest, held out), each in the order of ``data``.
+
+    Raises
+    ------
+    UserError
+        ``count`` is out of range.
+    """
+    if not 0 < count < len(data):
+        raise UserError(
+            f"a validation split of {count} images was asked for; "
+            f"the training set has {len(data)}, so give 1 to {len(data) - 1}"
+        )
+    held_out = stratified_mask(data.labels, count, seed)
+    return data.take(np.flatnonzero(~held_out)), data.take(np.flatnonzero(held_out))
+
+
+def stratified_mask(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Choose ``count`` of the items, every class in its proportion.
+
+    Parameters
+    ----------
+    labels : np.ndarray
+        Integer, (N,).
+    count : int
+        Items to choose, 0 to N.
+    seed : int
+        Seed of the choice.
+
+    Returns
+    -------
+    np.ndarray
+        bool, (N,), ``count`` of them True. Every class gets its exact share rounded down, the
+        classes with the largest remainders one more.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    classes, sizes = np.unique(labels, return_counts=True)
+    # Integers throughout: count * size never exceeds 2**63 here, and no rounding can tip a share.
+    shares, remainders = np.divmod(count * sizes.astype(np.int64), len(labels))
+    # A random order before the stable sort, so that ties are not always won by the first classes.
+    order = generator.permutation(len(classes))
+    largest = order[np.argsort(-remainders[order], kind="stable")]
+    shares[largest[: count - int(shares.sum())]] += 1
+    chosen = np.zeros(len(labels), dtype=bool)
+    for value, share in zip(classes, shares):
+        members = np.flatnonzero(labels == value)
+        chosen[generator.permutation(members)[:share]] = True
+    return chosen
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in [0, 1] units.
+
+    Parameters
+    ----------
+    images : np.ndarray
+        uint8, (N, H, W, C).
+
+    Returns
+    -------
+    tuple
+        (mean, std), C floats each; population standard deviation over all pixels. Exact: computed
+        from the 256-bin histogram of each channel.
+    """
+    levels = np.arange(256, dtype=np.float64) / 255.0
+    mean, std = [], []
+    for channel in range(images.shape[3]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256).astype(np.float64)
+        share = counts / counts.sum()
+        centre = float(share @ levels)
+        mean.append(centre)
+        std.append(float(np.sqrt(share @ (levels - centre) ** 2)))
+    return tuple(mean), tuple(std)
+
+
+def _unknown_name(name: str) -> str:
+    known = ", ".join(NAMES) + ", " + FOLDER_PREFIX + "PATH"
+    message = f"unknown data set {name!r}; known: {known}"
+    near = difflib.get_close_matches(name.lower(), NAMES, n=1)
+    if near:
+        message += f"; did you mean {near[0]!r}?"
+    elif os.path.isdir(name):
+        message += f"; for your own images write {FOLDER_PREFIX}{name}"
+    return message
