@@ -1,0 +1,115 @@
+"""MXBoard event files of one run, written in the calling thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+HISTOGRAM_BINS = 64
+
+
+class Board:
+    """Scalars, histograms, images and the graph of a run, for TensorBoard.
+
+    MXBoard's ``SummaryWriter`` hands its events to a thread. When that thread meets a full disk it
+    ends, and the next ``flush()`` waits for it for ever. Here the same summaries go through
+    MXBoard's file writer in the calling thread, and a full disk is an ``OSError``.
+
+    Parameters
+    ----------
+    folder : str or os.PathLike
+        Folder of the event files; a group of curves gets one sub-folder per curve, as MXBoard does
+        it (``loss/train``, ``loss/test``), which TensorBoard draws in one chart.
+    """
+
+    def __init__(self, folder: Union[str, os.PathLike]) -> None:
+        self.folder = Path(folder)
+        self._writers: dict[str, Any] = {}
+        self._files: list[Any] = []
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """Add one value of the curve `tag`."""
+        from mxboard.summary import scalar_summary
+
+        self._writer("").add_summary(scalar_summary(tag, value), step)
+
+    def group(self, tag: str, values: Mapping[str, float], step: int) -> None:
+        """Add one value to each of several curves that share the chart `tag`."""
+        from mxboard.summary import scalar_summary
+
+        for name, value in values.items():
+            self._writer(f"{tag}/{name}").add_summary(scalar_summary(tag, value), step)
+
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        """Add the histogram of the finite entries of an array; nothing when there are none.
+
+        64 equal bins instead of MXBoard's 1,549: 1 kB instead of 25 kB per parameter and epoch.
+        """
+        from mxboard.summary import histogram_summary
+
+        finite = np.asarray(values, dtype=np.float64).ravel()
+        finite = finite[np.isfinite(finite)]
+        if finite.size:
+            self._writer("").add_summary(histogram_summary(tag, finite, HISTOGRAM_BINS), step)
+
+    def images(self, tag: str, images: np.ndarray, step: int) -> None:
+        """Add uint8 images (N, H, W, C) as one picture, eight in a row."""
+        from mxboard.summary import image_summary
+
+        channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        self._writer("").add_summary(image_summary(tag, channels_first), step)
+
+    def graph(self, net: Any) -> None:
+        """Add the graph of a hybridized network that has run forward once."""
+        from mxboard.summary import _net2pb
+
+        self._writer("").add_graph(_net2pb(net))
+
+    def flush(self) -> None:
+        """Hand everything to the operating system: it outlives a killed process from here on."""
+        for file in self._files:
+            file.flush()
+
+    def close(self) -> None:
+        """Flush and close all event files."""
+        for file in self._files:
+            file.close()
+        self._files.clear()
+        self._writers.clear()
+
+    def _writer(self, name: str) -> Any:
+        if name not in self._writers:
+            from mxboard.writer import SummaryToEventTransformer
+
+            file = _EventFile(self.folder / name)
+            self._files.append(file)
+            self._writers[name] = SummaryToEventTransformer(file)
+        return self._writers[name]
+
+
+class _EventFile:
+    """One new event file; what MXBoard's transformer calls ``event_writer``."""
+
+    def __init__(self, folder: Path) -> None:
+        from mxboard.event_file_writer import EventsWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        # MXBoard names a file by the second and opens it with "wb": a run that is resumed within
+        # the second in which it was started would wipe its first file. The count keeps names apart
+        # and in order.
+        count = len(list(folder.glob("events.out.tfevents.*")))
+        self._writer = EventsWriter(str(folder / "events"), verbose=False)
+        self._writer.init_with_suffix(f".{count:03d}")
+
+    def add_event(self, event: Any) -> None:
+        self._writer.write_event(event)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
