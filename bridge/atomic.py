@@ -1,4 +1,4 @@
-"""Writing a file so that readers see either the old content or the whole new one."""
+"""Writing files so that readers see either the old content or the whole new one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import secrets
-from typing import Union
+import stat
+from collections.abc import Sequence
+from typing import Optional, Union
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -27,29 +29,71 @@ def write_atomically(path: PathLike, data: bytes) -> None:
     Raises
     ------
     OSError
-        When the folder is missing or read-only, the disk is full, or ``path`` is a folder. The
-        temporary file is removed first and a file that was at ``path`` is unchanged.
+        When the folder is missing or read-only, the disk is full, or ``path`` is a folder, a
+        device or a pipe. The temporary file is removed first and a file that was at ``path`` is
+        unchanged.
     """
-    target = os.path.realpath(os.fspath(path))
-    if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+    write_together([(path, data)])
+
+
+def write_together(files: Sequence[tuple[PathLike, Optional[bytes]]]) -> None:
+    """Write a file and the side files that describe it, so that they never contradict each other.
+
+    Everything is on the disk under temporary names before the first file is replaced: a full disk
+    leaves all of them as they were. The old side files (all but the first of ``files``) go before
+    the first file changes: a crash in between leaves it without a side file, not with a wrong one.
+
+    Parameters
+    ----------
+    files
+        Pairs of path and content, the main file first. A side file with content None is removed.
+
+    Raises
+    ------
+    OSError
+        As for `write_atomically`.
+    """
+    targets = [os.path.realpath(os.fspath(path)) for path, _ in files]
+    temporaries: dict[str, str] = {}
+    try:
+        for target, (_, data) in zip(targets, files):
+            if data is not None:
+                temporaries[target] = _temporary_name(target)
+                _write_temporary(temporaries[target], target, data)
+        for target in targets[1:]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(target)
+        for target, temporary in temporaries.items():
+            os.replace(temporary, target)
+    except BaseException:
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise
+    for folder in {os.path.dirname(target) for target in targets}:
+        _sync_folder(folder)
+
+
+def _temporary_name(target: str) -> str:
     folder, name = os.path.split(target)
     # The name is cut because the temporary one must also fit the file system's limit.
-    temporary = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(6)}.tmp")
+    return os.path.join(folder, f".{name[:40]}.{secrets.token_hex(6)}.tmp")
+
+
+def _write_temporary(temporary: str, target: str, data: bytes) -> None:
+    # A rename would put a file in the place of a folder's, device's or pipe's name.
+    mode = os.stat(target).st_mode if os.path.exists(target) else None
+    if mode is not None and stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+    if mode is not None and not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file but a device, pipe or socket", target)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, os.stat(target).st_mode & 0o7777)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_folder(folder)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if mode is not None:
+        os.chmod(temporary, stat.S_IMODE(mode))
 
 
 def _sync_folder(folder: str) -> None:
