@@ -10,6 +10,11 @@ from typing import Any, Union
 import numpy as np
 
 HISTOGRAM_BINS = 64
+# Keys of `training.metrics` are <split>_<quantity>; the splits of a quantity share one chart.
+_SPLITS = ("train", "valid", "test")
+_CHARTS = {"loss": "loss", "acc": "accuracy"}
+_RENAMED = {"images_per_sec": "throughput"}
+_NOT_CHARTED = ("epoch", "step")
 
 
 class Board:
@@ -30,6 +35,25 @@ class Board:
         self.folder = Path(folder)
         self._writers: dict[str, Any] = {}
         self._files: list[Any] = []
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Add the numbers of one epoch, a row of `training.metrics`, with the epoch as step.
+
+        ``loss`` and ``accuracy`` become charts of up to three curves, ``lr``, ``throughput`` and
+        every other key a chart of its own. A value None is left out.
+        """
+        step = row["epoch"]
+        groups: dict[str, dict[str, float]] = {}
+        for key, value in row.items():
+            if key in _NOT_CHARTED or value is None:
+                continue
+            split, _, quantity = key.partition("_")
+            if split in _SPLITS and quantity in _CHARTS:
+                groups.setdefault(_CHARTS[quantity], {})[split] = float(value)
+            else:
+                self.scalar(_RENAMED.get(key, key), float(value), step)
+        for tag, curves in groups.items():
+            self.group(tag, curves, step)
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Add one value of the curve `tag`."""

@@ -41,10 +41,6 @@ PathLike = Union[str, "os.PathLike[str]"]
 CONFIG_FILE = "config.json"
 ENV_FILE = "env.json"
 LOCK_FILE = ".lock"
-_CHARTS = {"loss": "loss", "acc": "accuracy"}
-_SPLITS = ("train", "valid", "test")
-_RENAMED = {"images_per_sec": "throughput"}
-_NOT_CHARTED = ("epoch", "step")
 
 
 class Run:
@@ -169,7 +165,7 @@ class Run:
             raise ValueError(f"epoch {epoch} is on record already (last: {self.epoch})")
         row = metrics_row(epoch, values)
         with self._disk():
-            self._chart(epoch, row)
+            self._board.epoch(row)
             self._board.flush()
             append_metrics(self.folder, row)
         self.epoch = epoch
@@ -229,19 +225,6 @@ class Run:
         trace: Optional[TracebackType],
     ) -> None:
         self.close()
-
-    def _chart(self, epoch: int, row: Mapping[str, Any]) -> None:
-        groups: dict[str, dict[str, float]] = {}
-        for key, value in row.items():
-            if key in _NOT_CHARTED or value is None:
-                continue
-            split, _, quantity = key.partition("_")
-            if split in _SPLITS and quantity in _CHARTS:
-                groups.setdefault(_CHARTS[quantity], {})[split] = float(value)
-            else:
-                self._board.scalar(_RENAMED.get(key, key), float(value), epoch)
-        for tag, curves in groups.items():
-            self._board.group(tag, curves, epoch)
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
