@@ -1,0 +1,298 @@
+"""Batched image augmentation in NumPy: crop, flip, shift, cutout, normalisation, mixup, labels.
+
+Every function is pure: it reads a whole batch, leaves its argument alone and returns a new array.
+Randomness comes only from the ``numpy.random.Generator`` handed in, and no draw depends on the
+pixels, so an image cannot change what happens to another one in its batch. Images are uint8 (N, H,
+W, C) until :func:`normalize`, the last step on pixels, turns them into the float32 (N, C, H, W)
+that the networks take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from training.errors import UserError
+
+CUTOUT_KINDS = ("none", "square", "erasing")
+
+_ERASING_ROUNDS = (
+    100  # drawing rectangles until one fits ends here; for 32x32 images 15 rounds are rare
+)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training batch; the defaults are the usual CIFAR ones, pad, crop and flip.
+
+    Parameters
+    ----------
+    pad
+        Pixels of zero padding on each side before a random crop back to the original size; 0
+        switches it off.
+    flip
+        Mirror each image left to right with probability 1/2.
+    shift
+        Largest shift as a fraction of height and width, in [0, 1); 0 switches it off.
+    cutout
+        ``none``, ``square`` (:func:`cutout_square`) or ``erasing`` (:func:`random_erasing`).
+    cutout_prob
+        Probability per image of either cutout.
+    cutout_size
+        Edge of the square in pixels.
+    erasing_area, erasing_aspect
+        Ranges of the erased rectangle's area (fraction of the image) and aspect ratio (height /
+        width).
+    mixup_alpha
+        Both parameters of the beta distribution that mixup draws from; 0 switches it off.
+    label_smoothing
+        Probability mass spread evenly over all classes, in [0, 1).
+
+    Raises
+    ------
+    UserError
+        When a value is outside its range; the message names the field, the value and the range.
+    """
+
+    pad: int = 4
+    flip: bool = True
+    shift: float = 0.0
+    cutout: str = "none"
+    cutout_prob: float = 0.5
+    cutout_size: int = 16
+    erasing_area: tuple[float, float] = (0.02, 0.4)
+    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    mixup_alpha: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("pad", self.pad >= 0, "0 or more pixels"),
+            ("shift", 0 <= self.shift < 1, "a fraction of the image, 0 <= shift < 1"),
+            ("cutout", self.cutout in CUTOUT_KINDS, "one of " + ", ".join(CUTOUT_KINDS)),
+            ("cutout_prob", 0 <= self.cutout_prob <= 1, "a probability, 0 to 1"),
+            ("cutout_size", self.cutout_size >= 1, "1 or more pixels"),
+            (
+                "erasing_area",
+                0 < self.erasing_area[0] <= self.erasing_area[1] <= 1,
+                "0 < low <= high <= 1",
+            ),
+            (
+                "erasing_aspect",
+                0 < self.erasing_aspect[0] <= self.erasing_aspect[1],
+                "0 < low <= high",
+            ),
+            ("mixup_alpha", 0 <= self.mixup_alpha < np.inf, "0 (off) or a positive number"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "0 <= label_smoothing < 1"),
+        )
+        for name, ok, allowed in checks:
+            if not ok:
+                raise UserError(
+                    f"augmentation {name} = {getattr(self, name)!r}; allowed: {allowed}"
+                )
+
+
+def augment(
+    images: np.ndarray, augmentation: Augmentation, mean: Sequence[float], rng: np.random.Generator
+) -> np.ndarray:
+    """Crop, shift, flip and cut out as ``augmentation`` says; uint8 (N, H, W, C) in and out.
+
+    The cutout comes last, on the image that the network sees. PistonY's script erases the padded
+    40x40 image before the crop, so that there a part of the rectangle can be cropped away.
+    """
+    if augmentation.pad:
+        images = pad_crop(images, augmentation.pad, rng)
+    if augmentation.shift:
+        images = random_shift(images, augmentation.shift, rng)
+    if augmentation.flip:
+        images = random_flip(images, rng)
+    if augmentation.cutout == "square":
+        images = cutout_square(
+            images, augmentation.cutout_size, mean, rng, prob=augmentation.cutout_prob
+        )
+    elif augmentation.cutout == "erasing":
+        images = random_erasing(
+            images,
+            rng,
+            prob=augmentation.cutout_prob,
+            area=augmentation.erasing_area,
+            aspect=augmentation.erasing_aspect,
+        )
+    return images
+
+
+def pad_crop(images: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarray:
+    """Surround each (H, W) image with ``pad`` pixels of 0 and crop (H, W) at a random place.
+
+    All (2 * pad + 1) ** 2 places are equally likely. The padding is black in raw pixels, before the
+    normalisation, as in the usual Gluon scripts; padding with the mean (0 after the normalisation)
+    is a different augmentation.
+    """
+    count, height, width, channels = images.shape
+    padded = np.zeros((count, height + 2 * pad, width + 2 * pad, channels), images.dtype)
+    padded[:, pad : pad + height, pad : pad + width] = images
+    top, left = rng.integers(0, 2 * pad + 1, (2, count))
+    return _crop(padded, top, left, height, width)
+
+
+def random_shift(images: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Move each image by up to ``fraction`` of its height and width.
+
+    The border pixels are repeated into what is left open. Shifts are whole pixels, uniform in
+    -floor(fraction * size) to floor(fraction * size); Keras' ``width_shift_range`` with
+    ``fill_mode='nearest'`` draws fractions of pixels and interpolates.
+    """
+    count, height, width, _ = images.shape
+    rows, columns = int(fraction * height), int(fraction * width)
+    padded = np.pad(images, ((0, 0), (rows, rows), (columns, columns), (0, 0)), mode="edge")
+    top = rng.integers(0, 2 * rows + 1, count)
+    left = rng.integers(0, 2 * columns + 1, count)
+    return _crop(padded, top, left, height, width)
+
+
+def _crop(
+    padded: np.ndarray, top: np.ndarray, left: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    # One gather over a view of all windows copies whole rows, several times faster than indexing
+    # pixels.
+    windows = sliding_window_view(padded, (1, height, width, padded.shape[3]))
+    return windows[np.arange(len(padded)), top, left, 0, 0]
+
+
+def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirror each (H, W, C) image left to right with probability 1/2."""
+    chosen = rng.random(len(images)) < 0.5
+    flipped = images.copy()
+    flipped[chosen] = images[chosen, :, ::-1]
+    return flipped
+
+
+def cutout_square(
+    images: np.ndarray,
+    size: int,
+    mean: Sequence[float],
+    rng: np.random.Generator,
+    *,
+    prob: float = 1.0,
+) -> np.ndarray:
+    """Fill a ``size`` x ``size`` square around a random pixel with the mean colour.
+
+    The border clips the square. ``mean`` is per channel in [0, 1] and is rounded to the nearest of
+    256 levels, so that the square is 0 after the normalisation up to that rounding. Source: DeVries
+    and Taylor 2017, https://arxiv.org/abs/1708.04552.
+    """
+    count, height, width, _ = images.shape
+    chosen = rng.random(count) < prob
+    rows = rng.integers(0, height, count) - size // 2
+    columns = rng.integers(0, width, count) - size // 2
+    colour = np.rint(np.asarray(mean) * 255).astype(images.dtype)
+    filled = images.copy()
+    for index in np.flatnonzero(chosen):
+        top, left = rows[index], columns[index]
+        filled[index, max(top, 0) : top + size, max(left, 0) : left + size] = colour
+    return filled
+
+
+def random_erasing(
+    images: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    prob: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.4),
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+) -> np.ndarray:
+    """Fill one random rectangle per image, with probability ``prob``, with one random grey.
+
+    The grey is 0 to 255, the same in all channels. Area (fraction of the image) and aspect ratio
+    (height / width) are uniform in their ranges, the corner is uniform over the image, and all four
+    are drawn again until the rectangle lies inside: large rectangles are therefore rarer than small
+    ones. Source: Zhong et al. 2017, https://arxiv.org/abs/1708.04896, with the constants of
+    PistonY's CIFAR script.
+    """
+    count, height, width, _ = images.shape
+    chosen = rng.random(count) < prob
+    grey = rng.integers(0, 256, count)
+    top, left, rows, columns = _rectangles(count, height, width, rng, area=area, aspect=aspect)
+    erased = images.copy()
+    for index in np.flatnonzero(chosen):
+        y, x = top[index], left[index]
+        erased[index, y : y + rows[index], x : x + columns[index]] = grey[index]
+    return erased
+
+
+def _rectangles(
+    count: int,
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> np.ndarray:
+    """Top, left, rows, columns (4, count) of rectangles inside (height, width), or 0, 0, 0, 0."""
+    found = np.zeros((4, count), np.int64)
+    pending = np.arange(count)
+    for _ in range(_ERASING_ROUNDS):
+        pixels = rng.uniform(*area, len(pending)) * (height * width)
+        ratio = rng.uniform(*aspect, len(pending))
+        rows = np.sqrt(pixels * ratio).astype(np.int64)
+        columns = np.sqrt(pixels / ratio).astype(np.int64)
+        top = rng.integers(0, height, len(pending))
+        left = rng.integers(0, width, len(pending))
+        fits = (top + rows <= height) & (left + columns <= width)
+        found[:, pending[fits]] = np.stack([top, left, rows, columns])[:, fits]
+        pending = pending[~fits]
+        if not len(pending):
+            break
+    return found
+
+
+def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """``(image / 255 - mean) / std``: uint8 (N, H, W, C) to C-contiguous float32 (N, C, H, W).
+
+    ``mean`` and ``std`` are in [0, 1] units. Computed as one multiplication and one subtraction in
+    float32.
+    """
+    scale = 1 / (255 * np.asarray(std, np.float64))
+    offset = np.asarray(mean, np.float64) / np.asarray(std, np.float64)
+    # Transposing bytes first moves a quarter of the memory, and leaves long contiguous rows for the
+    # arithmetic.
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    pixels = planes * scale.astype(np.float32)[:, None, None]
+    pixels -= offset.astype(np.float32)[:, None, None]
+    return pixels
+
+
+def mixup(
+    images: np.ndarray, labels: np.ndarray, alpha: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """``lam * batch + (1 - lam) * permuted batch``: float32 images, soft labels (N, classes).
+
+    One ``lam`` from Beta(alpha, alpha) serves the whole batch. Source: Zhang et al. 2017,
+    https://arxiv.org/abs/1710.09412. PistonY's script pairs the batch with its reverse, which is a
+    permutation too.
+    """
+    lam = np.float32(rng.beta(alpha, alpha))
+    partner = rng.permutation(len(images))
+    return _blend(images, partner, lam), _blend(labels, partner, lam)
+
+
+def _blend(values: np.ndarray, partner: np.ndarray, lam: np.float32) -> np.ndarray:
+    blended = values[partner]
+    blended *= 1 - lam
+    blended += lam * values
+    return blended
+
+
+def smooth_labels(labels: np.ndarray, classes: int, epsilon: float = 0.0) -> np.ndarray:
+    """``(1 - epsilon) * one-hot + epsilon / classes``: float32 (N, classes) from labels (N,).
+
+    ``epsilon = 0`` gives plain one-hot rows. Source: Szegedy et al. 2016, section 7,
+    https://arxiv.org/abs/1512.00567.
+    """
+    soft = np.full((len(labels), classes), epsilon / classes, np.float32)
+    soft[np.arange(len(labels)), labels] += np.float32(1 - epsilon)
+    return soft
