@@ -1,0 +1,35 @@
+#!/bin/sh
+# Resolves pyproject.toml anew into requirements/*.txt, one hash lock for each extra and Python version.
+#
+#   .ci/lock.sh              keep the versions that are locked now where pyproject.toml still allows them
+#   .ci/lock.sh --upgrade    take the newest allowed ones; run `make test` on every Python afterwards
+#
+# Uses uv: the one on PATH, else one that it installs into a temporary folder.
+set -eu
+cd "$(dirname "$0")/.."
+
+uv=$(command -v uv) || uv=
+if [ -z "$uv" ]; then
+    temporary=$(mktemp -d)
+    trap 'rm -rf "$temporary"' EXIT
+    "$(.ci/setup.sh find)" -m venv "$temporary"
+    "$temporary/bin/python" -m pip install -q --disable-pip-version-check uv
+    uv=$temporary/bin/uv
+fi
+
+mkdir -p requirements
+for version in 3.9 3.10 3.11; do
+    for kind in cpu gpu; do
+        lock=requirements/$kind-py$(echo "$version" | tr -d .).txt
+        # No index and no find-links line: a lock names packages and hashes, where they come from is the
+        # machine's business.
+        "$uv" pip compile -q pyproject.toml --extra "$kind" --extra dev --python-version "$version" \
+            --python-platform x86_64-manylinux_2_28 --only-binary :all: --generate-hashes --no-annotate \
+            --no-header --no-emit-index-url --no-emit-find-links -o "$lock" "$@"
+        # uv reads the old file for its preferences, so the note goes on top afterwards, once.
+        { echo "# Made by 'make lock' from pyproject.toml for Python $version; do not edit."; grep -v '^#' "$lock"; } \
+            >"$lock.part"
+        mv "$lock.part" "$lock"
+        echo "$lock: $(grep -c '==' "$lock") packages"
+    done
+done

@@ -1,0 +1,198 @@
+#!/bin/sh
+# Makes a virtual environment from the hash lock that fits its Python.
+#
+#   .ci/setup.sh cpu FOLDER     what training and the tests need, MXNet for the CPU
+#   .ci/setup.sh gpu FOLDER     the same with MXNet for CUDA and the CUDA libraries
+#   .ci/setup.sh find           print the Python that would be used
+#
+# PYTHON=... names the interpreter. FOLDER/.complete is written last and holds the lock's checksum: a set-up
+# that was interrupted, or whose lock has changed since, is made anew; a finished one costs nothing.
+# Exit code 2: this machine lacks something that a person has to install.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# Prints 3.11 for a CPython 3.11 that really runs: a pyenv shim of a version that is not selected does not.
+version_of() {
+    "$1" -c 'import sys
+if sys.implementation.name == "cpython": print("%d.%d" % sys.version_info[:2])' </dev/null 2>/dev/null
+}
+
+is_fitting() {
+    case "$1" in 3.9 | 3.10 | 3.11) return 0 ;; *) return 1 ;; esac
+}
+
+can_make_venv() {
+    [ -n "$uv" ] || "$1" -c 'import ensurepip, venv' </dev/null >/dev/null 2>&1
+}
+
+# Every place where a fitting Python may be, best first, one path a line.
+candidates() {
+    for name in python3.11 python3.10 python3.9 python3 python; do
+        command -v "$name"
+    done
+    if command -v pyenv >/dev/null 2>&1; then
+        root=$(pyenv root 2>/dev/null)
+        for version in 3.11 3.10 3.9; do
+            ls -d "$root"/versions/"$version"*/bin/python 2>/dev/null
+        done
+    fi
+    if [ -n "$uv" ]; then
+        for version in 3.11 3.10 3.9; do
+            "$uv" python find --no-python-downloads "$version" 2>/dev/null
+        done
+    fi
+}
+
+# Sets `python`; leaves it empty when uv has to bring one.
+find_python() {
+    python=
+    if [ -n "${PYTHON:-}" ]; then
+        version=$(version_of "$PYTHON") || version=
+        is_fitting "$version" || fail "PYTHON=$PYTHON is ${version:-no CPython that runs}, but MXNet 1.9.1 with" \
+            "NumPy 1.23.5 needs Python 3.9, 3.10 or 3.11."
+        can_make_venv "$PYTHON" || fail "$PYTHON has no venv module with pip: install its venv package" \
+            "(Debian and Ubuntu: python$version-venv), or uv."
+        python=$PYTHON
+        return
+    fi
+    other= bare=
+    # Split at line ends only: a path may contain a space.
+    old_ifs=$IFS
+    IFS='
+'
+    for candidate in $(candidates); do
+        version=$(version_of "$candidate") || version=
+        if [ -z "$version" ]; then
+            continue
+        elif ! is_fitting "$version"; then
+            case "$other" in *"$version "*) ;; *) other="$other$version ($candidate), " ;; esac
+        elif ! can_make_venv "$candidate"; then
+            bare="${bare:-$candidate}" bare_version="${bare_version:-$version}"
+        else
+            python=$candidate
+            break
+        fi
+    done
+    IFS=$old_ifs
+    if [ -n "$python" ] || [ -n "$uv" ]; then
+        return
+    fi
+    if [ -n "$bare" ]; then
+        fail "$bare has no venv module with pip: install its venv package" \
+            "(Debian and Ubuntu: python$bare_version-venv), or uv."
+    fi
+    no_python
+}
+
+no_python() {
+    fail "Python 3.9, 3.10 or 3.11 is needed (MXNet 1.9.1 and NumPy 1.23.5 run on no other), and this machine" \
+        "has ${other:+only }${other:-none, }so install one of them, or name it: make PYTHON=/path/to/python3.11"
+}
+
+check_platform() {
+    case "$kind $(uname -s) $(uname -m)" in
+    "cpu Linux x86_64" | "cpu Linux aarch64" | "cpu Darwin x86_64" | "gpu Linux x86_64") ;;
+    *) fail "MXNet 1.9.1 has no $kind package for $(uname -s) on $(uname -m): it runs on Linux (x86_64;" \
+        "without a GPU also aarch64) and on macOS on Intel processors." ;;
+    esac
+}
+
+lock_of() {
+    echo "requirements/$kind-py$(echo "$1" | tr -d .).txt"
+}
+
+# What .complete of a finished environment holds.
+stamp_of() {
+    echo "$1 $(cksum <"$(lock_of "$1")")"
+}
+
+is_complete() {
+    [ -f "$folder/.complete" ] && made_with=$(version_of "$folder/bin/python") && is_fitting "$made_with" &&
+        [ "$(cat "$folder/.complete")" = "$(stamp_of "$made_with")" ] &&
+        { [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$made_with" ]; }
+}
+
+make_venv() {
+    rm -rf "$folder"
+    if [ -n "$uv" ]; then
+        for wanted in ${python:+"$python"} 3.11 3.10 3.9; do
+            "$uv" venv -q --no-project --python "$wanted" "$folder" 2>/dev/null && return
+            rm -rf "$folder"
+        done
+        [ -n "$python" ] || no_python
+    fi
+    "$python" -m venv "$folder" || fail "$python could not make a virtual environment in $folder."
+}
+
+install_packages() {
+    lock=$(lock_of "$version")
+    echo "set-up: $(grep -c '==' "$lock") packages of $lock into $folder, checked by their hashes" \
+        "(once, about a minute)" >&2
+    if [ -n "$uv" ]; then
+        "$uv" pip sync -q --no-config --require-hashes --no-build --python "$folder/bin/python" "$lock" && return
+        echo "set-up: uv failed, trying pip" >&2
+        uv=
+        make_venv
+    fi
+    # --no-compile: what is imported later gets compiled then, and the rest never, which is much quicker.
+    # -qq: errors only; a machine's own index settings may make pip warn once for every package.
+    "$folder/bin/python" -m pip install -qq --no-user --no-input --disable-pip-version-check --no-compile \
+        --no-deps --only-binary :all: --require-hashes -r "$lock" ||
+        fail "the packages of $lock could not be installed; pip's message is above. Run make again to go on."
+}
+
+# MXNet for CUDA must find the libraries of the nvidia wheels without LD_LIBRARY_PATH.
+install_preload() {
+    site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
+        cp training/gpu_preload.py "$site/attention_gpu_preload.py" &&
+        cp training/gpu_preload.pth "$site/attention_gpu_preload.pth" || exit 1
+}
+
+check_import() {
+    message=$("$folder/bin/python" -c 'import mxnet, gluoncv, mxboard' 2>&1 >/dev/null) && return
+    case "$message" in
+    *libcuda.so.1*)
+        echo "set-up: no NVIDIA driver on this machine, so this MXNet cannot be imported here;" \
+            "it was installed all the same" >&2
+        ;;
+    *libgomp.so* | *libquadmath.so*)
+        fail "MXNet needs two system libraries: install libgomp1 and libquadmath0 (Debian's names), then run make again."
+        ;;
+    *) fail "the installed packages cannot be imported: $(echo "$message" | tail -n 1)" ;;
+    esac
+}
+
+kind=${1:-}
+uv=$(command -v uv) || uv=
+case "$kind" in
+find)
+    find_python
+    echo "${python:-brought by uv}"
+    exit 0
+    ;;
+cpu | gpu) folder=${2:?folder} ;;
+*) fail "usage: .ci/setup.sh cpu FOLDER | gpu FOLDER | find" ;;
+esac
+
+is_complete && exit 0
+check_platform
+find_python
+# Two calls of make at once: the second waits for the first and finds its work done.
+if command -v flock >/dev/null 2>&1; then
+    exec 9>"$folder.lock" && flock 9
+    is_complete && exit 0
+fi
+make_venv
+version=$(version_of "$folder/bin/python") || fail "the Python in $folder does not run."
+install_packages
+if [ "$kind" = gpu ]; then
+    install_preload
+fi
+check_import
+stamp_of "$version" >"$folder/.complete.part" && mv "$folder/.complete.part" "$folder/.complete" || exit 1
+echo "set-up: done, Python $version" >&2

@@ -1,0 +1,56 @@
+# Every target sets up what it needs by itself, once; `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help train test lint types format bench board gpu test-gpu-install lock setup clean
+
+# PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
+PYTHON ?=
+export PYTHON
+VENV = .venv
+VENV_GPU = .venv-gpu
+RUN_DIR = runs/shapes
+TRAIN_ARGS = --model attention56_small --dataset shapes
+PYTEST_ARGS =
+PORT = 6006
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 25
+
+train: setup  ## train a small Attention-56 on the embedded images, within minutes
+	@run=$(RUN_DIR); n=1; while [ -e "$$run" ]; do n=$$((n + 1)); run=$(RUN_DIR)-$$n; done; \
+	set -x; $(VENV)/bin/python train_cifar.py $(TRAIN_ARGS) --run-dir "$$run"
+
+test: setup  ## run the tests (real data: ATTENTION_DATA=FOLDER; a part: PYTEST_ARGS=tests/test_x.py)
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## check style and formatting
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+types: setup  ## check the types
+	$(VENV)/bin/python -m mypy
+
+format: setup  ## format the code, and mend what can be mended without thought
+	$(VENV)/bin/python -m ruff check --fix .
+	$(VENV)/bin/python -m ruff format .
+
+bench: setup  ## measure the input pipeline and the training speed
+	@for file in benchmarks/*.py; do (set -x; $(VENV)/bin/python "$$file") || exit 1; done
+
+board: setup  ## show the curves of all runs in TensorBoard (PORT=6006)
+	$(VENV)/bin/python -m tensorboard.main --logdir runs --port $(PORT)
+
+gpu:  ## set up .venv-gpu: MXNet for CUDA 11.7 with its libraries, 3 GB
+	@.ci/setup.sh gpu $(VENV_GPU)
+
+test-gpu-install: gpu  ## check that .venv-gpu finds its CUDA libraries, also without a GPU (needs gcc)
+	@.ci/test_gpu_install.sh $(VENV_GPU)
+
+lock:  ## resolve the dependencies anew into requirements/ (newest versions: LOCK_ARGS=--upgrade)
+	.ci/lock.sh $(LOCK_ARGS)
+
+setup:  ## only set up .venv
+	@.ci/setup.sh cpu $(VENV)
+
+clean:  ## remove the environments and caches; runs stay
+	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
