@@ -149,8 +149,8 @@ def _read(path: PathLike, load: bool) -> dict[str, Entry]:
             return ParamReader(path, stream).read_list(load)
     except FileNotFoundError as error:
         raise ParamFileError(
-            f"{os.fspath(path)}: no such file. Expected an MXNet parameter file. Check the path and "
-            "the current folder."
+            f"{os.fspath(path)}: no such file. Expected an MXNet parameter file. Check the path "
+            "and the current folder."
         ) from error
     except (OSError, ValueError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error or type(error).__name__
