@@ -1,0 +1,120 @@
+"""Learning rate schedules: a linear warm-up, then one main part, from gluoncv's LRSequential.
+
+MXNet asks its scheduler for the rate of update ``num_update``, which counts from 1: epoch ``e``
+(from 0) consists of the updates ``e * steps_per_epoch + 1`` to ``(e + 1) * steps_per_epoch``. All
+rates here are functions of that number alone, so that a resumed run gets the rates of an
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from training.errors import UserError
+
+KINDS = ("cosine", "step", "constant", "linear")
+
+
+def build_schedule(
+    kind: str,
+    *,
+    base_lr: float,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: float = 0,
+    lr_steps: Sequence[int] = (),
+    lr_factor: float = 0.1,
+    final_lr: float = 0.0,
+) -> Any:
+    """A ``gluoncv.utils.LRSequential``: ``schedule(num_update)`` is the rate of that update.
+
+    The warm-up of ``W = warmup_epochs * steps_per_epoch`` updates gives update ``n`` the rate
+    ``base_lr * n / (W - 1)`` and so reaches ``base_lr`` one update before its end. In the same way
+    ``cosine`` and ``linear`` reach ``final_lr`` at the last update but one, and the last one
+    repeats it: gluoncv counts from 0, MXNet from 1. The logs of the published CIFAR runs show these
+    rates. What is too short to fall or rise runs at ``base_lr``: a warm-up of one update (gluoncv
+    divides by zero) and a main part of one or two (which would run at ``final_lr``, often 0,
+    throughout).
+
+    Hand the result to the optimizer as ``lr_scheduler`` without a ``learning_rate``: MXNet would
+    print a warning.
+
+    Parameters
+    ----------
+    kind
+        ``cosine``, ``linear`` (from ``base_lr`` to ``final_lr``), ``step`` or ``constant``.
+    base_lr
+        Rate after the warm-up, positive.
+    epochs, steps_per_epoch
+        Length of the whole training, warm-up included.
+    warmup_epochs
+        Length of the warm-up from 0, shorter than ``epochs``; may be a fraction.
+    lr_steps
+        For ``step``: the epochs (from 0, counted from the start of training) whose first update is
+        the first with the rate multiplied by ``lr_factor``; after the warm-up, rising, below
+        ``epochs``.
+    lr_factor
+        Positive.
+    final_lr
+        0 to ``base_lr``.
+
+    Raises
+    ------
+    UserError
+        When a value is outside its range; the message gives the value and the range.
+    """
+    _check(kind, base_lr, epochs, steps_per_epoch, warmup_epochs)
+    if not 0 <= final_lr <= base_lr:
+        raise UserError(f"final learning rate {final_lr}; choose 0 to {base_lr}, the base rate")
+    base_lr, final_lr = float(base_lr), float(final_lr)
+    warmup = round(warmup_epochs * steps_per_epoch)
+    from gluoncv.utils import LRScheduler, LRSequential  # takes two seconds to import
+
+    parts = []
+    if warmup:
+        mode = "linear" if warmup > 1 else "constant"
+        start = 0.0 if warmup > 1 else base_lr
+        parts.append(LRScheduler(mode, base_lr=start, target_lr=base_lr, niters=warmup))
+    main = epochs * steps_per_epoch - warmup
+    if kind == "step":
+        _check_steps(lr_steps, lr_factor, epochs, warmup_epochs)
+        # gluoncv counts the steps from the end of the warm-up; + 1 because MXNet counts from 1.
+        places = [epoch * steps_per_epoch + 1 - warmup for epoch in lr_steps]
+        step = {"step_iter": places, "step_factor": lr_factor}
+        parts.append(LRScheduler("step", base_lr=base_lr, niters=main, **step))
+    else:
+        mode = kind if main > 2 else "constant"
+        parts.append(LRScheduler(mode, base_lr=base_lr, target_lr=final_lr, niters=main))
+    return LRSequential(parts)
+
+
+def _check(
+    kind: str, base_lr: float, epochs: int, steps_per_epoch: int, warmup_epochs: float
+) -> None:
+    if kind not in KINDS:
+        raise UserError(f"unknown learning rate schedule {kind!r}; choose from {', '.join(KINDS)}")
+    if not base_lr > 0:
+        raise UserError(f"learning rate {base_lr}; choose a positive number")
+    if epochs < 1 or steps_per_epoch < 1:
+        raise UserError(f"{epochs} epochs of {steps_per_epoch} steps; both must be 1 or more")
+    if not 0 <= warmup_epochs < epochs:
+        raise UserError(
+            f"a warm-up of {warmup_epochs} epochs does not fit into {epochs} epochs; "
+            f"choose 0 or more and less than {epochs}"
+        )
+
+
+def _check_steps(
+    lr_steps: Sequence[int], lr_factor: float, epochs: int, warmup_epochs: float
+) -> None:
+    if not lr_factor > 0:
+        raise UserError(f"learning rate factor {lr_factor}; choose a positive number")
+    if not lr_steps:
+        raise UserError("a step schedule needs the epochs at which the rate falls; none were given")
+    rising = all(low < high for low, high in zip(lr_steps, lr_steps[1:]))
+    if not rising or lr_steps[0] < max(1, warmup_epochs) or lr_steps[-1] >= epochs:
+        raise UserError(
+            f"learning rate steps at epochs {', '.join(map(str, lr_steps))}; they must rise, lie "
+            f"after the warm-up of {warmup_epochs} epochs and below {epochs}, the number of epochs"
+        )
