@@ -1,7 +1,7 @@
 """What a data set is here, the names that ``--dataset`` knows, and the validation split.
 
-Reading order: this file, then ``cifar.py`` (CIFAR-10/100), ``shapes.py`` (embedded), ``image_folder.py``
-(a user's own images); ``digests.py`` and ``download.py`` serve ``cifar.py``.
+Reading order: this file, then ``cifar.py`` (CIFAR-10/100), ``shapes.py`` (embedded),
+``image_folder.py`` (a user's own images); ``digests.py`` and ``download.py`` serve ``cifar.py``.
 """
 
 from __future__ import annotations

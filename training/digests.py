@@ -1,0 +1,200 @@
+"""Size and full digest of every CIFAR file that this project reads: one table.
+
+Keys are ``<data set>/<file name>``. Sources:
+
+[gluon]   ``CIFAR10`` and ``CIFAR100`` of mxnet 1.9.1, ``gluon/data/vision/datasets.py`` (sha1).
+[authors] the table on https://www.cs.toronto.edu/~kriz/cifar.html (md5 of the archives).
+[tv]      ``torchvision/datasets/cifar.py`` (md5 of the python batches).
+[keras]   ``keras/datasets/cifar10.py`` and ``cifar100.py`` (sha256 of the python archives).
+[ruby]    torchvision-ruby, ``cifar10.rb`` and ``cifar100.rb`` (sha256 of the binary version).
+
+The six sha256 of the CIFAR-10 ``.bin`` files and the md5 and sizes of the CIFAR-10 python batches
+were also computed from the files themselves, whose sha1 are those of Gluon.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Optional
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """What one published version of a file looks like; ``None`` where its publisher does not say.
+
+    Parameters
+    ----------
+    size : int, optional
+        Bytes.
+    sha256, sha1, md5 : str, optional
+        Lower-case hexadecimal, full length. At least one is given; all given ones must match.
+    """
+
+    size: Optional[int]
+    sha256: Optional[str] = None
+    sha1: Optional[str] = None
+    md5: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        if not self.hashes():
+            raise ValueError("a FileDigest needs at least one hash")
+        for kind, value in self.hashes().items():
+            if len(value) != 2 * hashlib.new(kind).digest_size or value.strip("0123456789abcdef"):
+                raise ValueError(f"not a full {kind}: {value!r}")
+
+    def hashes(self) -> dict[str, str]:
+        """The given hashes, strongest first: algorithm -> hexadecimal."""
+        pairs = (("sha256", self.sha256), ("sha1", self.sha1), ("md5", self.md5))
+        return {kind: value for kind, value in pairs if value is not None}
+
+
+class Hasher:
+    """Size and all three hashes of a stream of blocks, in one pass."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._hashes = {kind: hashlib.new(kind) for kind in ("sha256", "sha1", "md5")}
+
+    def update(self, block: bytes) -> None:
+        """Add ``block``."""
+        self.size += len(block)
+        for digest in self._hashes.values():
+            digest.update(block)
+
+    def mismatch(self, expected: FileDigest) -> Optional[str]:
+        """``None`` when everything that ``expected`` gives is met, else what differs."""
+        if expected.size is not None and self.size != expected.size:
+            return f"{self.size:,} bytes, expected {expected.size:,}"
+        for kind, value in expected.hashes().items():
+            actual = self._hashes[kind].hexdigest()
+            if actual != value:
+                return f"{kind} {actual}, expected {value}"
+        return None
+
+
+def mismatch(content: bytes, accepted: Iterable[FileDigest]) -> Optional[str]:
+    """``None`` when ``content`` is one of the ``accepted`` versions, else what differs from them.
+
+    Only the hashes that a version gives are computed.
+    """
+    differences = []
+    for expected in accepted:
+        if expected.size is not None and len(content) != expected.size:
+            differences.append(f"{len(content):,} bytes, expected {expected.size:,}")
+            continue
+        for kind, value in expected.hashes().items():
+            actual = hashlib.new(kind, content).hexdigest()
+            if actual != value:
+                differences.append(f"{kind} {actual}, expected {value}")
+                break
+        else:
+            return None
+    return "; or ".join(differences)
+
+
+_RECORDS_10 = 30_730_000  # 10,000 records of 1 label byte and 3,072 pixel bytes
+
+TABLE: dict[str, tuple[FileDigest, ...]] = {
+    # CIFAR-10, binary version: sha256 [ruby], sha1 [gluon].
+    "cifar10/data_batch_1.bin": (
+        FileDigest(
+            _RECORDS_10,
+            sha256="cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+            sha1="aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+        ),
+    ),
+    "cifar10/data_batch_2.bin": (
+        FileDigest(
+            _RECORDS_10,
+            sha256="a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+            sha1="c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+        ),
+    ),
+    "cifar10/data_batch_3.bin": (
+        FileDigest(
+            _RECORDS_10,
+            sha256="bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+            sha1="1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+        ),
+    ),
+    "cifar10/data_batch_4.bin": (
+        FileDigest(
+            _RECORDS_10,
+            sha256="014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+            sha1="aab85764eb3584312d3c7f65fd2fd016e36a258e",
+        ),
+    ),
+    "cifar10/data_batch_5.bin": (
+        FileDigest(
+            _RECORDS_10,
+            sha256="755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+            sha1="26e2849e66a845b7f1e4614ae70f4889ae604628",
+        ),
+    ),
+    "cifar10/test_batch.bin": (
+        FileDigest(
+            _RECORDS_10,
+            sha256="8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+            sha1="67eb016db431130d61cd03c7ad570b013799c88c",
+        ),
+    ),
+    # CIFAR-10, python batches: md5 [tv].
+    "cifar10/data_batch_1": (FileDigest(31_035_704, md5="c99cafc152244af753f735de768cd75f"),),
+    "cifar10/data_batch_2": (FileDigest(31_035_320, md5="d4bba439e000b95fd0a9bffe97cbabec"),),
+    "cifar10/data_batch_3": (FileDigest(31_035_999, md5="54ebc095f3ab1f0389bbae665268c751"),),
+    "cifar10/data_batch_4": (FileDigest(31_035_696, md5="634d18415352ddfa80567beed471001a"),),
+    "cifar10/data_batch_5": (FileDigest(31_035_623, md5="482c414d41f54cd18b22e5b47cb7c3cb"),),
+    "cifar10/test_batch": (FileDigest(31_035_526, md5="40351d587109b95175f43aff81a1287e"),),
+    # CIFAR-100, binary version: sha256 [ruby], sha1 [gluon]; 3,074 bytes a record.
+    "cifar100/train.bin": (
+        FileDigest(
+            153_700_000,
+            sha256="f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29",
+            sha1="e207cd2e05b73b1393c74c7f5e7bea451d63e08e",
+        ),
+    ),
+    "cifar100/test.bin": (
+        FileDigest(
+            30_740_000,
+            sha256="d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a",
+            sha1="8fb6623e830365ff53cf14adec797474f5478006",
+        ),
+    ),
+    # CIFAR-100, python batches: md5 [tv].
+    "cifar100/train": (FileDigest(155_249_918, md5="16019d7e3df5f24257cddd939b257f8d"),),
+    "cifar100/test": (FileDigest(31_049_707, md5="f0ef6b0ae62326f3e7ffdfab6717acfc"),),
+    # Archives: md5 [authors]; sha256 of the binary ones [ruby], of the python ones [keras];
+    # Gluon's are packed differently: sha1 [gluon], size not published.
+    "cifar10/cifar-10-binary.tar.gz": (
+        FileDigest(
+            170_052_171,
+            sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            md5="c32a1d4ab5d03f1284b67883e8d87530",
+        ),
+        FileDigest(None, sha1="fab780a1e191a7eda0f345501ccd62d20f7ed891"),
+    ),
+    "cifar10/cifar-10-python.tar.gz": (
+        FileDigest(
+            170_498_071,
+            sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            md5="c58f30108f718f92721af3b95e74349a",
+        ),
+    ),
+    "cifar100/cifar-100-binary.tar.gz": (
+        FileDigest(
+            168_513_733,
+            sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+            md5="03b5dce01913d631647c71ecec9e9cb8",
+        ),
+        FileDigest(None, sha1="a0bb982c76b83111308126cc779a992fa506b90b"),
+    ),
+    "cifar100/cifar-100-python.tar.gz": (
+        FileDigest(
+            169_001_437,
+            sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+            md5="eb9058c3a382ffc7106e4002c42a8d85",
+        ),
+    ),
+}
