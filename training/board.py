@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
@@ -21,8 +25,8 @@ class Board:
     """Scalars, histograms, images and the graph of a run, for TensorBoard.
 
     MXBoard's ``SummaryWriter`` hands its events to a thread. When that thread meets a full disk it
-    ends, and the next ``flush()`` waits for it for ever. Here the same summaries go through
-    MXBoard's file writer in the calling thread, and a full disk is an ``OSError``.
+    ends, and the next ``flush()`` waits for it for ever. Here MXBoard makes the same summaries and
+    events, the calling thread writes them, and a full disk is an ``OSError``.
 
     Parameters
     ----------
@@ -34,7 +38,7 @@ class Board:
     def __init__(self, folder: Union[str, os.PathLike]) -> None:
         self.folder = Path(folder)
         self._writers: dict[str, Any] = {}
-        self._files: list[Any] = []
+        self._files: list[_EventFile] = []
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Add the numbers of one epoch, a row of `training.metrics`, with the epoch as step.
@@ -100,10 +104,11 @@ class Board:
 
     def close(self) -> None:
         """Flush and close all event files."""
-        for file in self._files:
-            file.close()
-        self._files.clear()
-        self._writers.clear()
+        with contextlib.ExitStack() as stack:  # closes all, even if the disk is full
+            for file in self._files:
+                stack.callback(file.close)
+            self._files.clear()
+            self._writers.clear()
 
     def _writer(self, name: str) -> Any:
         if name not in self._writers:
@@ -119,21 +124,27 @@ class _EventFile:
     """One new event file; what MXBoard's transformer calls ``event_writer``."""
 
     def __init__(self, folder: Path) -> None:
-        from mxboard.event_file_writer import EventsWriter
+        from mxboard.proto import event_pb2
 
         folder.mkdir(parents=True, exist_ok=True)
         # MXBoard names a file by the second and opens it with "wb": a run that is resumed within
         # the second in which it was started would wipe its first file. The count keeps names apart
         # and in order.
         count = len(list(folder.glob("events.out.tfevents.*")))
-        self._writer = EventsWriter(str(folder / "events"), verbose=False)
-        self._writer.init_with_suffix(f".{count:03d}")
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{count:03d}"
+        self._file = open(folder / name, "xb")  # noqa: SIM115 - stays open as long as the run
+        self.add_event(event_pb2.Event(wall_time=time.time()))  # TensorBoard: start of the run
 
     def add_event(self, event: Any) -> None:
-        self._writer.write_event(event)
+        from mxboard.record_writer import masked_crc32c
+
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        self._file.write(length + struct.pack("<I", masked_crc32c(length)))
+        self._file.write(data + struct.pack("<I", masked_crc32c(data)))
 
     def flush(self) -> None:
-        self._writer.flush()
+        self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()

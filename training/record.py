@@ -211,7 +211,8 @@ class Run:
     def close(self) -> None:
         """Close the event files and let other processes open the run."""
         try:
-            self._board.close()
+            with self._disk():
+                self._board.close()
         finally:
             self._lock.close()
 

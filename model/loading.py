@@ -1,0 +1,190 @@
+"""Loading parameter files into networks: checked completely before the network is changed.
+
+Gluon's own `load_parameters` hands the bytes to a C++ parser, sets parameters one by one until the
+first that does not fit, and knows one set of names. Here the file is read by `bridge.param_file`,
+compared with its digest, renamed when only the dialect of the names differs, and compared with the
+whole network; only then is anything set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Optional, Union
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from bridge.param_file import PathLike, read_params, verify_digest
+from model.dialects import detect_dialect, rename
+from model.file_match import (
+    LoadError,
+    Parameters,
+    Shape,
+    cast,
+    check_match,
+    class_names,
+    differs,
+    find_model,
+)
+
+__all__ = ["LoadError", "LoadResult", "find_model", "load_parameters"]
+
+VERIFIED, UNVERIFIED = "verified", "unverified"
+
+
+class LoadResult(str):
+    """``"verified"`` (the digest beside the file matches) or ``"unverified"`` (there is none).
+
+    Attributes
+    ----------
+    renamed_from
+        Dialect of the file when the names were translated (see `model.dialects`), else None.
+    cast
+        Names of the parameters that had another floating-point type in the file.
+    fresh
+        Names that were left out because the number of classes differs.
+    """
+
+    renamed_from: Optional[str] = None
+    cast: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+
+
+def load_parameters(
+    net: gluon.Block,
+    path: PathLike,
+    ctx: Union[mx.Context, Sequence[mx.Context], None] = None,
+    *,
+    allow_classes_mismatch: bool = False,
+) -> LoadResult:
+    """Load a parameter file into a network.
+
+    Parameters
+    ----------
+    net
+        Initialized or not; shapes may still be unknown (deferred).
+    path
+        File written by Gluon's ``save_parameters`` or `bridge.param_file.write_params`, in this
+        project's names or in another dialect (see `model.dialects`).
+    ctx
+        Where the parameters go. None: where they are, or ``mx.cpu()`` for an uninitialized net.
+    allow_classes_mismatch
+        For finetuning: leave a classifier with another number of classes as it is (initialized
+        with Xavier when it is not yet initialized).
+
+    Returns
+    -------
+    LoadResult
+        A str, ``"verified"`` or ``"unverified"``, that also says what was renamed, cast or left.
+
+    Raises
+    ------
+    bridge.param_file.ParamFileError
+        When the file cannot be read, is damaged, or differs from its digest.
+    LoadError
+        When names, shapes or element types do not fit. The network is then unchanged.
+    """
+    result = LoadResult(VERIFIED if verify_digest(path) else UNVERIFIED)
+    arrays = _without_prefixes(read_params(path), path)
+    # The names under which save_parameters stores; Gluon has no public way to ask for them.
+    parameters = net._collect_params_with_prefix()
+    arrays, result.renamed_from = _translate(arrays, parameters, path)
+    result.fresh = class_names(arrays, parameters) if allow_classes_mismatch else ()
+    check_match(arrays, parameters, result.fresh, path)
+    result.cast = tuple(
+        name
+        for name in parameters
+        if name not in result.fresh and differs(arrays, parameters, name)
+    )
+    values = {
+        name: cast(arrays[name], parameter, name, path)
+        for name, parameter in parameters.items()
+        if name not in result.fresh
+    }
+    contexts = _usable_contexts(ctx)
+    for name, parameter in parameters.items():
+        if name in result.fresh:
+            _keep(parameter, arrays[name].shape, contexts)
+        else:
+            _set(parameter, values[name], contexts)
+    return result
+
+
+def _without_prefixes(arrays: dict[str, np.ndarray], path: PathLike) -> dict[str, np.ndarray]:
+    """Strip the ``arg:`` and ``aux:`` of checkpoints that were saved with a symbol."""
+    names = [name[4:] if name.startswith(("arg:", "aux:")) else name for name in arrays]
+    if len(set(names)) != len(names):
+        raise LoadError(
+            f"{os.fspath(path)}: the same name occurs with arg: and with aux:. Expected each name "
+            "once. Save the file again from the network."
+        )
+    return dict(zip(names, arrays.values()))
+
+
+def _translate(
+    arrays: dict[str, np.ndarray], parameters: Parameters, path: PathLike
+) -> tuple[dict[str, np.ndarray], Optional[str]]:
+    source, target = detect_dialect(arrays), detect_dialect(parameters)
+    if source is None or target is None or source == target:
+        return arrays, None
+    try:
+        return rename(arrays, target), source
+    except ValueError as error:
+        raise LoadError(
+            f"{os.fspath(path)}: its names mix two dialects: {error}. Expected the names of one "
+            "network. Save the file again from the network."
+        ) from error
+
+
+def _usable_contexts(
+    ctx: Union[mx.Context, Sequence[mx.Context], None],
+) -> Optional[list[mx.Context]]:
+    """Return ``ctx`` as a list after computing something on each, None when it is None."""
+    if ctx is None:
+        return None
+    contexts = [ctx] if isinstance(ctx, mx.Context) else list(ctx)
+    if not contexts or not all(isinstance(c, mx.Context) for c in contexts):
+        raise LoadError(f"ctx is {ctx!r}. Expected a Context or a list of them, as mx.cpu().")
+    for context in contexts:
+        try:
+            mx.nd.zeros((1,), ctx=context).wait_to_read()
+        except mx.MXNetError as error:
+            raise LoadError(
+                f"{context} cannot be used: {str(error).strip().splitlines()[-1]}. Use mx.cpu(), "
+                "or a GPU that this MXNet was built for."
+            ) from error
+    return contexts
+
+
+def _contexts_of(parameter: gluon.Parameter) -> Optional[list[mx.Context]]:
+    try:
+        return list(parameter.list_ctx())
+    except RuntimeError:  # not initialized
+        return None
+
+
+def _set(
+    parameter: gluon.Parameter, array: np.ndarray, contexts: Optional[list[mx.Context]]
+) -> None:
+    target = contexts or _contexts_of(parameter) or [mx.cpu()]
+    if parameter._data is None:
+        parameter.shape = array.shape
+        # Zero draws no random numbers: loading does not change what comes after it.
+        parameter.initialize(init=mx.init.Zero(), ctx=target, force_reinit=True)
+    elif set(target) != set(parameter.list_ctx()):
+        parameter.reset_ctx(target)
+    parameter.set_data(mx.nd.array(array, ctx=mx.cpu(), dtype=array.dtype))
+
+
+def _keep(parameter: gluon.Parameter, shape: Shape, contexts: Optional[list[mx.Context]]) -> None:
+    """Leave a parameter its values; give it a place and, where it has none, first values."""
+    current = _contexts_of(parameter)
+    if parameter._data is None:
+        # The file knows the input channels that a deferred classifier does not know yet.
+        parameter.shape = (parameter.shape[0], *shape[1:])
+    if current is None:
+        parameter.initialize(ctx=contexts or [mx.cpu()], default_init=mx.init.Xavier())
+    elif contexts and set(current) != set(contexts):
+        parameter.reset_ctx(contexts)

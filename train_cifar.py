@@ -1,0 +1,280 @@
+"""Train, test and finetune Residual Attention Networks on CIFAR-10, CIFAR-100, shapes or folders.
+
+    python train_cifar.py                                     Attention-92, CIFAR-10, 97.14 % recipe
+    python train_cifar.py --model attention56_small --dataset shapes
+    python train_cifar.py --resume runs/NAME                  go on where a run stopped
+    python train_cifar.py --test cifar_param/FILE.param       score a saved file
+    python train_cifar.py --help                              everything else
+
+`test` can be imported: it scores any network of the project with any gluon ``DataLoader``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Iterable, List, Optional, Sequence, Tuple
+
+from bridge.param_file import ParamFileError
+from training.config import diff_from_default, from_dict, option, parse, to_dict
+from training.errors import UserError
+from training.train_config import TrainConfig
+
+INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+@dataclass(frozen=True)
+class CifarConfig(TrainConfig):
+    """Options of ``train_cifar.py``."""
+
+    model: str = option("attention92", "network; --list-models names them", flags=("-m",))
+    classes: int = option(0, "number of classes; 0: as many as the data set has")
+    test: Optional[str] = option(None, "score this parameter file and end", metavar="FILE")
+    finetune: Optional[str] = option(
+        None, "start from this parameter file; fc may have other classes", metavar="FILE"
+    )
+    freeze: str = option("none", "what finetuning leaves as it is", choices=("none", "trunk"))
+    list_models: bool = option(False, "list the networks and end")
+    summary: Optional[str] = option(None, "layers, parameters and MACs", metavar="MODEL")
+
+
+def test(
+    test_net: Any,
+    ctx: Any,
+    test_loader: Iterable[Any],
+    iteration: int = 0,
+    logger: Any = None,
+    save_params: bool = False,
+) -> Tuple[float, float]:
+    """Score a network: mean cross-entropy and accuracy over exactly all images of a loader.
+
+    Parameters
+    ----------
+    test_net
+        Any classifier of the project, initialized or loaded. Its parameters are moved to `ctx`
+        when they are elsewhere.
+    ctx
+        MXNet context, or a list of them.
+    test_loader
+        Gluon ``DataLoader`` of (image (N, C, H, W), label) or batches of this project.
+    iteration
+        Number for the line that is printed and for the file name.
+    logger
+        Gets the line by ``logger.info``; None prints it.
+    save_params
+        True also writes ``cifar_param/test_epoch<iteration>_<accuracy>.param``.
+
+    Returns
+    -------
+    (loss, accuracy)
+        Loss in nats per image, accuracy in 0 to 1.
+
+    Raises
+    ------
+    UserError
+        When the loader is empty or its images and labels do not fit the network.
+    """
+    from training.checkpoint import save_parameters
+    from training.engine import evaluate
+
+    contexts = list(ctx) if isinstance(ctx, (list, tuple)) else [ctx]
+    parameters = test_net.collect_params()
+    if any(set(p.list_ctx()) != set(contexts) for p in parameters.values()):
+        parameters.reset_ctx(contexts)
+    scores = evaluate(test_net, test_loader, contexts)
+    line = (
+        f"iteration {iteration}: test loss {scores.loss:.4f}, "
+        f"test accuracy {scores.acc:.5f} ({scores.images} images)"
+    )
+    logger.info(line) if logger else print(line)
+    if save_params:
+        folder = Path("cifar_param")
+        folder.mkdir(exist_ok=True)
+        save_parameters(test_net, folder / f"test_epoch{iteration}_{scores.acc:.5f}.param")
+    return scores.loss, scores.acc
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config = parse(CifarConfig, argv, "train_cifar.py", __doc__.splitlines()[0])
+    from model.loading import LoadError
+    from model.registry import ModelError
+
+    try:
+        if config.list_models:
+            return _list_models()
+        if config.summary:
+            return _summary(config.summary, config.classes or 10)
+        if config.test:
+            return _test_file(config)
+        return train(config, argv)
+    except (UserError, ModelError, LoadError, ParamFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def train(config: CifarConfig, argv: Sequence[str] = ()) -> int:
+    """Train by a configuration and return the exit code; see the module's first lines."""
+    from training.checkpoint import Progress, load_state, restore
+    from training.environment import describe
+    from training.fit import Fit
+    from training.plot import plot_runs
+    from training.record import Run, read_config
+
+    progress, state = Progress(), None
+    if config.resume:
+        folder = Path(config.resume)
+        saved = from_dict(CifarConfig, read_config(folder))
+        config = replace(saved, resume=str(folder), data_dir=config.data_dir or saved.data_dir)
+        progress, *state = load_state(folder)
+    prepared = _prepare(config)
+    net, trainer, contexts, loaders = prepared
+    if state:
+        restore(net, trainer, *state)
+        _warn_threads(progress.threads, describe()["threads"]["effective"])
+        run = Run.resume(config.resume, progress.epoch)
+    else:
+        folder = Path(config.run_dir or _default_folder(config))
+        run = Run.create(folder, to_dict(config), ["train_cifar.py", *argv])
+        progress.threads = describe()["threads"]["effective"]
+    with run:
+        _announce(config, contexts, loaders, run, progress)
+        result = Fit(net, trainer, contexts, loaders, config, run, progress).run_epochs()
+    if result.signal is not None:
+        print(f"saved; go on with: python train_cifar.py --resume {run.folder}")
+        import signal
+
+        return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
+    curves = plot_runs([run.folder])
+    _report(result, run.folder, curves, config)
+    return 0
+
+
+def _prepare(config: CifarConfig) -> Tuple[Any, Any, List[Any], Any]:
+    """Return network, trainer, contexts and loaders; everything that can be wrong fails here."""
+    import mxnet as mx
+    import numpy as np
+
+    from model import create_model
+    from training.datasets import load_dataset
+    from training.devices import choose_contexts, hybridize_options, use_precision
+    from training.loaders import build_loaders
+    from training.optimizer import build_trainer, initializer
+
+    contexts = choose_contexts(config.gpus)
+    # Built before the data is loaded, so that a wrong name does not first download a data set.
+    create_model(config.model, config.classes or 10)
+    dataset = load_dataset(
+        config.dataset, config.data_dir, mirror=config.mirror, download=config.download
+    )
+    classes = config.classes or dataset.classes
+    if classes < dataset.classes:
+        raise UserError(
+            f"--classes {classes}: {dataset.name} has {dataset.classes}; leave --classes out"
+        )
+    loaders = build_loaders(config, dataset, classes)
+    use_precision(config.precision, contexts)
+    np.random.seed(config.seed)  # the initializers of MXNet draw from both
+    mx.random.seed(config.seed)
+    net = create_model(config.model, classes)
+    net.initialize(initializer(config.init), ctx=contexts)
+    if config.finetune:
+        _start_from(config, net, contexts)
+    net.hybridize(**hybridize_options(config.precision))
+    return net, build_trainer(net, config), contexts, loaders
+
+
+def _start_from(config: CifarConfig, net: Any, contexts: List[Any]) -> None:
+    from model.loading import load_parameters
+
+    status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
+    print(f"started from {config.finetune} ({status})")
+    if config.freeze == "trunk":
+        for name, parameter in net._collect_params_with_prefix().items():
+            if not name.startswith("fc."):
+                parameter.grad_req = "null"
+
+
+def _test_file(config: CifarConfig) -> int:
+    from model import create_model
+    from model.loading import load_parameters
+    from training.datasets import load_dataset
+    from training.devices import choose_contexts, hybridize_options, use_precision
+    from training.loaders import evaluation_batches, normalized
+
+    contexts = choose_contexts(config.gpus)
+    net = create_model(config.model, config.classes or _classes_of(config))
+    status = load_parameters(net, config.test, contexts)
+    dataset = load_dataset(
+        config.dataset, config.data_dir, mirror=config.mirror, download=config.download
+    )
+    dataset = normalized(dataset, config.normalization)
+    use_precision(config.precision, contexts)
+    net.hybridize(**hybridize_options(config.precision))
+    print(f"{config.test} ({status}), {config.model}, {dataset.name}")
+    test(net, contexts, evaluation_batches(dataset.test, dataset))
+    return 0
+
+
+def _classes_of(config: CifarConfig) -> int:
+    return {"cifar100": 100}.get(config.dataset, 10)
+
+
+def _default_folder(config: CifarConfig) -> str:
+    dataset = config.dataset.split(":")[0]
+    return f"runs/{dataset}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _warn_threads(saved: Optional[int], now: Optional[int]) -> None:
+    if saved != now:
+        print(
+            f"warning: this run was made with {saved} CPU threads and goes on with {now}; sums are "
+            "then rounded differently. For the same bits set OMP_NUM_THREADS.",
+            file=sys.stderr,
+        )
+
+
+def _announce(config: CifarConfig, contexts: List[Any], loaders: Any, run: Any, at: Any) -> None:
+    from training.devices import device_names
+
+    counts = [len(loaders.train.data.images), len(loaders.test.data.images)]
+    valid = f", {len(loaders.valid.data.images)} held out" if loaders.valid else ""
+    print(f"{config.model} on {config.dataset}: {counts[0]} to train{valid}, {counts[1]} to test")
+    print(f"on {device_names(contexts)}, {config.precision}; changed from default: "
+          f"{diff_from_default(config) or 'nothing'}")
+    where = f"goes on after epoch {at.epoch}, batch {at.batch}" if at.step else "starts"
+    print(f"run folder {run.folder}, {where}")
+
+
+def _report(result: Any, folder: Path, curves: Path, config: CifarConfig) -> None:
+    judged = "held-out" if config.valid_count else "test (chosen on test)"
+    progress = result.progress
+    if result.scores:
+        print(
+            f"last epoch: test loss {result.scores.loss:.4f}, accuracy {result.scores.acc:.5f} "
+            f"over {result.scores.images} images"
+        )
+    print(f"best {judged} accuracy {progress.best_acc:.5f} at epoch {progress.best_epoch}")
+    print(f"wrote {folder}/last.param, {folder}/best.param, {curves}")
+
+
+def _list_models() -> int:
+    from model import list_models
+
+    print("\n".join(list_models()))
+    return 0
+
+
+def _summary(name: str, classes: int) -> int:
+    from model import create_model
+    from model.summary import summarize
+
+    print(summarize(create_model(name, classes)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Which devices to compute on, found by computing on them, and the precision to compute in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any, List, Optional
+
+from training.errors import UserError
+
+PROBE_TIMEOUT_SEC = 120
+# A convolution and a product: a GPU without kernels in this build fails here, not in the training.
+PROBE = """
+import mxnet as mx
+ctx = mx.gpu({index})
+x = mx.nd.ones((2, 8, 8, 8), ctx=ctx)
+y = mx.nd.Convolution(x, mx.nd.ones((8, 8, 3, 3), ctx=ctx), kernel=(3, 3), num_filter=8, no_bias=True)
+assert float((y * y).sum().asscalar()) > 0
+"""
+
+
+def choose_contexts(gpus: Optional[str] = None) -> List[Any]:
+    """Return the MXNet contexts to train on.
+
+    Parameters
+    ----------
+    gpus
+        ``"0,1"``: these GPUs. ``"none"``: the CPU. None: every GPU that really computes, or else
+        the CPU.
+
+    Raises
+    ------
+    UserError
+        When a GPU was asked for by number and is not there or cannot compute with this build.
+    """
+    import mxnet as mx
+
+    if gpus is not None and gpus.strip().lower() in ("none", "cpu", ""):
+        return [mx.cpu()]
+    count = _gpu_count()
+    if gpus is None:
+        return [mx.gpu(i) for i in range(count) if probe_gpu(i) is None] or [mx.cpu()]
+    try:
+        indices = [int(word) for word in gpus.split(",")]
+    except ValueError as error:
+        raise UserError(f"--gpus {gpus}: give numbers such as 0 or 0,1, or none") from error
+    if len(set(indices)) != len(indices):
+        raise UserError(f"--gpus {gpus}: a number is given twice")
+    for index in indices:
+        _require_gpu(index, count, gpus)
+    return [mx.gpu(index) for index in indices]
+
+
+def _gpu_count() -> int:
+    import mxnet as mx
+
+    try:
+        return int(mx.context.num_gpus())
+    except mx.MXNetError:  # a CUDA build whose driver does not answer
+        return 0
+
+
+def _require_gpu(index: int, count: int, gpus: str) -> None:
+    if not 0 <= index < count:
+        found = f"{count} GPU(s), numbered from 0" if count else "no GPU"
+        raise UserError(
+            f"--gpus {gpus}: this MXNet sees {found}. Leave --gpus out to train on what is there, "
+            "or set up the CUDA build with make gpu on a machine with an NVIDIA driver."
+        )
+    reason = probe_gpu(index)
+    if reason is not None:
+        raise UserError(
+            f"--gpus {gpus}: GPU {index} is there but cannot compute with this MXNet ({reason}). "
+            "Its kernels are for compute capability 5.0 to 8.9. Leave --gpus out to use the CPU."
+        )
+
+
+def probe_gpu(index: int) -> Optional[str]:
+    """Return None when GPU `index` computes, or else the last line of the failure.
+
+    The probe is a process of its own: a missing kernel leaves CUDA unusable in the one it hits.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE.format(index=index)],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_SEC,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {PROBE_TIMEOUT_SEC} s"
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def use_precision(precision: str, contexts: List[Any]) -> None:
+    """Switch on mixed precision; call it before any network is built. It cannot be undone.
+
+    Parameters stay float32 and so do files. bfloat16 has float32's range, so no loss scaling.
+
+    Raises
+    ------
+    UserError
+        When bfloat16 is asked for on a GPU, for which MXNet has no such kernels.
+    """
+    if precision == "float32":
+        return
+    from mxnet.contrib import amp
+
+    if any(context.device_type == "gpu" for context in contexts):
+        raise UserError("--precision bfloat16 is for the CPU; use float32 with --gpus")
+    # A product of two bfloat16 tensors runs in a scalar software loop, 20 times slower.
+    float32_ops = [*amp.lists.symbol_bf16.FP32_FUNCS, "elemwise_mul"]
+    amp.init(target_dtype="bfloat16", fp32_ops=float32_ops)
+
+
+def hybridize_options(precision: str) -> dict:
+    """Return the arguments of ``net.hybridize``; bfloat16 alternates fast and slow if static."""
+    return {"static_alloc": True, "static_shape": precision == "float32"}
+
+
+def device_names(contexts: List[Any]) -> str:
+    """Return the contexts as people write them, such as ``gpu(0), gpu(1)``."""
+    return ", ".join(f"{context.device_type}({context.device_id})" for context in contexts)

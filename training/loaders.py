@@ -1,0 +1,68 @@
+"""From a data set and a configuration to the batches of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from training.batches import EvalBatches, TrainBatches
+from training.datasets import Dataset, ImageData, split_validation
+from training.errors import UserError
+from training.fit import Loaders
+from training.train_config import TrainConfig
+
+EVAL_BATCH = 128
+# What torchvision and Gluon's model zoo use; the first files of PistonY were trained with these.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SPLIT_SEED = 0  # held-out images stay the same whatever the seed of a run, so runs can be compared
+
+
+def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loaders:
+    """Return training, held-out (or None) and test batches.
+
+    Raises
+    ------
+    UserError
+        When fewer training images are left than one batch needs.
+    """
+    dataset = normalized(dataset, config.normalization)
+    rest, valid = dataset.train, None
+    if config.valid_count:
+        rest, held_out = split_validation(rest, config.valid_count, SPLIT_SEED)
+        valid = evaluation_batches(held_out, dataset)
+    if config.train_count:
+        if config.train_count > len(rest.images):
+            raise UserError(
+                f"--train-count {config.train_count}: there are {len(rest.images)} images to train"
+            )
+        rest = _first_images(rest, config.train_count, config.seed)
+    train = TrainBatches(
+        rest,
+        config.batch_size,
+        augmentation=config.augmentation(),
+        mean=dataset.mean,
+        std=dataset.std,
+        classes=classes,
+        seed=config.seed,
+    )
+    return Loaders(train, valid, evaluation_batches(dataset.test, dataset))
+
+
+def normalized(dataset: Dataset, normalization: str) -> Dataset:
+    """Return the data set with the mean and std that `normalization` names."""
+    if normalization == "dataset":
+        return dataset
+    return replace(dataset, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def evaluation_batches(data: ImageData, dataset: Dataset) -> EvalBatches:
+    """Return batches of `data` normalised as `dataset` says."""
+    return EvalBatches(data, EVAL_BATCH, mean=dataset.mean, std=dataset.std)
+
+
+def _first_images(data: ImageData, count: int, seed: int) -> ImageData:
+    order = np.random.default_rng(seed).permutation(len(data.images))[:count]
+    masks = None if data.masks is None else data.masks[order]
+    return ImageData(data.images[order], data.labels[order], masks)

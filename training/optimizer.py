@@ -1,0 +1,51 @@
+"""Initializers and the ``gluon.Trainer`` of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from training.errors import UserError
+from training.train_config import TrainConfig
+
+UNDECAYED = ("beta", "gamma", "bias")
+
+
+def initializer(name: str) -> Any:
+    """Return the initializer of weights: MSRAPrelu (He et al. 2015) or Xavier (Glorot 2010)."""
+    import mxnet as mx
+
+    # MXNet's default slope, 0.25, is the published recipe's, although the units are plain ReLU.
+    return mx.init.MSRAPrelu() if name == "msra" else mx.init.Xavier()
+
+
+def build_trainer(net: Any, config: TrainConfig) -> Any:
+    """Return the trainer of an initialized network; unless ``decay_bias``, only weights decay.
+
+    Raises
+    ------
+    UserError
+        When every parameter is frozen.
+    """
+    from mxnet import gluon
+
+    for parameter in net.collect_params().values():
+        if not config.decay_bias and parameter.name.endswith(UNDECAYED):
+            parameter.wd_mult = 0.0
+    trained = {
+        name: parameter
+        for name, parameter in net.collect_params().items()
+        if parameter.grad_req != "null"
+    }
+    if not trained:
+        raise UserError("there is nothing to train: every parameter is frozen")
+    arguments = {"learning_rate": config.lr, "wd": config.wd}
+    if config.optimizer != "adam":
+        arguments["momentum"] = config.momentum
+    # Updates happen on the devices, where the optimizer's state can be read and saved.
+    return gluon.Trainer(
+        trained,
+        config.optimizer,
+        arguments,
+        kvstore="device",
+        update_on_kvstore=False,
+    )

@@ -1,0 +1,66 @@
+"""The progress bar: images/s, loss, accuracy and time left."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+SECONDS_BETWEEN_LINES = 30.0  # where the output is a file, every refresh is a line
+
+
+class ProgressBar:
+    """A tqdm bar that counts images, on standard error; quiet in log files but for a line at times.
+
+    Parameters
+    ----------
+    total
+        Images in all.
+    description
+        Text in front.
+    done
+        Images done before, by an earlier process.
+    """
+
+    def __init__(self, total: int, description: str, done: int = 0) -> None:
+        from tqdm import tqdm
+
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=description,
+            unit=" images",
+            file=sys.stderr,
+            leave=False,
+            dynamic_ncols=terminal,
+            ascii=not terminal,
+            mininterval=0.2 if terminal else SECONDS_BETWEEN_LINES,
+            maxinterval=1.0 if terminal else SECONDS_BETWEEN_LINES,
+            # A bar that ends within the first interval leaves no trace in a log file.
+            delay=0.0 if terminal else SECONDS_BETWEEN_LINES,
+        )
+
+    def advance(self, images: int, **values: float) -> None:
+        """Count `images` more and show the values, such as the loss so far."""
+        if values:
+            text = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+            self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(images)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people say it: ``4 min``, ``2 h 05 min``, ``3 days 4 h``."""
+    minutes = max(1, round(seconds / 60))
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h"
