@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training import environment
 from training.errors import UserError
 from training.metrics import read_metrics
 from training.record import Run, read_config
@@ -269,12 +270,52 @@ def test_sigkill_loses_nothing_that_metrics_has(tmp_path: Path) -> None:
     Run.resume(tmp_path, 3).close()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
-    with Run.create(tmp_path, CONFIG, []) as run:
-        os.symlink("/dev/full", tmp_path / "metrics.jsonl")
-        with pytest.raises(UserError, match="No space left on device"):
-            run.scalars(1, values(1))
+def test_a_full_disk_is_one_user_error(tmp_path: Path) -> None:
+    code = f"""
+        import resource
+        from training.errors import UserError
+        from training.record import Run
+        try:
+            with Run.create({str(tmp_path)!r}, {{}}, []) as run:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # any larger write fails
+                for epoch in range(1, 100):
+                    run.histograms(epoch, {{"a": [1.0, 2.0], "b": [3.0, 4.0]}})
+                    run.scalars(epoch, dict(train_loss=1.0))
+        except UserError as error:
+            print("error:", error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "error: cannot write to the run folder" in done.stdout
+    assert done.stderr == ""
+    finished = [row["epoch"] for row in read_metrics(tmp_path)]
+    assert finished
+    Run.resume(tmp_path, finished[-1]).close()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_recorded_only_for_the_repository_itself(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", *author, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "file").write_text("1")
+    git("init")
+    git("add", "file")
+    git("commit", "-m", "first")
+    state = environment._git_state(tmp_path)
+    assert state is not None
+    assert len(state["commit"]) == 40
+    assert state["dirty"] is False
+    (tmp_path / "file").write_text("2")
+    assert environment._git_state(tmp_path) == {"commit": state["commit"], "dirty": True}
+    assert environment._git_state(tmp_path / "inner") is None
 
 
 def test_import_is_free() -> None:
