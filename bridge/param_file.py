@@ -22,6 +22,7 @@ from bridge.param_reader import Entry, ParamReader
 
 __all__ = [
     "ParamFileError",
+    "PathLike",
     "read_params",
     "read_shapes",
     "verify_digest",
@@ -96,7 +97,7 @@ def write_params(path: PathLike, params: Mapping[str, np.ndarray], digest: bool 
         reason = getattr(error, "strerror", None) or error
         raise ParamFileError(
             f"{os.fspath(path)}: cannot be written: {reason}. Expected a writable folder with "
-            f"{len(data):,} bytes free. Nothing was changed; make room or choose another folder."
+            f"{len(data):,} bytes free. The old file, if any, is unchanged; make room or choose another folder."
         ) from error
     return hexdigest
 
