@@ -33,6 +33,12 @@ class _Calls:
         return os.mkdir, ("made-by-a-pickle",)
 
 
+def test_counts_must_agree() -> None:
+    content = pickle.dumps({**BATCH, b"labels": [3]}, protocol=3)
+    with pytest.raises(BatchError, match="'labels' is not a list of 2 integers"):
+        read_batch(content, (b"labels",))
+
+
 @pytest.mark.parametrize(
     "batch",
     [

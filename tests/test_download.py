@@ -173,7 +173,7 @@ def test_redirect_is_followed(server: Server, tmp_path: Path) -> None:
     server.files["/new"] = CONTENT
     server.redirects["/file"] = "/new"
     assert get(server, tmp_path) == CONTENT
-    server.redirects.update({"/loop": "/loop", "/out": "file:///etc/hostname"})
+    server.redirects.update({"/loop": "/loop", "/out": "file:///nowhere"})
     for path, reason in (("/loop", "too many redirects"), ("/out", "not http")):
         with pytest.raises(DownloadFailed, match=reason):
             fetch(NAME, [server.url + path], [digest(CONTENT)], str(tmp_path))
@@ -215,7 +215,9 @@ def test_second_place_after_the_first_and_every_reason_listed(
     assert reasons[:2] == ["connection refused", "HTTP 404 Not Found"]
     assert reasons[2].startswith("wrong content: 20 bytes, expected 15; or 20 bytes")
     assert reasons[3] == "no such file"
+    part_of("http://127.0.0.1/elsewhere", tmp_path).write_bytes(b"begun in an earlier run")
     fetch(NAME, [*bad, f"{server.url}/file"], accepted, str(tmp_path))
+    assert os.listdir(tmp_path) == [NAME]
     assert (tmp_path / NAME).read_bytes() == CONTENT
 
 

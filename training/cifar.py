@@ -43,6 +43,11 @@ CIFAR100_COARSE_CLASSES = (
     "reptiles", "small_mammals", "trees", "vehicles_1", "vehicles_2",
 )  # fmt: skip
 
+# In the order of the label bytes of a record.
+CLASS_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "cifar10": (CIFAR10_CLASSES,),
+    "cifar100": (CIFAR100_COARSE_CLASSES, CIFAR100_CLASSES),
+}
 # Of the training images; computed with datasets.channel_statistics, four digits as usual.
 MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.5071, 0.4865, 0.4409)}
 STD = {"cifar10": (0.2470, 0.2435, 0.2616), "cifar100": (0.2673, 0.2564, 0.2762)}
@@ -63,14 +68,13 @@ def load_cifar(
     name : str
         ``cifar10`` or ``cifar100``.
     data_dir : str, optional
-        Folder with the ``.bin`` files, the python batches or an archive, in itself, in its
-        sub-folder ``<name>`` or in ``datasets/<name>``. It must exist. Default: ``./data``, then
-        ``$MXNET_HOME/datasets/<name>``.
+        Existing folder with the ``.bin`` files, the python batches or an archive, in itself, in
+        ``<name>`` or ``datasets/<name>``. Default: ``./data``, ``$MXNET_HOME/datasets/<name>``.
     mirror : str, optional
         URL or local folder to take the archive from before the usual places.
     download : bool
-        Whether to download what is not found: into ``data_dir``, by default into
-        ``$MXNET_HOME/datasets/<name>``, as the ``.bin`` files that Gluon's classes read too.
+        Whether to download what is not found, into ``data_dir`` or ``$MXNET_HOME/datasets/<name>``,
+        as the ``.bin`` files that Gluon's classes read too.
     coarse : bool
         The 20 coarse labels of CIFAR-100 in place of the 100 fine ones.
 
@@ -92,28 +96,11 @@ def load_cifar(
     if coarse and name != "cifar100":
         raise UserError(f"coarse labels exist for cifar100 only, not for {name}")
     form = FORMATS[name]
-    places = search_places(name, data_dir)
-    notes = []
-    for place in places:
-        source, note = find_source(form, place)
-        if source is not None:
-            break
-        notes.append(f"  {place}: {note}")
-    else:
-        source = _download(form, places[0] if data_dir else places[-1], mirror, download, notes)
-    records = read_source(form, source)
-    names: tuple[str, ...] = CIFAR10_CLASSES
-    if name == "cifar100":
-        names = CIFAR100_COARSE_CLASSES if coarse else CIFAR100_CLASSES
+    records = read_source(form, _locate(form, data_dir, mirror, download))
     column = 0 if coarse else len(form.label_limits) - 1
-    return Dataset(
-        name=name,
-        train=_image_data([records[file] for file in form.train_files], column),
-        test=_image_data([records[file] for file in form.test_files], column),
-        class_names=names,
-        mean=MEAN[name],
-        std=STD[name],
-    )
+    train = _image_data([records[file] for file in form.train_files], column)
+    test = _image_data([records[file] for file in form.test_files], column)
+    return Dataset(name, train, test, CLASS_NAMES[name][column], MEAN[name], STD[name])
 
 
 def search_places(name: str, data_dir: Optional[str] = None) -> list[str]:
@@ -141,6 +128,18 @@ def gluon_folder(name: str) -> str:
     """Where Gluon keeps the data set: ``$MXNET_HOME/datasets/<name>``, ``~/.mxnet`` by default."""
     home = os.environ.get("MXNET_HOME") or os.path.join("~", ".mxnet")
     return os.path.join(os.path.expanduser(home), "datasets", name)
+
+
+def _locate(form: Format, data_dir: Optional[str], mirror: Optional[str], download: bool) -> Source:
+    """The first complete set of files, downloaded where there is none."""
+    places = search_places(form.name, data_dir)
+    notes = []
+    for place in places:
+        source, note = find_source(form, place)
+        if source is not None:
+            return source
+        notes.append(f"  {place}: {note}")
+    return _download(form, places[0] if data_dir else places[-1], mirror, download, notes)
 
 
 def _download(

@@ -14,7 +14,7 @@ from training.datasets import (
     Dataset,
     ImageData,
     channel_statistics,
-    stratified_mask,
+    split_validation,
 )
 from training.errors import UserError
 
@@ -61,14 +61,7 @@ def load_image_folder(path: str, size: int = 32, seed: int = 0) -> Dataset:
     train_root, test_root = _split_folders(root)
     class_names = _class_names(train_root, path)
     train_files, train_labels = _files(train_root, class_names)
-    counts = np.bincount(train_labels, minlength=len(class_names))
-    needed = 1 if test_root else 2  # without a test folder, one image goes there
-    for name, count in zip(class_names, counts):
-        if count < needed:
-            raise UserError(
-                f"{os.path.join(train_root, name)} has {count} images, at least {needed} needed; "
-                f"accepted endings: {', '.join(ENDINGS)}"
-            )
+    _check_counts(train_root, class_names, train_labels, needed=1 if test_root else 2)
     if test_root:
         test_files, test_labels = _test_files(test_root, class_names, train_root)
         _check_total(len(train_files) + len(test_files), size)
@@ -77,14 +70,21 @@ def load_image_folder(path: str, size: int = 32, seed: int = 0) -> Dataset:
     else:
         _check_total(len(train_files), size)
         everything = ImageData(_decode(train_files, size), train_labels)
-        count = max(1, round(TEST_SHARE * len(train_files)))
-        in_test = stratified_mask(train_labels, count, seed)
-        train = everything.take(np.flatnonzero(~in_test))
-        test = everything.take(np.flatnonzero(in_test))
+        train, test = split_validation(everything, round(TEST_SHARE * len(everything)), seed)
     mean, std = channel_statistics(train.images)
     # One grey level at least: a channel that is constant must not divide by zero later.
     std = tuple(max(value, 1 / 255) for value in std)
     return Dataset(FOLDER_PREFIX + path, train, test, class_names, mean, std)
+
+
+def _check_counts(folder: str, class_names: Sequence[str], labels: np.ndarray, needed: int) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    for name, count in zip(class_names, counts):
+        if count < needed:
+            raise UserError(
+                f"{os.path.join(folder, name)} has {count} images, at least {needed} needed; "
+                f"accepted endings: {', '.join(ENDINGS)}"
+            )
 
 
 def _split_folders(root: str) -> tuple[str, str]:
