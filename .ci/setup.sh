@@ -131,10 +131,11 @@ make_venv() {
 
 install_packages() {
     lock=$(lock_of "$version")
-    echo "set-up: $(grep -c '==' "$lock") packages of $lock into $folder, checked by their hashes" \
-        "(once, about a minute)" >&2
+    if [ "$kind" = gpu ]; then size="about 2 GB"; else size="about 250 MB"; fi
+    echo "set-up: fetching $(grep -c '==' "$lock") packages ($size) into $folder, once;" \
+        "their hashes are in $lock" >&2
     if [ -n "$uv" ]; then
-        "$uv" pip sync -q --no-config --require-hashes --no-build --python "$folder/bin/python" "$lock" && return
+        "$uv" pip sync -q --require-hashes --no-build --python "$folder/bin/python" "$lock" && return
         echo "set-up: uv failed, trying pip" >&2
         uv=
         make_venv
