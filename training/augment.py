@@ -17,11 +17,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from training.errors import UserError
 
+Range = tuple[float, float]  # lowest and highest value
 CUTOUT_KINDS = ("none", "square", "erasing")
 
-_ERASING_ROUNDS = (
-    100  # drawing rectangles until one fits ends here; for 32x32 images 15 rounds are rare
-)
+# Rectangles are drawn again until one fits, several per image at once; a 32x32 image rarely needs a
+# second round, and an image into which nothing fits stays as it is after the last one.
+_ERASING_TRIES = 8
+_ERASING_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Augmentation:
     cutout: str = "none"
     cutout_prob: float = 0.5
     cutout_size: int = 16
-    erasing_area: tuple[float, float] = (0.02, 0.4)
-    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    erasing_area: Range = (0.02, 0.4)
+    erasing_aspect: Range = (0.3, 1 / 0.3)
     mixup_alpha: float = 0.0
     label_smoothing: float = 0.0
 
@@ -201,8 +203,8 @@ def random_erasing(
     rng: np.random.Generator,
     *,
     prob: float = 0.5,
-    area: tuple[float, float] = (0.02, 0.4),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    area: Range = (0.02, 0.4),
+    aspect: Range = (0.3, 1 / 0.3),
 ) -> np.ndarray:
     """Fill one random rectangle per image, with probability ``prob``, with one random grey.
 
@@ -215,7 +217,7 @@ def random_erasing(
     count, height, width, _ = images.shape
     chosen = rng.random(count) < prob
     grey = rng.integers(0, 256, count)
-    top, left, rows, columns = _rectangles(count, height, width, rng, area=area, aspect=aspect)
+    top, left, rows, columns = _rectangles(count, (height, width), area, aspect, rng)
     erased = images.copy()
     for index in np.flatnonzero(chosen):
         y, x = top[index], left[index]
@@ -224,27 +226,25 @@ def random_erasing(
 
 
 def _rectangles(
-    count: int,
-    height: int,
-    width: int,
-    rng: np.random.Generator,
-    *,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
+    count: int, size: tuple[int, int], area: Range, aspect: Range, rng: np.random.Generator
 ) -> np.ndarray:
-    """Top, left, rows, columns (4, count) of rectangles inside (height, width), or 0, 0, 0, 0."""
+    """Top, left, rows, columns (4, count) of rectangles inside an image, or 0, 0, 0, 0."""
+    height, width = size
     found = np.zeros((4, count), np.int64)
     pending = np.arange(count)
     for _ in range(_ERASING_ROUNDS):
-        pixels = rng.uniform(*area, len(pending)) * (height * width)
-        ratio = rng.uniform(*aspect, len(pending))
+        shape = (_ERASING_TRIES, len(pending))
+        pixels = rng.uniform(*area, shape) * (height * width)
+        ratio = rng.uniform(*aspect, shape)
         rows = np.sqrt(pixels * ratio).astype(np.int64)
         columns = np.sqrt(pixels / ratio).astype(np.int64)
-        top = rng.integers(0, height, len(pending))
-        left = rng.integers(0, width, len(pending))
+        top = rng.integers(0, height, shape)
+        left = rng.integers(0, width, shape)
         fits = (top + rows <= height) & (left + columns <= width)
-        found[:, pending[fits]] = np.stack([top, left, rows, columns])[:, fits]
-        pending = pending[~fits]
+        done = np.flatnonzero(fits.any(axis=0))
+        first = fits.argmax(axis=0)[done]
+        found[:, pending[done]] = np.stack([top, left, rows, columns])[:, first, done]
+        pending = np.delete(pending, done)
         if not len(pending):
             break
     return found
@@ -281,9 +281,11 @@ def mixup(
 
 
 def _blend(values: np.ndarray, partner: np.ndarray, lam: np.float32) -> np.ndarray:
+    # value + (1 - lam) * (partner - value), in place: fresh pages cost more than the arithmetic.
     blended = values[partner]
+    blended -= values
     blended *= 1 - lam
-    blended += lam * values
+    blended += values
     return blended
 
 
