@@ -2,10 +2,11 @@
 
 Each picture shows one object on a textured background among distractors. Colours, size, position,
 rotation, background and distractors are drawn before the class is looked at, and all outlines
-have the same area, so pixels, colours and nearest neighbours say little: on the default 10,000
+have the same area, so pixels, colours and nearest neighbours say little: with the default 10,000
 training and 2,000 test pictures a linear classifier, a colour histogram and the nearest neighbour
 stay below 45 % accuracy (tests/test_shapes.py measures them), whereas a residual network with
-about 45,000 parameters reaches 99 % in 12 epochs. The masks tell whether soft attention finds the object.
+about 45,000 parameters reached 99 % in 12 epochs (1 run). The masks tell whether soft attention
+finds the object.
 """
 
 from __future__ import annotations
@@ -106,9 +107,11 @@ def draw_shapes(count: int, seed: int) -> ImageData:
     for start in range(0, count, BLOCK):
         rng = np.random.Generator(np.random.PCG64([seed, start // BLOCK]))
         part = slice(start, min(start + BLOCK, count))
-        whole_block = _draw_block(rng)
-        for target, drawn in zip((images, labels, masks), whole_block):
-            target[part] = drawn[: part.stop - start]
+        number = part.stop - start
+        drawn_images, drawn_labels, drawn_masks = _draw_block(rng)
+        images[part] = drawn_images[:number]
+        labels[part] = drawn_labels[:number]
+        masks[part] = drawn_masks[:number]
     return ImageData(images=images, labels=labels, masks=masks)
 
 
