@@ -97,7 +97,8 @@ def write_params(path: PathLike, params: Mapping[str, np.ndarray], digest: bool 
         reason = getattr(error, "strerror", None) or error
         raise ParamFileError(
             f"{os.fspath(path)}: cannot be written: {reason}. Expected a writable folder with "
-            f"{len(data):,} bytes free. The old file, if any, is unchanged; make room or choose another folder."
+            f"{len(data):,} bytes free. The old file, if any, is unchanged; make room or choose "
+            "another folder."
         ) from error
     return hexdigest
 
