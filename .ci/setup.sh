@@ -90,7 +90,7 @@ find_python() {
 }
 
 no_python() {
-    fail "Python 3.9, 3.10 or 3.11 is needed (MXNet 1.9.1 and NumPy 1.23.5 run on no other), and this machine" \
+    fail "Python 3.9, 3.10 or 3.11 is needed, for MXNet 1.9.1 with NumPy 1.23.5, and this machine" \
         "has ${other:+only }${other:-none, }so install one of them, or name it: make PYTHON=/path/to/python3.11"
 }
 
@@ -120,10 +120,9 @@ is_complete() {
 make_venv() {
     rm -rf "$folder"
     if [ -n "$uv" ]; then
-        for wanted in ${python:+"$python"} 3.11 3.10 3.9; do
-            "$uv" venv -q --no-project --python "$wanted" "$folder" 2>/dev/null && return
-            rm -rf "$folder"
-        done
+        [ -n "$python" ] || echo "set-up: no fitting Python here, asking uv to bring one" >&2
+        "$uv" venv -q --no-project --python "${python:-3.11}" "$folder" 2>/dev/null && return
+        rm -rf "$folder"
         [ -n "$python" ] || no_python
     fi
     "$python" -m venv "$folder" || fail "$python could not make a virtual environment in $folder."
