@@ -76,8 +76,7 @@ def check_match(
     classes_only = not (missing or unexpected) and set(wrong) == set(
         class_names(arrays, parameters)
     )
-    parts.append(_remedy(shapes, classes_only))
-    raise LoadError(". ".join(parts))
+    raise LoadError(f"{'; '.join(parts)}. {_remedy(shapes, classes_only)}")
 
 
 def _some(items: Sequence[str], separator: str = ", ") -> str:
