@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -224,10 +225,11 @@ def test_prefetch_makes_only_its_depth_ahead() -> None:
 
     iterator = prefetched(source(), 3)
     next(iterator)
-    for _ in range(100):
+    for _ in range(200):
         if len(made) >= 5:
             break
-        threading.Event().wait(0.01)
+        time.sleep(0.01)
+    time.sleep(0.1)  # time to run further ahead than it should
     assert len(made) == 5  # one taken, three in the buffer, one in the thread's hand
     iterator.close()
 
