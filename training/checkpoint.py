@@ -6,6 +6,7 @@ file or the new one, because there is only one and it is replaced at once; ``las
 
 ============================  =========================================================
 ``param:NAME``                a parameter, by its structural name
+``device:INDEX:NAME``         the same on a further device, where that differs (running statistics)
 ``state:PART:NAME``           a tensor of the optimizer's state for that parameter
 ``meta``                      JSON as uint8: counters, metric sums, thread count
 ============================  =========================================================
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -51,11 +54,11 @@ class Progress:
     best_acc: float = -1.0
     best_epoch: int = 0
     threads: Optional[int] = None
-    extra: Dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
-def parameter_arrays(net: Any) -> Dict[str, np.ndarray]:
-    """Return the net's parameters (structural name to array, float32) from its first device."""
+def parameter_arrays(net: Any) -> dict[str, np.ndarray]:
+    """Return the net's parameters (structural name to array) from its first device."""
     return {
         name: parameter.data(parameter.list_ctx()[0]).asnumpy()
         for name, parameter in net._collect_params_with_prefix().items()
@@ -68,26 +71,50 @@ def save_parameters(net: Any, path: PathLike) -> str:
 
 
 def save_state(folder: PathLike, net: Any, trainer: Any, progress: Progress) -> None:
-    """Write ``resume.state`` into `folder`, atomically."""
+    """Write ``resume.state`` into `folder`, atomically.
+
+    Raises
+    ------
+    UserError
+        When a parameter or a state is not finite; the older file is then kept.
+    """
     arrays = {f"param:{name}": value for name, value in parameter_arrays(net).items()}
     names = _names_by_index(net, trainer)
     for index, state in _updaters(trainer)[0].states.items():  # all devices hold the same
-        parts = state if isinstance(state, (tuple, list)) else (state,)
-        for part, tensor in enumerate(parts):
-            if tensor is not None:  # plain SGD keeps none
-                arrays[f"state:{part}:{names[index]}"] = tensor.asnumpy()
-    counts = trainer._optimizer._all_index_update_counts[0]
+        for part, tensor in enumerate(_parts(state)):
+            arrays[f"state:{part}:{names[index]}"] = tensor.asnumpy()
+    bad = next((name for name, value in arrays.items() if not np.isfinite(value).all()), None)
+    if bad:
+        raise UserError(
+            f"the training diverged: {bad.split(':')[-1]} is no longer finite after step "
+            f"{progress.step}. The last good {STATE_FILE} is kept. Start anew with a lower --lr or "
+            "more --warmup-epochs"
+        )
+    arrays.update(_other_devices(net))
     meta = {
         "format": FORMAT,
+        "optimizer": type(trainer._optimizer).__name__,
         "progress": asdict(progress),
         "num_update": trainer._optimizer.num_update,
-        "counts": {names[index]: count for index, count in counts.items()},
+        "counts": {names[index]: count for index, count in _counts(trainer).items()},
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     write_params(Path(folder) / STATE_FILE, arrays)
 
 
-def load_state(folder: PathLike) -> Tuple[Progress, Dict[str, np.ndarray], Dict[str, Any]]:
+def _other_devices(net: Any) -> dict[str, np.ndarray]:
+    """Return what differs from the first device: statistics of the images that each has seen."""
+    arrays = {}
+    for name, parameter in net._collect_params_with_prefix().items():
+        if parameter.grad_req == "null":
+            first, *others = (data.asnumpy() for data in parameter.list_data())
+            for device, value in enumerate(others, 1):
+                if not np.array_equal(first, value):
+                    arrays[f"device:{device}:{name}"] = value
+    return arrays
+
+
+def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[str, Any]]:
     """Read ``resume.state``: where the run stood, its arrays, and the meta object.
 
     Raises
@@ -105,10 +132,14 @@ def load_state(folder: PathLike) -> Tuple[Progress, Dict[str, np.ndarray], Dict[
         verify_digest(path)
         arrays = read_params(path)
         meta = json.loads(arrays.pop("meta").tobytes())
-        known = {item.name for item in fields(Progress)}
-        progress = Progress(**{k: v for k, v in meta["progress"].items() if k in known})
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
+        known = {item.name for item in fields(Progress)}
+        progress = Progress(**{k: v for k, v in meta["progress"].items() if k in known})
+        counters = [progress.epoch, progress.batch, progress.step, progress.images]
+        for count in [*counters, meta["num_update"], *meta["counts"].values()]:
+            if not isinstance(count, int) or count < 0:
+                raise ValueError(f"a counter is {count!r}")
     except ParamFileError as error:
         raise UserError(f"cannot continue {folder}: {error}") from error
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -122,55 +153,101 @@ def restore(net: Any, trainer: Any, arrays: Mapping[str, np.ndarray], meta: Mapp
     Raises
     ------
     UserError
-        When the file belongs to another network or optimizer.
+        When the file belongs to another network or optimizer. Nothing is changed then.
     """
     import mxnet as mx
 
     parameters = net._collect_params_with_prefix()
     saved = {name[6:]: value for name, value in arrays.items() if name.startswith("param:")}
-    if set(saved) != set(parameters) or any(
-        tuple(saved[name].shape) != tuple(parameters[name].shape) for name in saved
-    ):
-        raise UserError("the state in the run folder is of another network; nothing was loaded")
+    _check_parameters(saved, parameters)
+    names, states = _names_by_index(net, trainer), _grouped_states(arrays)
+    _check_optimizer(trainer, names, states, meta)
     for name, parameter in parameters.items():
         parameter.set_data(mx.nd.array(saved[name], dtype=saved[name].dtype))
-    states = _grouped_states(arrays)
-    counts = {}
-    names = _names_by_index(net, trainer)
+        for device, data in enumerate(parameter.list_data()):
+            value = arrays.get(f"device:{device}:{name}")
+            if value is not None:
+                data[:] = mx.nd.array(value, ctx=data.context, dtype=value.dtype)
+    counts = {i: meta["counts"][name] for i, name in enumerate(names) if name in meta["counts"]}
     for device, updater in enumerate(_updaters(trainer)):
         for index, parameter in enumerate(trainer._params):
-            parts = states.get(names[index], [])
             context = parameter.list_ctx()[device]
-            tensors = [mx.nd.array(part, ctx=context, dtype=part.dtype) for part in parts]
+            tensors = [mx.nd.array(p, ctx=context, dtype=p.dtype) for p in states[names[index]]]
             if tensors:
                 updater.states[index] = tensors[0] if len(tensors) == 1 else tuple(tensors)
                 updater.states_synced[index] = True
-            if names[index] in meta["counts"]:
-                counts[index] = meta["counts"][names[index]]
-        trainer._optimizer._all_index_update_counts.setdefault(device, {}).update(counts)
+    for context in trainer._contexts:
+        trainer._optimizer._all_index_update_counts[context.device_id] = dict(counts)
+    trainer._optimizer._set_current_context(trainer._contexts[0].device_id)
     trainer._optimizer.num_update = meta["num_update"]
 
 
-def _names_by_index(net: Any, trainer: Any) -> List[str]:
+def _check_parameters(saved: Mapping[str, np.ndarray], parameters: Mapping[str, Any]) -> None:
+    wrong = sorted(set(saved) ^ set(parameters)) or [
+        name for name, value in saved.items() if value.shape != tuple(parameters[name].shape)
+    ]
+    if wrong:
+        raise UserError(
+            f"the {STATE_FILE} of this run is of another network: {wrong[0]} differs. Restore the "
+            "config.json that the run was started with"
+        )
+
+
+def _check_optimizer(
+    trainer: Any, names: list[str], states: Mapping[str, list[np.ndarray]], meta: Mapping
+) -> None:
+    """Compare with what the optimizer itself would make; it makes a state at the first update."""
+    optimizer = trainer._optimizer
+    fits = meta.get("optimizer", type(optimizer).__name__) == type(optimizer).__name__
+    fits = fits and set(meta["counts"]) <= set(names)
+    for index, parameter in enumerate(trainer._params):
+        expected: list[Any] = []
+        if names[index] in meta["counts"]:
+            weight = parameter.list_data()[0]
+            expected = _parts(optimizer.create_state_multi_precision(index, weight))
+        fits = fits and [p.shape for p in states[names[index]]] == [p.shape for p in expected]
+    if not fits:
+        raise UserError(
+            f"the {STATE_FILE} of this run is of another optimizer than {type(optimizer).__name__}"
+            " with these settings, or other parameters were frozen. Restore the config.json that "
+            "the run was started with"
+        )
+
+
+def _parts(state: Any) -> list[Any]:
+    """Return the tensors of one parameter's state; plain SGD keeps none, Adam a pair."""
+    parts = state if isinstance(state, (tuple, list)) else (state,)
+    return [part for part in parts if part is not None]
+
+
+def _counts(trainer: Any) -> dict[int, int]:
+    """Return the number of updates per parameter, which Adam corrects its bias by."""
+    counts = trainer._optimizer._all_index_update_counts
+    first: dict[int, int] = counts.get(trainer._contexts[0].device_id, {})
+    return first
+
+
+def _names_by_index(net: Any, trainer: Any) -> list[str]:
     """Return the structural name of each of the trainer's parameters."""
     names = {id(parameter): name for name, parameter in net._collect_params_with_prefix().items()}
     return [names[id(parameter)] for parameter in trainer._params]
 
 
-def _grouped_states(arrays: Mapping[str, np.ndarray]) -> Dict[str, List[np.ndarray]]:
+def _grouped_states(arrays: Mapping[str, np.ndarray]) -> defaultdict[str, list[np.ndarray]]:
     """Return the state tensors of each parameter, in order of their part."""
-    states: Dict[str, Dict[int, np.ndarray]] = {}
+    states: dict[str, dict[int, np.ndarray]] = {}
     for key, value in arrays.items():
         if key.startswith("state:"):
             part, name = key.split(":", 2)[1:]
             states.setdefault(name, {})[int(part)] = value
-    return {name: [parts[part] for part in sorted(parts)] for name, parts in states.items()}
+    grouped = {name: [parts[part] for part in sorted(parts)] for name, parts in states.items()}
+    return defaultdict(list, grouped)
 
 
-def _updaters(trainer: Any) -> List[Any]:
+def _updaters(trainer: Any) -> list[Any]:
     if not trainer._kv_initialized:
         trainer._init_kvstore()
     if trainer._update_on_kvstore:
         raise ValueError("create the Trainer with update_on_kvstore=False")
-    updaters: List[Any] = trainer._updaters
+    updaters: list[Any] = trainer._updaters
     return updaters

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any, List, Optional
+from collections.abc import Sequence
+from typing import Any, Optional
 
 from training.errors import UserError
 
@@ -14,18 +15,20 @@ PROBE = """
 import mxnet as mx
 ctx = mx.gpu({index})
 x = mx.nd.ones((2, 8, 8, 8), ctx=ctx)
-y = mx.nd.Convolution(x, mx.nd.ones((8, 8, 3, 3), ctx=ctx), kernel=(3, 3), num_filter=8, no_bias=True)
-assert float((y * y).sum().asscalar()) > 0
+w = mx.nd.ones((8, 8, 3, 3), ctx=ctx)
+y = mx.nd.Convolution(x, w, kernel=(3, 3), num_filter=8, no_bias=True)
+if not (y * y).sum().asscalar() > 0:
+    raise SystemExit("it computes wrong numbers")
 """
 
 
-def choose_contexts(gpus: Optional[str] = None) -> List[Any]:
+def choose_contexts(gpus: Optional[str] = None) -> list[Any]:
     """Return the MXNet contexts to train on.
 
     Parameters
     ----------
     gpus
-        ``"0,1"``: these GPUs. ``"none"``: the CPU. None: every GPU that really computes, or else
+        ``"0,1"``: these GPUs. ``"cpu"``: the CPU. None: every GPU that really computes, or else
         the CPU.
 
     Raises
@@ -35,15 +38,15 @@ def choose_contexts(gpus: Optional[str] = None) -> List[Any]:
     """
     import mxnet as mx
 
-    if gpus is not None and gpus.strip().lower() in ("none", "cpu", ""):
+    if gpus is not None and gpus.strip().lower() == "cpu":
         return [mx.cpu()]
     count = _gpu_count()
     if gpus is None:
-        return [mx.gpu(i) for i in range(count) if probe_gpu(i) is None] or [mx.cpu()]
+        return usable_contexts([mx.gpu(i) for i in range(count)] or [mx.cpu()])
     try:
         indices = [int(word) for word in gpus.split(",")]
     except ValueError as error:
-        raise UserError(f"--gpus {gpus}: give numbers such as 0 or 0,1, or none") from error
+        raise UserError(f"--gpus {gpus}: give numbers such as 0 or 0,1, or cpu") from error
     if len(set(indices)) != len(indices):
         raise UserError(f"--gpus {gpus}: a number is given twice")
     for index in indices:
@@ -75,6 +78,32 @@ def _require_gpu(index: int, count: int, gpus: str) -> None:
         )
 
 
+def usable_contexts(contexts: Sequence[Any]) -> list[Any]:
+    """Return the contexts that compute; the CPU when none of them does; warn of what is left out.
+
+    Old scripts say ``ctx = mx.gpu()``; without a GPU they are to run all the same.
+    """
+    import mxnet as mx
+
+    count = _gpu_count()
+    usable, faults = [], []
+    for context in contexts:
+        fault = None if context.device_type != "gpu" else _fault(context.device_id, count)
+        if fault is None:
+            usable.append(context)
+        else:
+            faults.append(f"{device_names([context])} cannot be used here ({fault})")
+    usable = usable or [mx.cpu()]
+    if faults:
+        warning = f"warning: {'; '.join(faults)}; going on with {device_names(usable)}"
+        print(warning, file=sys.stderr)
+    return usable
+
+
+def _fault(index: int, count: int) -> Optional[str]:
+    return probe_gpu(index) if index < count else "this MXNet sees no such GPU"
+
+
 def probe_gpu(index: int) -> Optional[str]:
     """Return None when GPU `index` computes, or else the last line of the failure.
 
@@ -96,7 +125,7 @@ def probe_gpu(index: int) -> Optional[str]:
     return lines[-1] if lines else f"exit code {done.returncode}"
 
 
-def use_precision(precision: str, contexts: List[Any]) -> None:
+def use_precision(precision: str, contexts: list[Any]) -> None:
     """Switch on mixed precision; call it before any network is built. It cannot be undone.
 
     Parameters stay float32 and so do files. bfloat16 has float32's range, so no loss scaling.
@@ -122,6 +151,6 @@ def hybridize_options(precision: str) -> dict:
     return {"static_alloc": True, "static_shape": precision == "float32"}
 
 
-def device_names(contexts: List[Any]) -> str:
+def device_names(contexts: Sequence[Any]) -> str:
     """Return the contexts as people write them, such as ``gpu(0), gpu(1)``."""
     return ", ".join(f"{context.device_type}({context.device_id})" for context in contexts)

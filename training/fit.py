@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import signal
-import sys
+import math
 import time
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
 from training.batches import EvalBatches, TrainBatches
-from training.checkpoint import BEST_FILE, LAST_FILE, Progress, save_parameters, save_state
-from training.engine import EpochHooks, Scores, Updater, evaluate, train_one_epoch
+from training.checkpoint import (
+    BEST_FILE,
+    LAST_FILE,
+    STATE_FILE,
+    Progress,
+    save_parameters,
+    save_state,
+)
+from training.engine import (
+    EpochHooks,
+    Scores,
+    Updater,
+    average_statistics,
+    evaluate,
+    train_one_epoch,
+)
+from training.errors import UserError
+from training.interruption import Interrupted, Interruption
 from training.progress import ProgressBar, duration
 from training.record import Run
 from training.schedules import build_schedule
@@ -30,42 +44,9 @@ class Loaders(NamedTuple):
     test: EvalBatches
 
 
-class Interrupted(Exception):
-    """Raised out of an evaluation when a signal asks the run to save and end."""
-
-
-class Interruption:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads after every step.
-
-    A second SIGINT ends the process at once.
-    """
-
-    def __init__(self) -> None:
-        self.signal: Optional[int] = None
-        self._old: Dict[int, Any] = {}
-
-    def __enter__(self) -> Interruption:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: Optional[FrameType]) -> None:
-        if number == signal.SIGINT and self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def stop(self) -> bool:
-        """Return True when the run should save and end."""
-        return self.signal is not None
-
-
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. ``signal`` is the number that interrupted it, or None when it is complete."""
+    """How a run ended. ``signal`` interrupted it, or is None when it is complete."""
 
     progress: Progress
     scores: Optional[Scores]
@@ -78,7 +59,7 @@ class Fit:
     Parameters
     ----------
     net, trainer, contexts
-        Initialized network, its ``gluon.Trainer`` and the devices of both.
+        Initialized network with known shapes, its ``gluon.Trainer`` and the devices of both.
     loaders
         Training, held-out and test batches.
     config
@@ -93,7 +74,7 @@ class Fit:
         self,
         net: Any,
         trainer: Any,
-        contexts: List[Any],
+        contexts: list[Any],
         loaders: Loaders,
         config: TrainConfig,
         run: Run,
@@ -104,38 +85,45 @@ class Fit:
         self.updater = Updater(net, trainer, contexts, config.micro_batch)
         self.schedule = schedule_of(config, len(loaders.train))
         self._saved = self._begun = time.monotonic()
-        self._told = False
+        self._duration = DurationNote()
         self._stop: Callable[[], bool] = lambda: False
 
     def run_epochs(self) -> Result:
-        """Train to the end, or until a signal; the folder can be resumed from in either case."""
+        """Train to the end, or until a signal; the folder can be resumed from in either case.
+
+        Raises
+        ------
+        UserError
+            When the training diverges; the last checkpoint before is kept.
+        """
         scores: Optional[Scores] = None
+        progress = self.progress
+        if not (self.run.folder / STATE_FILE).exists():
+            # From here on the run can be resumed, whenever it is killed.
+            self._record_sample(self._mixes())
+            save_state(self.run.folder, self.net, self.trainer, progress)
         with Interruption() as interruption:
             self._stop = interruption.stop
-            while self.progress.epoch < self.config.epochs:
+            while progress.epoch < self.config.epochs and not self._early():
                 try:
                     if not self._train_epoch():
                         raise Interrupted
                     scores = self._finish_epoch() or scores
                 except Interrupted:
                     self._save()
-                    return Result(self.progress, scores, interruption.signal)
-                if self._early():
-                    print(
-                        f"stopped early: no better held-out accuracy since epoch "
-                        f"{self.progress.best_epoch}"
-                    )
-                    break
-                if interruption.stop() and self.progress.epoch < self.config.epochs:
-                    return Result(self.progress, scores, interruption.signal)
-        return Result(self.progress, scores)
+                    return Result(progress, scores, interruption.signal)
+                if interruption.stop() and progress.epoch < self.config.epochs:
+                    return Result(progress, scores, interruption.signal)
+        if progress.epoch < self.config.epochs:
+            print(f"stopped early: no better held-out accuracy since epoch {progress.best_epoch}")
+        return Result(progress, scores)
+
+    def _mixes(self) -> bool:
+        return self.progress.epoch < self.config.epochs - self.config.mixup_off_epochs
 
     def _train_epoch(self) -> bool:
         progress, train = self.progress, self.loaders.train
-        mixup = progress.epoch < self.config.epochs - self.config.mixup_off_epochs
-        batches = train.epoch(progress.epoch, mixup=mixup, start=progress.batch, prefetch=2)
-        if progress.step == 0:
-            self._record_sample(mixup)
+        batches = train.epoch(progress.epoch, mixup=self._mixes(), start=progress.batch, prefetch=2)
         with ProgressBar(
             len(train) * train.batch_size,
             f"epoch {progress.epoch + 1}/{self.config.epochs}",
@@ -148,28 +136,29 @@ class Fit:
                     loss=state.loss_sum / state.images,
                     acc=state.correct_sum / state.images,
                 )
-                self._tell_duration()
+                self._duration.tell(bar, images, state, self.config.epochs, len(train))
                 minutes = (time.monotonic() - self._saved) / 60
                 if self.config.checkpoint_minutes and minutes >= self.config.checkpoint_minutes:
                     self._save()
 
+            hooks = EpochHooks(after_step, self._stop)
             try:
-                return train_one_epoch(
-                    self.updater, batches, self.schedule, progress, EpochHooks(after_step, self._stop)
-                )
+                return train_one_epoch(self.updater, batches, self.schedule, progress, hooks)
             finally:
                 batches.close()  # type: ignore[attr-defined]
 
     def _finish_epoch(self) -> Optional[Scores]:
         progress, config = self.progress, self.config
         last = progress.epoch + 1 == config.epochs
-        row: Dict[str, Any] = {
+        row: dict[str, Any] = {
             "step": progress.step,
-            "lr": self.trainer.learning_rate,
+            # Not the trainer's, which does not know it after a resume at the end of an epoch.
+            "lr": self.schedule(progress.step),
             "train_loss": progress.loss_sum / max(progress.images, 1),
             "train_acc": progress.correct_sum / max(progress.images, 1),
             "images_per_sec": progress.images / max(progress.epoch_sec, 1e-9),
         }
+        average_statistics(self.net)
         valid = test = None
         if last or (progress.epoch + 1) % config.eval_every == 0:
             valid = self._evaluate("held-out", self.loaders.valid) if self.loaders.valid else None
@@ -200,9 +189,16 @@ class Fit:
                 if self._stop():
                     raise Interrupted
 
-            return evaluate(self.net, batches, self.contexts, advance)
+            scores = evaluate(self.net, batches, self.contexts, advance)
+        if not math.isfinite(scores.loss):
+            raise UserError(
+                f"the training diverged: the {name} loss after epoch {self.progress.epoch + 1} is "
+                f"{scores.loss}; the last checkpoint is kept. Start anew with a lower --lr or more "
+                "--warmup-epochs"
+            )
+        return scores
 
-    def _record(self, row: Dict[str, Any], last: bool) -> None:
+    def _record(self, row: dict[str, Any], last: bool) -> None:
         epoch, every = self.progress.epoch, self.config.histogram_every
         if every and (last or epoch % every == 1 % every):
             weights = {
@@ -232,29 +228,47 @@ class Fit:
         if count_time:
             self.progress.wall_sec += now - self._begun
             self._begun = now
-        save_state(self.run.folder, self.net, self.trainer, self.progress)
+        # Last the state: a finished run has nothing left to do that would renew the other file.
         save_parameters(self.net, self.run.folder / LAST_FILE)
+        save_state(self.run.folder, self.net, self.trainer, self.progress)
         self._saved = time.monotonic()
 
-    def _tell_duration(self) -> None:
-        """Say once, after the first measured steps, how long the whole run will take."""
-        progress = self.progress
-        if self._told or progress.batch < 3 or time.monotonic() - self._begun < 5:
+
+class DurationNote:
+    """Says once, from the first steps of this process, how long the rest will take."""
+
+    STEPS, SECONDS = 3, 5.0
+
+    def __init__(self) -> None:
+        self._steps = self._images = 0
+        self._begun = math.nan
+
+    def tell(
+        self, bar: ProgressBar, images: int, progress: Progress, epochs: int, batches: int
+    ) -> None:
+        """Count a step of `images`; at the first that is enough, print the estimate."""
+        if self._steps < 0:
             return
-        self._told = True
-        images = len(self.loaders.train) * self.loaders.train.batch_size
-        done = progress.epoch * images + progress.images
-        rate = progress.images / progress.epoch_sec
-        left = (self.config.epochs * images - done) / rate
-        print(
-            f"\n{rate:.0f} images/s: about {duration(left)} for the training that is left "
-            f"({self.config.epochs} epochs in all), evaluations not counted",
-            file=sys.stderr,
+        now = time.monotonic()
+        if not self._steps:  # the first step also builds the graph: it starts the clock
+            self._begun = now
+        else:
+            self._images += images
+        self._steps += 1
+        seconds = now - self._begun
+        if self._steps <= self.STEPS or seconds < self.SECONDS:
+            return
+        self._steps = -1
+        left = (epochs * batches - progress.step) * images
+        rate = self._images / seconds
+        bar.note(
+            f"{rate:.0f} images/s: about {duration(left / rate)} for the training that is left "
+            f"({epochs} epochs in all), evaluations not counted"
         )
 
 
 def schedule_of(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the number of updates made so far."""
+    """Return the learning rate of update ``n`` as a function of ``n``, which counts from 1."""
     schedule: Callable[[int], float] = build_schedule(
         config.schedule,
         base_lr=config.lr,

@@ -24,7 +24,7 @@ def build_trainer(net: Any, config: TrainConfig) -> Any:
     Raises
     ------
     UserError
-        When every parameter is frozen.
+        When every parameter is frozen, or a batch has fewer images than there are devices.
     """
     from mxnet import gluon
 
@@ -38,6 +38,12 @@ def build_trainer(net: Any, config: TrainConfig) -> Any:
     }
     if not trained:
         raise UserError("there is nothing to train: every parameter is frozen")
+    devices = len(next(iter(trained.values())).list_ctx())
+    if config.batch_size < devices:
+        raise UserError(
+            f"--batch-size {config.batch_size}: {devices} devices need at least one image each; "
+            "use a larger batch, or name fewer --gpus"
+        )
     arguments = {"learning_rate": config.lr, "wd": config.wd}
     if config.optimizer != "adam":
         arguments["momentum"] = config.momentum

@@ -47,6 +47,10 @@ class ProgressBar:
             self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(images)
 
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
     def __enter__(self) -> ProgressBar:
         return self
 

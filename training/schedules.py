@@ -64,9 +64,9 @@ def build_schedule(
     UserError
         When a value is outside its range; the message gives the value and the range.
     """
-    _check(kind, base_lr, epochs, steps_per_epoch, warmup_epochs)
-    if not 0 <= final_lr <= base_lr:
-        raise UserError(f"final learning rate {final_lr}; choose 0 to {base_lr}, the base rate")
+    if epochs < 1 or steps_per_epoch < 1:
+        raise UserError(f"{epochs} epochs of {steps_per_epoch} steps; both must be 1 or more")
+    check_schedule(kind, base_lr, epochs, warmup_epochs, lr_steps, lr_factor, final_lr)
     base_lr, final_lr = float(base_lr), float(final_lr)
     warmup = round(warmup_epochs * steps_per_epoch)
     from gluoncv.utils import LRScheduler, LRSequential  # takes two seconds to import
@@ -78,7 +78,6 @@ def build_schedule(
         parts.append(LRScheduler(mode, base_lr=start, target_lr=base_lr, niters=warmup))
     main = epochs * steps_per_epoch - warmup
     if kind == "step":
-        _check_steps(lr_steps, lr_factor, epochs, warmup_epochs)
         # gluoncv counts the steps from the end of the warm-up; + 1 because MXNet counts from 1.
         places = [epoch * steps_per_epoch + 1 - warmup for epoch in lr_steps]
         step = {"step_iter": places, "step_factor": lr_factor}
@@ -89,20 +88,29 @@ def build_schedule(
     return LRSequential(parts)
 
 
-def _check(
-    kind: str, base_lr: float, epochs: int, steps_per_epoch: int, warmup_epochs: float
+def check_schedule(
+    kind: str,
+    base_lr: float,
+    epochs: int,
+    warmup_epochs: float,
+    lr_steps: Sequence[int],
+    lr_factor: float,
+    final_lr: float,
 ) -> None:
+    """Raise UserError for what `build_schedule` would refuse, without importing gluoncv."""
     if kind not in KINDS:
         raise UserError(f"unknown learning rate schedule {kind!r}; choose from {', '.join(KINDS)}")
     if not base_lr > 0:
         raise UserError(f"learning rate {base_lr}; choose a positive number")
-    if epochs < 1 or steps_per_epoch < 1:
-        raise UserError(f"{epochs} epochs of {steps_per_epoch} steps; both must be 1 or more")
     if not 0 <= warmup_epochs < epochs:
         raise UserError(
             f"a warm-up of {warmup_epochs} epochs does not fit into {epochs} epochs; "
             f"choose 0 or more and less than {epochs}"
         )
+    if not 0 <= final_lr <= base_lr:
+        raise UserError(f"final learning rate {final_lr}; choose 0 to {base_lr}, the base rate")
+    if kind == "step":
+        _check_steps(lr_steps, lr_factor, epochs, warmup_epochs)
 
 
 def _check_steps(

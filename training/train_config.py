@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Optional
 
 from training.augment import CUTOUT_KINDS, Augmentation
 from training.config import option
 from training.errors import UserError
+from training.schedules import check_schedule
 
 OPTIMIZERS = ("nag", "sgd", "adam")
 SCHEDULES = ("cosine", "step", "linear", "constant")
 INITIALIZERS = ("msra", "xavier")
+MAX_SEED = 2**31 - 1  # MXNet's
 NORMALIZATIONS = ("dataset", "imagenet")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -51,7 +53,7 @@ class TrainConfig:
     decay_bias: bool = option(False, "decay beta, gamma and bias too")
     schedule: str = option("cosine", "learning rate over time", choices=SCHEDULES)
     warmup_epochs: int = option(5, "epochs of linear warm-up from 0")
-    lr_steps: Tuple[int, ...] = option((), "epochs after which a step schedule multiplies the rate")
+    lr_steps: tuple[int, ...] = option((), "epochs after which a step schedule multiplies the rate")
     lr_factor: float = option(0.1, "factor of the step schedule")
     final_lr: float = option(0.0, "learning rate at the end of cosine and linear")
     init: str = option("msra", "initializer of convolutions", choices=INITIALIZERS)
@@ -72,7 +74,9 @@ class TrainConfig:
     eval_every: int = option(1, "epochs between two evaluations; the last epoch always has one")
     histogram_every: int = option(10, "epochs between two weight histograms; 0: none")
     seed: int = option(0, "seed of initialization, order and augmentation")
-    gpus: Optional[str] = option(None, "GPUs such as 0,1, or none; default: every usable one")
+    gpus: Optional[str] = option(
+        None, "GPUs such as 0,1, or cpu; default: every usable one, else the CPU"
+    )
     precision: str = option("float32", "arithmetic of convolutions", choices=PRECISIONS)
     run_dir: Optional[str] = option(None, "folder of the run; default: runs/DATASET-MODEL-TIME")
     resume: Optional[str] = option(None, "run folder to continue", metavar="RUN")
@@ -101,13 +105,29 @@ class TrainConfig:
                 raise UserError(f"--{_dashed(name)} {getattr(self, name)}: must be 0 or more")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"--lr {self.lr}: must be a positive number")
+        if self.momentum >= 1:
+            raise UserError(f"--momentum {self.momentum}: must be 0 or more and less than 1")
+        if self.seed > MAX_SEED:
+            raise UserError(f"--seed {self.seed}: must be at most {MAX_SEED}")
         if self.early_stopping and not self.valid_count:
             raise UserError(
                 "--early-stopping needs held-out images to judge by: add --valid-count 5000 "
                 "(stopping on the test set would spoil its number)"
             )
-        if self.schedule == "step" and not self.lr_steps:
-            raise UserError("--schedule step needs --lr-steps, for example --lr-steps 80,120")
+        if (self.schedule == "step") != bool(self.lr_steps):
+            raise UserError(
+                "--schedule step and --lr-steps belong together, for example "
+                "--schedule step --lr-steps 80 120"
+            )
+        check_schedule(
+            self.schedule,
+            self.lr,
+            self.epochs,
+            self.warmup_epochs,
+            self.lr_steps,
+            self.lr_factor,
+            self.final_lr,
+        )
         self.augmentation()
 
     def augmentation(self) -> Augmentation:

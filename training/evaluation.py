@@ -1,0 +1,126 @@
+"""Scoring a network over exactly all images of a loader."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+import numpy as np
+
+from training.errors import UserError
+
+
+class Scores(NamedTuple):
+    """Mean cross-entropy per image in nats, accuracy in 0 to 1, and the images they are over."""
+
+    loss: float
+    acc: float
+    images: int
+
+
+def evaluate(
+    net: Any,
+    batches: Iterable[Any],
+    contexts: Sequence[Any],
+    advance: Optional[Callable[[int], None]] = None,
+) -> Scores:
+    """Score a network over exactly all images of `batches`.
+
+    Parameters
+    ----------
+    net
+        Network, with parameters on `contexts`.
+    batches
+        `Batch` objects, or (image, label) pairs of NDArrays or arrays as a gluon ``DataLoader``
+        yields them. The last may be short.
+    contexts
+        MXNet contexts; each batch is split over them.
+    advance
+        Called with the number of images of each batch when it is done.
+
+    Raises
+    ------
+    UserError
+        When there are no images, or images, labels and network do not belong together.
+    """
+    loss_sum, correct, images, full = 0.0, 0, 0, 0
+    for image, label in map(_image_and_label, batches):
+        count = len(image)
+        if not count:
+            continue
+        full = max(full, math.ceil(count / len(contexts)))
+        logits = _logits(net, image, contexts, full)
+        loss_sum += float(_cross_entropy(logits, label).sum())
+        correct += int((logits.argmax(axis=1) == label).sum())
+        images += count
+        if advance:
+            advance(count)
+    if not images:
+        raise UserError("there is nothing to evaluate: the loader gave no images")
+    return Scores(loss_sum / images, correct / images, images)
+
+
+def _image_and_label(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        image, label = _array(batch[0]), _array(batch[1])
+    except (TypeError, IndexError, KeyError) as error:
+        raise UserError(
+            f"a batch is a {type(batch).__name__}; needed is a pair of images and labels"
+        ) from error
+    if image.ndim != 4 or label.shape not in ((len(image),), (len(image), 1)):
+        raise UserError(
+            f"a batch has images {image.shape} and labels {label.shape}; "
+            "needed are (N, C, H, W) and (N,)"
+        )
+    return image.astype(np.float32, copy=False), label.reshape(-1).astype(np.int64)
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.asnumpy() if hasattr(value, "asnumpy") else np.asarray(value)
+
+
+def _logits(net: Any, image: np.ndarray, contexts: Sequence[Any], full: int) -> np.ndarray:
+    """Return the logits (N, classes) as float32, computed on all contexts at the same time.
+
+    A share that is shorter than `full` images is filled up: a hybridized graph with static shapes
+    would otherwise be built anew for it. What the filling gives is thrown away.
+    """
+    import mxnet as mx
+
+    outputs = []
+    try:
+        for part, context in zip(np.array_split(image, len(contexts)), contexts):
+            count = len(part)
+            if count:
+                filled = np.concatenate([part, np.repeat(part[-1:], full - count, axis=0)])
+                outputs.append((net(mx.nd.array(filled, ctx=context)).astype("float32"), count))
+        logits = np.concatenate([output.asnumpy()[:count] for output, count in outputs])
+    except mx.MXNetError as error:
+        raise UserError(
+            f"the network cannot compute images {image.shape} (N, C, H, W): {_last_line(error)}"
+        ) from error
+    if logits.ndim != 2:
+        raise UserError(f"the network gives {logits.shape}; needed are logits (N, classes)")
+    return logits
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the line of an MXNet error that says what was wrong, below its stack of calls."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return the cross-entropy (N,) in nats in float64."""
+    classes = logits.shape[1]
+    if label.min() < 0 or label.max() >= classes:
+        raise UserError(
+            f"labels from {label.min()} to {label.max()} for a network of {classes} classes"
+        )
+    logits = logits.astype(np.float64)
+    top = logits.max(axis=1)
+    with np.errstate(invalid="ignore"):  # not finite in, not finite out: for the caller to judge
+        log_sum = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
+    result: np.ndarray = log_sum - logits[np.arange(len(label)), label]
+    return result

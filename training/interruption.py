@@ -1,0 +1,44 @@
+"""Ending a run on a signal without losing what it has computed."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Optional
+
+
+class Interrupted(Exception):
+    """Raised out of the loop when a signal asks the run to save and end."""
+
+
+class Interruption:
+    """Turns SIGINT and SIGTERM into a flag that the loop reads after every step.
+
+    A second SIGINT ends the process at once, by KeyboardInterrupt. In a thread other than the main
+    one, where Python lets nobody handle signals, the flag stays down.
+    """
+
+    def __init__(self) -> None:
+        self.signal: Optional[int] = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._old.items():
+            # None: the handler was not set by Python and cannot be set back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, _: Optional[FrameType]) -> None:
+        if number == signal.SIGINT and self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def stop(self) -> bool:
+        """Return True when the run should save and end."""
+        return self.signal is not None
