@@ -213,7 +213,6 @@ def _prefetched(items: Iterable[T], depth: int) -> Generator[T, None, None]:
                 buffer.get(timeout=0.01)
             except queue.Empty:
                 continue
-        thread.join()
 
 
 def _fill(items: Iterable[T], buffer: queue.Queue, stop: threading.Event) -> None:
