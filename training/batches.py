@@ -206,9 +206,8 @@ def _prefetched(items: Iterable[T], depth: int) -> Generator[T, None, None]:
                 raise value
     finally:
         stop.set()
-        while (
-            thread.is_alive()
-        ):  # a thread that waits for room in the buffer needs it emptied to see the flag
+        # A thread that waits for room in the buffer sees the flag only when there is room.
+        while thread.is_alive():
             try:
                 buffer.get(timeout=0.01)
             except queue.Empty:
