@@ -4,8 +4,8 @@ Each picture shows one object on a textured background among distractors. Colour
 rotation, background and distractors are drawn before the class is looked at, and all outlines
 have the same area, so pixels, colours and nearest neighbours say little: with the default 10,000
 training and 2,000 test pictures a linear classifier, a colour histogram and the nearest neighbour
-stay below 45 % accuracy (tests/test_shapes.py measures them), whereas a residual network with
-about 45,000 parameters reached 99 % in 12 epochs (1 run). The masks tell whether soft attention
+stay below 60 % accuracy (tests/test_shapes.py measures them: 53 % is the highest), whereas small
+residual networks pass 95 % within a few epochs. The masks tell whether soft attention
 finds the object.
 """
 
@@ -38,6 +38,10 @@ COLOUR_CANDIDATES = 12
 OBJECT_CONTRAST = 0.5
 DISTRACTOR_CONTRAST = 0.25
 BACKGROUND_RANGE = 0.3
+# Channel values overlap, but objects tend to be the brighter ones. Without this tendency every edge
+# has either sign equally often, and networks of 20 layers and more stay at chance for an epoch.
+BRIGHTEST_BACKGROUND = 0.7
+DARKEST_OBJECT = 0.3
 # Tangent of half the largest rotation: 23 degrees to either side.
 MAX_HALF_TANGENT = 0.2
 
@@ -140,11 +144,11 @@ def _draw_block(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nd
     """Draw BLOCK pictures, labels and masks; everything random comes before the labels."""
     uniform = Uniform(rng, BLOCK)
     mix = background_mix(uniform)[..., None]
-    first = uniform(0, 1, 1, 1, 3)
+    first = uniform(0, BRIGHTEST_BACKGROUND, 1, 1, 3)
     second = np.clip(first + uniform(-BACKGROUND_RANGE, BACKGROUND_RANGE, 1, 1, 3), 0, 1)
     picture = first + mix * (second - first)
 
-    candidates = uniform(0, 1, COLOUR_CANDIDATES, 3)
+    candidates = uniform(DARKEST_OBJECT, 1, COLOUR_CANDIDATES, 3)
     colour = _contrasting(candidates, first[:, 0], second[:, 0], OBJECT_CONTRAST)
     shown = uniform.choice(MOST_DISTRACTORS) + 1
     for number in range(MOST_DISTRACTORS):
@@ -190,7 +194,7 @@ def _object_frame(uniform: Uniform) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     Returns x and y (N, 32, 32) in pixels and the side (N, 1, 1) of the square of equal area.
     """
     x, y = pixel_grid()
-    side = uniform.pixels(10, 15)
+    side = uniform.pixels(9, 14)
     margin = 0.9 * side  # nearly all of every outline is nearer to its centre
     centre_x = margin + uniform.pixels(0, 1) * (IMAGE_SIZE - 2 * margin)
     centre_y = margin + uniform.pixels(0, 1) * (IMAGE_SIZE - 2 * margin)
