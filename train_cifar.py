@@ -12,14 +12,15 @@
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Optional
 
 from bridge.param_file import ParamFileError
-from training.config import diff_from_default, from_dict, option, parse, to_dict
+from training.config import from_dict, option, parse_overrides, to_dict
 from training.errors import UserError
+from training.recipes import RECIPES
 from training.train_config import TrainConfig
 
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
@@ -30,6 +31,9 @@ class CifarConfig(TrainConfig):
     """Options of ``train_cifar.py``."""
 
     model: str = option("attention92", "network; --list-models names them", flags=("-m",))
+    recipe: str = option(
+        "pistony", "settings to start from; single flags change them", choices=tuple(RECIPES)
+    )
     classes: int = option(0, "number of classes; 0: as many as the data set has")
     test: Optional[str] = option(None, "score this parameter file and end", metavar="FILE")
     finetune: Optional[str] = option(
@@ -47,7 +51,7 @@ def test(
     iteration: int = 0,
     logger: Any = None,
     save_params: bool = False,
-) -> Tuple[float, float]:
+) -> tuple[float, float]:
     """Score a network: mean cross-entropy and accuracy over exactly all images of a loader.
 
     Parameters
@@ -56,7 +60,7 @@ def test(
         Any classifier of the project, initialized or loaded. Its parameters are moved to `ctx`
         when they are elsewhere.
     ctx
-        MXNet context, or a list of them.
+        MXNet context, or a list of them. GPUs that cannot be used are left out with a warning.
     test_loader
         Gluon ``DataLoader`` of (image (N, C, H, W), label) or batches of this project.
     iteration
@@ -77,9 +81,10 @@ def test(
         When the loader is empty or its images and labels do not fit the network.
     """
     from training.checkpoint import save_parameters
+    from training.devices import usable_contexts
     from training.engine import evaluate
 
-    contexts = list(ctx) if isinstance(ctx, (list, tuple)) else [ctx]
+    contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
     parameters = test_net.collect_params()
     if any(set(p.list_ctx()) != set(contexts) for p in parameters.values()):
         parameters.reset_ctx(contexts)
@@ -99,17 +104,19 @@ def test(
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    config = parse(CifarConfig, argv, "train_cifar.py", __doc__.splitlines()[0])
+    given = parse_overrides(CifarConfig, argv, "train_cifar.py", __doc__)
     from model.loading import LoadError
     from model.registry import ModelError
 
     try:
+        config = CifarConfig(**{**RECIPES[given.get("recipe", "pistony")], **given})
+        config.check()
         if config.list_models:
             return _list_models()
         if config.summary:
             return _summary(config.summary, config.classes or 10)
         if config.test:
-            return _test_file(config)
+            return _test_file(config, given)
         return train(config, argv)
     except (UserError, ModelError, LoadError, ParamFileError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -118,6 +125,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def train(config: CifarConfig, argv: Sequence[str] = ()) -> int:
     """Train by a configuration and return the exit code; see the module's first lines."""
+    from training.announce import announce, default_folder, report, warn_threads
     from training.checkpoint import Progress, load_state, restore
     from training.environment import describe
     from training.fit import Fit
@@ -130,18 +138,17 @@ def train(config: CifarConfig, argv: Sequence[str] = ()) -> int:
         saved = from_dict(CifarConfig, read_config(folder))
         config = replace(saved, resume=str(folder), data_dir=config.data_dir or saved.data_dir)
         progress, *state = load_state(folder)
-    prepared = _prepare(config)
-    net, trainer, contexts, loaders = prepared
+    net, trainer, contexts, loaders = _prepare(config)
     if state:
         restore(net, trainer, *state)
-        _warn_threads(progress.threads, describe()["threads"]["effective"])
-        run = Run.resume(config.resume, progress.epoch)
+        warn_threads(progress.threads, describe()["threads"]["effective"])
+        run = Run.resume(str(config.resume), progress.epoch)
     else:
-        folder = Path(config.run_dir or _default_folder(config))
+        folder = Path(config.run_dir or default_folder(config.dataset, config.model))
         run = Run.create(folder, to_dict(config), ["train_cifar.py", *argv])
         progress.threads = describe()["threads"]["effective"]
     with run:
-        _announce(config, contexts, loaders, run, progress)
+        announce(config, config.model, contexts, loaders, run.folder, progress)
         result = Fit(net, trainer, contexts, loaders, config, run, progress).run_epochs()
     if result.signal is not None:
         print(f"saved; go on with: python train_cifar.py --resume {run.folder}")
@@ -149,11 +156,11 @@ def train(config: CifarConfig, argv: Sequence[str] = ()) -> int:
 
         return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
     curves = plot_runs([run.folder])
-    _report(result, run.folder, curves, config)
+    report(result, run.folder, curves, bool(config.valid_count))
     return 0
 
 
-def _prepare(config: CifarConfig) -> Tuple[Any, Any, List[Any], Any]:
+def _prepare(config: CifarConfig) -> tuple[Any, Any, list[Any], Any]:
     """Return network, trainer, contexts and loaders; everything that can be wrong fails here."""
     import mxnet as mx
     import numpy as np
@@ -187,78 +194,72 @@ def _prepare(config: CifarConfig) -> Tuple[Any, Any, List[Any], Any]:
     return net, build_trainer(net, config), contexts, loaders
 
 
-def _start_from(config: CifarConfig, net: Any, contexts: List[Any]) -> None:
+def _start_from(config: CifarConfig, net: Any, contexts: list[Any]) -> None:
     from model.loading import load_parameters
 
-    status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
+    status = load_parameters(net, str(config.finetune), contexts, allow_classes_mismatch=True)
     print(f"started from {config.finetune} ({status})")
     if config.freeze == "trunk":
         for name, parameter in net._collect_params_with_prefix().items():
             if not name.startswith("fc."):
                 parameter.grad_req = "null"
+        # Otherwise the running statistics would go on changing.
+        net.apply(_use_stored_statistics)
 
 
-def _test_file(config: CifarConfig) -> int:
+def _use_stored_statistics(block: Any) -> None:
+    from mxnet.gluon import nn
+
+    if isinstance(block, nn.BatchNorm):
+        block._kwargs["use_global_stats"] = True
+
+
+def _test_file(config: CifarConfig, given: Mapping[str, Any]) -> int:
+    from bridge.param_file import read_shapes
     from model import create_model
-    from model.loading import load_parameters
+    from model.loading import find_model, load_parameters
     from training.datasets import load_dataset
     from training.devices import choose_contexts, hybridize_options, use_precision
     from training.loaders import evaluation_batches, normalized
 
+    known = {**_known_of(Path(str(config.test))), **given}
     contexts = choose_contexts(config.gpus)
-    net = create_model(config.model, config.classes or _classes_of(config))
-    status = load_parameters(net, config.test, contexts)
+    shapes = {name: shape for name, (shape, _) in read_shapes(str(config.test)).items()}
+    found, classes = find_model(shapes)
+    config = replace(
+        config,
+        model=known.get("model") or found or config.model,
+        classes=known.get("classes") or classes or 10,
+        dataset=known.get("dataset", config.dataset),
+        normalization=known.get("normalization", config.normalization),
+    )
+    use_precision(config.precision, contexts)
+    net = create_model(config.model, config.classes)
+    status = load_parameters(net, str(config.test), contexts)
     dataset = load_dataset(
         config.dataset, config.data_dir, mirror=config.mirror, download=config.download
     )
-    dataset = normalized(dataset, config.normalization)
-    use_precision(config.precision, contexts)
     net.hybridize(**hybridize_options(config.precision))
-    print(f"{config.test} ({status}), {config.model}, {dataset.name}")
-    test(net, contexts, evaluation_batches(dataset.test, dataset))
+    print(
+        f"{config.test} ({status}): {config.model} on {dataset.name}, "
+        f"normalized by {config.normalization}"
+    )
+    test(net, contexts, evaluation_batches(dataset.test, normalized(dataset, config.normalization)))
     return 0
 
 
-def _classes_of(config: CifarConfig) -> int:
-    return {"cifar100": 100}.get(config.dataset, 10)
+def _known_of(path: Path) -> dict[str, Any]:
+    """Return what the index or the run folder says of a parameter file."""
+    from training.record import CONFIG_FILE, read_config
+    from training.results import find_result
 
-
-def _default_folder(config: CifarConfig) -> str:
-    dataset = config.dataset.split(":")[0]
-    return f"runs/{dataset}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _warn_threads(saved: Optional[int], now: Optional[int]) -> None:
-    if saved != now:
-        print(
-            f"warning: this run was made with {saved} CPU threads and goes on with {now}; sums are "
-            "then rounded differently. For the same bits set OMP_NUM_THREADS.",
-            file=sys.stderr,
-        )
-
-
-def _announce(config: CifarConfig, contexts: List[Any], loaders: Any, run: Any, at: Any) -> None:
-    from training.devices import device_names
-
-    counts = [len(loaders.train.data.images), len(loaders.test.data.images)]
-    valid = f", {len(loaders.valid.data.images)} held out" if loaders.valid else ""
-    print(f"{config.model} on {config.dataset}: {counts[0]} to train{valid}, {counts[1]} to test")
-    print(f"on {device_names(contexts)}, {config.precision}; changed from default: "
-          f"{diff_from_default(config) or 'nothing'}")
-    where = f"goes on after epoch {at.epoch}, batch {at.batch}" if at.step else "starts"
-    print(f"run folder {run.folder}, {where}")
-
-
-def _report(result: Any, folder: Path, curves: Path, config: CifarConfig) -> None:
-    judged = "held-out" if config.valid_count else "test (chosen on test)"
-    progress = result.progress
-    if result.scores:
-        print(
-            f"last epoch: test loss {result.scores.loss:.4f}, accuracy {result.scores.acc:.5f} "
-            f"over {result.scores.images} images"
-        )
-    print(f"best {judged} accuracy {progress.best_acc:.5f} at epoch {progress.best_epoch}")
-    print(f"wrote {folder}/last.param, {folder}/best.param, {curves}")
+    row = find_result(path)
+    if row:
+        return {key: row[key] for key in ("model", "dataset", "normalization")}
+    if not (path.parent / CONFIG_FILE).is_file():
+        return {}
+    saved = read_config(path.parent)
+    return {k: saved[k] for k in ("model", "dataset", "normalization") if k in saved}
 
 
 def _list_models() -> int:

@@ -7,7 +7,7 @@ class for every stage; here one class takes the number of poolings in the mask, 
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Optional
 
 from mxnet.gluon import nn
 
@@ -24,7 +24,7 @@ OLD_NAMES_DEPTH_2 = {
 }
 
 
-def units(channels: int, count: int, norm_kwargs: Optional[Dict[str, Any]]) -> nn.HybridSequential:
+def units(channels: int, count: int, norm_kwargs: Optional[dict[str, Any]]) -> nn.HybridSequential:
     """Return `count` residual units in a row, named 0, 1, ..."""
     row = nn.HybridSequential(prefix="")
     for _ in range(count):
@@ -74,10 +74,10 @@ class AttentionModule(nn.HybridBlock):
         self,
         channels: int,
         mask_depth: int,
-        ptr: Tuple[int, int, int] = (1, 2, 1),
+        ptr: tuple[int, int, int] = (1, 2, 1),
         wiring: str = "legacy",
-        names: Optional[Dict[str, str]] = None,
-        norm_kwargs: Optional[Dict[str, Any]] = None,
+        names: Optional[dict[str, str]] = None,
+        norm_kwargs: Optional[dict[str, Any]] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -112,9 +112,7 @@ class AttentionModule(nn.HybridBlock):
         for level in range(1, depth):
             self._add(f"softmax{level}_blocks", self._units(r))
             self._add(f"skip{level}_connection_residual_block", self._units(1))
-        self._add(
-            f"softmax{max(depth, 1)}_blocks", units(self._channels, 2 * r, self._norm_kwargs)
-        )
+        self._add(f"softmax{max(depth, 1)}_blocks", units(self._channels, 2 * r, self._norm_kwargs))
         for level in range(depth - 1, 0, -1):
             self._add(f"softmax{2 * depth - level}_blocks", self._units(r))
         self._add(f"softmax{2 * max(depth, 1)}_blocks", self._build_head())
@@ -132,8 +130,8 @@ class AttentionModule(nn.HybridBlock):
     def _soft_mask(self, F: Any, x: Any, trunk: Any) -> Any:
         """Return M (N, C, H, W) in (0, 1) for the module's input after the first units."""
         depth, legacy = self._mask_depth, self._wiring == "legacy"
-        down: List[Any] = []  # maps of the way down, largest first
-        skips: List[Any] = []
+        down: list[Any] = []  # maps of the way down, largest first
+        skips: list[Any] = []
         y = x
         for level in range(1, max(depth, 1) + 1):
             if depth:

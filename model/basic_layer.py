@@ -3,17 +3,17 @@
 Source: Wang et al. 2017, "Residual Attention Network for Image Classification", arXiv 1704.06904;
 the unit is the pre-activation bottleneck of He et al. 2016, arXiv 1603.05027, figure 4(e).
 
-Attribute names (``bn1``, ``conv1`` ...) are a file format: they name the tensors in ``.param`` files.
+Attribute names (``bn1``, ``conv1`` ...) are a file format: ``.param`` files have them.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 from mxnet.gluon import nn
 
 
-def norm(channels: int, norm_kwargs: Optional[Dict[str, Any]] = None) -> nn.BatchNorm:
+def norm(channels: int, norm_kwargs: Optional[dict[str, Any]] = None) -> nn.BatchNorm:
     """Return a batch normalisation of `channels` maps; `norm_kwargs` override Gluon's defaults."""
     return nn.BatchNorm(in_channels=channels, **(norm_kwargs or {}))
 
@@ -59,7 +59,7 @@ class ResidualBlock(nn.HybridBlock):
         channels: int,
         in_channels: Optional[int] = None,
         stride: int = 1,
-        norm_kwargs: Optional[Dict[str, Any]] = None,
+        norm_kwargs: Optional[dict[str, Any]] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -93,7 +93,7 @@ class ResidualBlock(nn.HybridBlock):
 
 
 def interpolation_matrix(F: Any, low: Any, high: Any, axis: int) -> Any:
-    """Return the (n_low, n_high) weights of linear interpolation along one axis of two feature maps.
+    """Return the (n_low, n_high) weights of linear interpolation along one axis of two maps.
 
     Column j holds ``max(0, 1 - |i - j * (n_low - 1) / (n_high - 1)|)`` over i: corners are aligned,
     as in ``BilinearResize2D`` of MXNet and in Caffe's ``Interp``. Both lengths are read from the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Any, List, Tuple
+from typing import Any
 
 from mxnet.gluon import nn
 
@@ -15,7 +15,7 @@ class ModelError(Exception):
     """An unknown network or override: the message names what is available."""
 
 
-def list_models() -> List[str]:
+def list_models() -> list[str]:
     """Return the names that `create_model` takes, sorted."""
     return sorted(SPECS)
 
@@ -53,7 +53,7 @@ def create_model(name: str, classes: int = 10, **overrides: Any) -> nn.HybridBlo
         raise ModelError(f"cannot build {name}: {error}") from error
 
 
-def parameter_count(net: nn.HybridBlock) -> Tuple[int, int]:
+def parameter_count(net: nn.HybridBlock) -> tuple[int, int]:
     """Return (trainable parameters, tensors in a parameter file) of an initialized or known net."""
     trainable = tensors = 0
     for parameter in net.collect_params().values():
@@ -66,7 +66,7 @@ def parameter_count(net: nn.HybridBlock) -> Tuple[int, int]:
     return trainable, tensors
 
 
-def _unknown(what: str, given: str, available: List[str]) -> str:
+def _unknown(what: str, given: str, available: list[str]) -> str:
     close = difflib.get_close_matches(str(given), available, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown {what} {given!r}{hint} Available: {', '.join(available)}"

@@ -8,15 +8,16 @@ Measured, 32x32 input, 10 classes (pinned in ``tests/test_models.py``):
     attention56        7,202,794 trainable parameters   450 tensors   0.694 GMAC
     attention92       12,170,730 trainable parameters   750 tensors   1.089 GMAC
 
-Differs from the paper: widths 128/256/512 with a 1024-channel tail, modules 1/1/1 or 1/2/3 per stage
-and mask depths 2/1/0 are PistonY's; the paper's CIFAR networks are narrower. Pooling at the end is
-global, which equals PistonY's 8x8 pooling at 32x32 and accepts other sizes.
+Differs from the paper: widths 128/256/512 with a 1024-channel tail, modules 1/1/1 or 1/2/3 per
+stage and mask depths 2/1/0 are PistonY's; the paper's CIFAR networks are narrower. Pooling at the
+end is global, which equals PistonY's 8x8 pooling at 32x32 and accepts other sizes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Optional
 
 from mxnet.gluon import nn
 
@@ -33,12 +34,12 @@ class AttentionSpec:
     2018-10-15.
     """
 
-    modules: Tuple[int, int, int]
+    modules: tuple[int, int, int]
     stem_channels: int = 32
-    channels: Tuple[int, int, int] = (128, 256, 512)
+    channels: tuple[int, int, int] = (128, 256, 512)
     tail_channels: int = 1024
-    mask_depths: Tuple[int, int, int] = (2, 1, 0)
-    ptr: Tuple[int, int, int] = (1, 2, 1)
+    mask_depths: tuple[int, int, int] = (2, 1, 0)
+    ptr: tuple[int, int, int] = (1, 2, 1)
     wiring: str = "legacy"
     old_names: bool = False
 
@@ -78,7 +79,7 @@ class ResidualAttentionNetwork(nn.HybridBlock):
         self,
         spec: AttentionSpec,
         classes: int = 10,
-        norm_kwargs: Optional[Dict[str, Any]] = None,
+        norm_kwargs: Optional[dict[str, Any]] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -109,7 +110,7 @@ class ResidualAttentionNetwork(nn.HybridBlock):
             # A 1x1 convolution instead of a dense layer keeps the shape that the files have.
             self.fc = nn.Conv2D(classes, 1, in_channels=spec.tail_channels)
 
-    def _module(self, stage: int, norm_kwargs: Optional[Dict[str, Any]]) -> AttentionModule:
+    def _module(self, stage: int, norm_kwargs: Optional[dict[str, Any]]) -> AttentionModule:
         spec = self.spec
         return AttentionModule(
             spec.channels[stage - 1],
@@ -120,7 +121,7 @@ class ResidualAttentionNetwork(nn.HybridBlock):
             norm_kwargs=norm_kwargs,
         )
 
-    def blocks(self) -> Iterator[Tuple[str, nn.HybridBlock]]:
+    def blocks(self) -> Iterator[tuple[str, nn.HybridBlock]]:
         """Yield (attribute name, block) from input to last feature map, in order of execution."""
         yield "conv1", self.conv1
         for stage in range(1, 4):
@@ -142,8 +143,8 @@ class ResidualAttentionNetwork(nn.HybridBlock):
         return F.Flatten(self.fc(y))  # (N, classes)
 
 
-def module_names(stage: int, count: int) -> Tuple[str, ...]:
-    """Return the attribute names of a stage's modules: attention_module2, attention_module2_2, ..."""
+def module_names(stage: int, count: int) -> tuple[str, ...]:
+    """Return the names of a stage's modules: attention_module2, attention_module2_2, ..."""
     return tuple(
         f"attention_module{stage}" + (f"_{index}" if index > 1 else "")
         for index in range(1, count + 1)
@@ -154,14 +155,14 @@ MODULES_56, MODULES_92 = (1, 1, 1), (1, 2, 3)
 # Bottlenecks of 8 channels would leave oneDNN its slow batch-norm code, hence 64 and not 32.
 SMALL = {"stem_channels": 16, "channels": (64, 64, 128), "tail_channels": 256}
 
-SPECS: Dict[str, AttentionSpec] = {
+SPECS: dict[str, AttentionSpec] = {
     "attention56": AttentionSpec(MODULES_56),
     "attention92": AttentionSpec(MODULES_92),
     "attention56_small": AttentionSpec(MODULES_56, **SMALL),  # type: ignore[arg-type]
 }
 
 
-def ResidualAttentionModel_32input(  # noqa: N802 (name of the compatible implementation)
+def ResidualAttentionModel_32input(
     classes: int = 10, additional_stage: bool = False, **kwargs: Any
 ) -> ResidualAttentionNetwork:
     """Return Attention-56, or Attention-92 when `additional_stage`, with PistonY's HEAD names."""
@@ -169,7 +170,7 @@ def ResidualAttentionModel_32input(  # noqa: N802 (name of the compatible implem
     return ResidualAttentionNetwork(spec, classes, **kwargs)
 
 
-def ResidualAttentionModel_92_32input_update(  # noqa: N802
+def ResidualAttentionModel_92_32input_update(
     **kwargs: Any,
 ) -> ResidualAttentionNetwork:
     """Return Attention-92 for 10 classes with the attribute names from before 2018-10-15.

@@ -1,0 +1,65 @@
+"""What a training script says on the terminal at its start and end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from training.checkpoint import Progress
+from training.config import diff_from_default
+from training.devices import device_names
+from training.fit import Loaders, Result
+from training.train_config import TrainConfig
+
+
+def default_folder(dataset: str, model: str) -> str:
+    """Return a new run folder's name, with the time in it."""
+    return f"runs/{dataset.split(':')[0]}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def announce(
+    config: TrainConfig,
+    model: str,
+    contexts: Sequence[Any],
+    loaders: Loaders,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Say what is trained on what, where, and what is not the default."""
+    held_out = f", {len(loaders.valid.data.images)} held out" if loaders.valid else ""
+    print(
+        f"{model} on {config.dataset}: {len(loaders.train.data.images)} images to train{held_out}, "
+        f"{len(loaders.test.data.images)} to test"
+    )
+    print(
+        f"on {device_names(contexts)}, {config.precision}; "
+        f"changed from default: {diff_from_default(config) or 'nothing'}"
+    )
+    where = f"goes on after epoch {progress.epoch}, batch {progress.batch}"
+    print(f"run folder {folder}, {where if progress.step else 'starts'}", flush=True)
+
+
+def warn_threads(saved: Optional[int], now: Optional[int]) -> None:
+    """Warn when a resumed run has another number of CPU threads than before."""
+    if saved != now:
+        print(
+            f"warning: this run was made with {saved} CPU threads and goes on with {now}; sums are "
+            "then rounded differently. For the same bits set OMP_NUM_THREADS.",
+            file=sys.stderr,
+        )
+
+
+def report(result: Result, folder: Path, curves: Path, held_out: bool) -> None:
+    """Say how a finished run scored and what it wrote."""
+    if result.scores:
+        print(
+            f"last epoch: test loss {result.scores.loss:.4f}, accuracy {result.scores.acc:.5f} "
+            f"over {result.scores.images} images"
+        )
+    judged = "held-out accuracy" if held_out else "test accuracy (chosen on test)"
+    progress = result.progress
+    print(f"best {judged} {progress.best_acc:.5f} at epoch {progress.best_epoch}")
+    print(f"wrote {folder}/last.param, {folder}/best.param, {curves}")

@@ -1,0 +1,32 @@
+"""The index of published parameter files, ``cifar_param/index.csv``: what each one is and scores.
+
+Columns: file, sha256, model, dataset, normalization, classes, test_acc (last epoch, all test
+images), test_loss, epochs, seed, precision (of the training), hours, hardware, commit, command.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import Optional
+
+INDEX = Path(__file__).resolve().parent.parent / "cifar_param" / "index.csv"
+
+
+def read_index(path: Path = INDEX) -> list[dict[str, str]]:
+    """Return the rows of the index; none when there is no index."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def find_result(param_file: Path, index: Path = INDEX) -> Optional[dict[str, str]]:
+    """Return the row of a parameter file, recognised by its content, or None."""
+    rows = read_index(index)
+    try:
+        digest = hashlib.sha256(param_file.read_bytes()).hexdigest() if rows else ""
+    except OSError:
+        return None  # reading the parameters reports it, with what to do
+    return next((row for row in rows if row["sha256"] == digest), None)
