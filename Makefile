@@ -8,7 +8,7 @@ export PYTHON
 VENV = .venv
 VENV_GPU = .venv-gpu
 RUN_DIR = runs/shapes
-TRAIN_ARGS = --model attention56_small --dataset shapes
+TRAIN_ARGS = --recipe quick --model attention56_small --dataset shapes --epochs 5
 PYTEST_ARGS =
 PORT = 6006
 

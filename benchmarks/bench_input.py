@@ -27,6 +27,7 @@ from training.augment import Augmentation, augment
 from training.batches import TrainBatches
 from training.config import option, parse, to_dict
 from training.datasets import Dataset, ImageData, load_dataset
+from training.environment import cpu_name
 from training.errors import UserError
 
 
@@ -139,15 +140,6 @@ def environment(config: Config) -> dict[str, object]:
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         **to_dict(config),
     }
-
-
-def cpu_name() -> str:
-    """The processor's name as Linux gives it, else as Python does."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def table(config: Config, rows: dict[str, dict[str, float]]) -> str:

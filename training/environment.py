@@ -38,7 +38,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": _versions(),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "usable_cores": _usable_cores(),
         "threads": {
@@ -60,7 +60,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _cpu_name() -> Optional[str]:
+def cpu_name() -> Optional[str]:
+    """Return the processor's model name, or None where nothing tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:

@@ -184,7 +184,10 @@ def _decode(paths: Sequence[str], size: int) -> np.ndarray:
 
 
 def _decode_one(path: str, size: int) -> np.ndarray:
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageFile, ImageOps
+
+    # gluoncv sets this for the whole process when it is imported; a cut-off file is an error here.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
 
     try:
         with warnings.catch_warnings():

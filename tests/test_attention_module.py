@@ -1,0 +1,154 @@
+"""The attention module and its layers against hand-worked values and MXNet's own operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+
+from model.attention_module import AttentionModule
+from model.basic_layer import ResidualBlock, upsample_like
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [((4, 4), (8, 8)), ((16, 16), (32, 32)), ((7, 5), (13, 9)), ((1, 1), (1, 1)), ((1, 2), (2, 4))],
+)
+def test_upsampling_equals_bilinear_resize(low: tuple[int, int], high: tuple[int, int]) -> None:
+    source = mx.nd.random.normal(shape=(2, 3, *low))
+    target = mx.nd.random.normal(shape=(2, 3, *high))
+    weight = mx.nd.random.normal(shape=(2, 3, *high))
+    results, gradients = [], []
+    for resize in (upsample_like, _bilinear_resize):
+        source.attach_grad()
+        target.attach_grad()
+        with autograd.record():
+            out = resize(mx.nd, source, target)
+            loss = (out * weight).sum()
+        loss.backward()
+        results.append(out.asnumpy())
+        gradients.append(source.grad.asnumpy())
+        assert not target.grad.asnumpy().any()
+    np.testing.assert_allclose(results[0], results[1], atol=2e-6)
+    np.testing.assert_allclose(gradients[0], gradients[1], atol=1e-5)
+
+
+def _bilinear_resize(F: Any, low: Any, high: Any) -> Any:
+    return F.contrib.BilinearResize2D(low, high, mode="like")
+
+
+def test_upsampling_aligns_corners() -> None:
+    row = mx.nd.array([0, 1, 2, 3]).reshape((1, 1, 1, 4))
+    found = upsample_like(mx.nd, row, mx.nd.zeros((1, 1, 1, 8))).asnumpy().ravel()
+    np.testing.assert_allclose(found, np.arange(8) * 3 / 7, atol=1e-6)
+
+
+def test_residual_block_by_hand() -> None:
+    """One pixel, so that a 3x3 convolution is its centre weight: y = conv3 conv2 conv1 relu(x) + x.
+
+    Batch normalisation is the identity up to 1 / sqrt(1 + 1e-5).
+    """
+    block = ResidualBlock(4)
+    block.initialize()
+    assert block.conv4 is None
+    block.conv1.weight.set_data(mx.nd.array([1.0, 2.0, 3.0, 4.0]).reshape((1, 4, 1, 1)))
+    centre = np.zeros((1, 1, 3, 3))
+    centre[0, 0, 1, 1] = 0.5
+    block.conv2.weight.set_data(mx.nd.array(centre))
+    block.conv3.weight.set_data(mx.nd.array([1.0, -1.0, 2.0, 0.0]).reshape((4, 1, 1, 1)))
+    x = np.array([1.0, -5.0, 2.0, 0.5])
+    narrow = (1 * 1 + 3 * 2 + 4 * 0.5) * 0.5  # -5 is cut off by the first ReLU
+    expected = x + narrow * np.array([1.0, -1.0, 2.0, 0.0])
+    found = block(mx.nd.array(x).reshape((1, 4, 1, 1))).asnumpy().ravel()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_projection_reads_the_activated_input() -> None:
+    block = ResidualBlock(8, in_channels=4, stride=2)
+    block.initialize()
+    block.conv3.weight.set_data(mx.nd.zeros(block.conv3.weight.shape))
+    block.conv4.weight.set_data(mx.nd.ones(block.conv4.weight.shape))
+    x = mx.nd.array(np.arange(-8, 8)).reshape((1, 4, 2, 2))
+    found = block(x).asnumpy()
+    assert found.shape == (1, 8, 1, 1)
+    np.testing.assert_allclose(found, np.maximum(x.asnumpy()[0, :, 0, 0], 0).sum(), rtol=1e-4)
+
+
+def _module(depth: int, wiring: str = "legacy") -> AttentionModule:
+    module = AttentionModule(8, depth, wiring=wiring)
+    module.initialize(mx.init.Normal(0.5))
+    return module
+
+
+def _head(module: AttentionModule, depth: int) -> gluon.nn.HybridSequential:
+    head: gluon.nn.HybridSequential = getattr(module, f"softmax{2 * max(depth, 1)}_blocks")
+    return head
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+@pytest.mark.parametrize("gain", [-100.0, 0.0, 100.0])
+def test_attention_residual_learning(depth: int, gain: float) -> None:
+    """With the mask forced to 0, 1/2 or 1 the module is post((1 + M) * trunk(pre(x)))."""
+    module = _module(depth)
+    head = _head(module, depth)
+    # The head's last batch normalisation gives 1 in every channel, its convolution `gain`.
+    head[3].gamma.set_data(mx.nd.zeros(8))
+    head[3].beta.set_data(mx.nd.ones(8))
+    head[5].weight.set_data(mx.nd.ones((8, 8, 1, 1)) * gain / 8)
+    x = mx.nd.random.normal(shape=(2, 8, 16, 16))
+    inner = module.first_residual_blocks(x)
+    trunk = module.trunk_branches(inner)
+    factor = {-100.0: 1.0, 0.0: 1.5, 100.0: 2.0}[gain]
+    expected = module.last_blocks(factor * trunk).asnumpy()
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(module(x).asnumpy(), expected, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_wirings_share_parameters_and_differ_in_what_is_added(depth: int) -> None:
+    legacy, paper = _module(depth), _module(depth, "paper")
+    names = legacy._collect_params_with_prefix()
+    assert list(names) == list(paper._collect_params_with_prefix())
+    for name, parameter in paper._collect_params_with_prefix().items():
+        parameter.set_data(names[name].data())
+    x = mx.nd.random.normal(shape=(1, 8, 16, 16))
+    assert np.abs(legacy(x).asnumpy() - paper(x).asnumpy()).max() > 1e-3
+    # Without trunk and without the maps of the way down, both add the same.
+    for name in ["trunk_branches", *[f"softmax{level}_blocks" for level in range(1, depth)]]:
+        for module in (legacy, paper):
+            _silence(getattr(module, name))
+    trunk = mx.nd.zeros((1, 8, 16, 16))
+    masks = [m._soft_mask(mx.nd, x, trunk).asnumpy() for m in (legacy, paper)]
+    np.testing.assert_allclose(masks[0], masks[1], atol=1e-6)
+
+
+def _silence(block: gluon.HybridBlock) -> None:
+    """Make a block return zeros whatever it gets."""
+    block.hybrid_forward = lambda F, x: F.zeros_like(x)
+
+
+def test_a_soft_mask_lies_between_0_and_1() -> None:
+    module = _module(2)
+    module.initialize(mx.init.Normal(0.1), force_reinit=True)  # larger ones saturate the sigmoid
+    x = mx.nd.random.normal(shape=(2, 8, 16, 16))
+    mask = module._soft_mask(mx.nd, x, x).asnumpy()
+    assert mask.shape == x.shape
+    assert mask.min() > 0
+    assert mask.max() < 1
+    assert mask.std() > 1e-6
+
+
+def test_p_t_r_count_units() -> None:
+    module = AttentionModule(8, 2, ptr=(2, 3, 2))
+    names = {name.rpartition(".conv1.")[0] for name in module._collect_params_with_prefix()}
+    rows = {name for name in names if name}
+    assert {f"first_residual_blocks.{i}" for i in range(2)} <= rows
+    assert {f"last_blocks.{i}" for i in range(2)} <= rows
+    assert {f"trunk_branches.{i}" for i in range(3)} <= rows
+    assert {f"softmax1_blocks.{i}" for i in range(2)} <= rows
+    assert {f"softmax2_blocks.{i}" for i in range(4)} <= rows
+    assert {f"softmax3_blocks.{i}" for i in range(2)} <= rows
+    assert len(rows) == 2 + 2 + 3 + 2 + 4 + 2 + 1  # and one skip unit

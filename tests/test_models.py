@@ -1,0 +1,213 @@
+"""Networks of the registry: file format, sizes, equality with gluoncv's, gradients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Callable
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+
+from model import ModelError, create_model, list_models
+from model.dialects import rename
+from model.registry import parameter_count
+from model.residual_attention_network import (
+    ResidualAttentionModel_32input,
+    ResidualAttentionModel_92_32input_update,
+)
+from model.summary import summarize, summary_rows
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL_NET = {"stem_channels": 16, "channels": (16, 32, 64), "tail_channels": 64}
+
+
+def _arrays(net: gluon.HybridBlock) -> dict[str, np.ndarray]:
+    return {k: p.data().asnumpy() for k, p in net._collect_params_with_prefix().items()}
+
+
+def _set_arrays(net: gluon.HybridBlock, arrays: dict[str, np.ndarray]) -> None:
+    parameters = net._collect_params_with_prefix()
+    assert list(parameters) == list(arrays)
+    for name, parameter in parameters.items():
+        parameter.initialize(ctx=mx.cpu(), force_reinit=True)
+        parameter.set_data(mx.nd.array(arrays[name]))
+
+
+def _calibrate(net: gluon.HybridBlock, image: mx.nd.NDArray) -> None:
+    """Give the batch normalisations the statistics of one batch, as training would.
+
+    With statistics at random, activations grow to 1e5 and rounding differences with them.
+    """
+
+    def set_momentum(momentum: float) -> None:
+        net.apply(
+            lambda b: (
+                b._kwargs.update(momentum=momentum) if isinstance(b, gluon.nn.BatchNorm) else None
+            )
+        )
+
+    set_momentum(0.0)
+    with autograd.train_mode():
+        net(image)
+    set_momentum(0.9)
+
+
+def _initialized(net: gluon.HybridBlock) -> gluon.HybridBlock:
+    net.initialize(mx.init.MSRAPrelu())
+    return net
+
+
+@pytest.mark.parametrize(
+    ("build", "golden"),
+    [
+        (lambda: create_model("attention56"), "head_attention56"),
+        (lambda: create_model("attention92"), "head_attention92"),
+        (ResidualAttentionModel_32input, "head_attention56"),
+        (lambda: ResidualAttentionModel_32input(additional_stage=True), "head_attention92"),
+        (ResidualAttentionModel_92_32input_update, "pre_attention92"),
+    ],
+)
+def test_names_shapes_and_order_are_the_file_format(
+    build: Callable[[], gluon.HybridBlock], golden: str
+) -> None:
+    """A change here makes every saved file of that network unreadable: take a new name instead."""
+    expected = json.loads((GOLDEN / f"{golden}.json").read_text(encoding="utf-8"))
+    found = {name: list(p.shape) for name, p in build()._collect_params_with_prefix().items()}
+    assert list(found.items()) == list(expected.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "tensors", "macs"),
+    [
+        ("attention56", 7_202_794, 450, 694_396_928),
+        ("attention92", 12_170_730, 750, 1_089_185_792),
+    ],
+)
+def test_sizes(name: str, parameters: int, tensors: int, macs: int) -> None:
+    net = create_model(name)
+    assert parameter_count(net) == (parameters, tensors)
+    rows = summary_rows(net)
+    assert sum(row.parameters for row in rows) == parameters
+    assert sum(row.tensors for row in rows) == tensors
+    assert sum(row.macs for row in rows) == macs
+    assert rows[2].output == (128, 32, 32)
+    assert f"{macs:,}" in summarize(net).splitlines()[-1]
+
+
+@pytest.mark.parametrize("depth", [56, 92])
+def test_forward_equals_gluoncv(depth: int) -> None:
+    from gluoncv import model_zoo
+
+    theirs = _initialized(getattr(model_zoo, f"cifar_residualattentionnet{depth}")())
+    image = mx.nd.random.normal(shape=(2, 3, 32, 32))
+    _calibrate(theirs, image)
+    ours = create_model(f"attention{depth}")
+    _set_arrays(ours, rename(_arrays(theirs), "head"))
+    expected = theirs(image).asnumpy()
+    scale = np.abs(expected).max()
+    assert scale > 1e-3
+    np.testing.assert_allclose(ours(image).asnumpy(), expected, atol=1e-5 * scale)
+
+
+def test_old_names_compute_the_same() -> None:
+    new = _initialized(ResidualAttentionModel_32input(additional_stage=True))
+    image = mx.nd.random.normal(shape=(2, 3, 32, 32))
+    _calibrate(new, image)
+    old = ResidualAttentionModel_92_32input_update()
+    _set_arrays(old, rename(_arrays(new), "pre"))
+    np.testing.assert_array_equal(old(image).asnumpy(), new(image).asnumpy())
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_eager_equals_hybridized_and_every_parameter_learns(name: str) -> None:
+    net = _initialized(create_model(name, classes=7))
+    image = mx.nd.random.normal(shape=(4, 3, 32, 32))
+    label = mx.nd.array([0, 3, 6, 2])
+    loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
+    _calibrate(net, image)
+    eager = net(image)
+    assert eager.shape == (4, 7)
+    net.hybridize(static_alloc=True, static_shape=True)
+    scale = float(eager.abs().max().asscalar())
+    np.testing.assert_allclose(net(image).asnumpy(), eager.asnumpy(), atol=1e-6 * scale)
+
+    with autograd.record():
+        loss = loss_function(net(image), label)
+    loss.backward()
+    for key, parameter in net._collect_params_with_prefix().items():
+        if parameter.grad_req != "null":
+            gradient = parameter.grad().asnumpy()
+            assert np.isfinite(gradient).all(), key
+            assert np.abs(gradient).max() > 0, key
+
+
+def test_gradients_equal_gluoncv_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 a rounding difference turns single ReLUs, so this is compared in float64.
+
+    MXNet's resize, whose weights are float32 in any case, is put in for the matrix product, which
+    has its own test.
+    """
+    from gluoncv.model_zoo import cifar_residualattentionnet56
+
+    monkeypatch.setattr(
+        "model.attention_module.upsample_like",
+        lambda F, low, high: F.contrib.BilinearResize2D(low, high, mode="like"),
+    )
+    theirs, ours = cifar_residualattentionnet56(), create_model("attention56")
+    _initialized(theirs)
+    image = mx.nd.random.normal(shape=(2, 3, 32, 32))
+    theirs(image)
+    _set_arrays(ours, rename(_arrays(theirs), "head"))
+    gradients = []
+    for net in (theirs, ours):
+        net.cast("float64")
+        with autograd.record():
+            loss = (net(image.astype("float64")) ** 2).sum()
+        loss.backward()
+        gradients.append(
+            [p.grad().asnumpy() for p in net.collect_params().values() if p.grad_req != "null"]
+        )
+    for expected, found in zip(*gradients):
+        np.testing.assert_allclose(found, expected, atol=1e-8 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("size", [(28, 28), (32, 32), (64, 64), (40, 56), (9, 9)])
+def test_other_image_sizes(size: tuple[int, int]) -> None:
+    net = _initialized(create_model("attention56_small", **SMALL_NET))
+    net.hybridize(static_alloc=True, static_shape=True)
+    logits = net(mx.nd.random.normal(shape=(2, 3, *size)))
+    assert logits.shape == (2, 10)
+    assert np.isfinite(logits.asnumpy()).all()
+
+
+def test_norm_kwargs_reach_every_norm() -> None:
+    net = create_model("attention56_small", norm_kwargs={"epsilon": 0.125})
+    found: list[Any] = []
+    net.apply(lambda b: found.append(b) if isinstance(b, gluon.nn.BatchNorm) else None)
+    assert len(found) == sum(k.endswith("gamma") for k in net._collect_params_with_prefix())
+    assert {norm._kwargs["eps"] for norm in found} == {0.125}
+
+
+def test_unknown_names_are_answered_with_what_there_is() -> None:
+    with pytest.raises(ModelError, match=r"attenton92.*did you mean 'attention92'.*attention56"):
+        create_model("attenton92")
+    with pytest.raises(ModelError, match=r"chanels.*did you mean 'channels'"):
+        create_model("attention56", chanels=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"channels": (10, 20, 40)}, "multiple of 4"),
+        ({"wiring": "other"}, "legacy, paper"),
+        ({"modules": (0, 1, 1)}, "positive"),
+        ({"ptr": (1, 0, 1)}, "p, t, r"),
+        ({"classes": 0}, "classes"),
+    ],
+)
+def test_impossible_networks(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        create_model("attention56", **overrides)
