@@ -70,6 +70,7 @@ def test_projection_reads_the_activated_input() -> None:
     block = ResidualBlock(8, in_channels=4, stride=2)
     block.initialize()
     block.conv3.weight.set_data(mx.nd.zeros(block.conv3.weight.shape))
+    assert block.conv4 is not None
     block.conv4.weight.set_data(mx.nd.ones(block.conv4.weight.shape))
     x = mx.nd.array(np.arange(-8, 8)).reshape((1, 4, 2, 2))
     found = block(x).asnumpy()

@@ -21,7 +21,7 @@ from model.residual_attention_network import (
 from model.summary import summarize, summary_rows
 
 GOLDEN = Path(__file__).parent / "golden"
-SMALL_NET = {"stem_channels": 16, "channels": (16, 32, 64), "tail_channels": 64}
+SMALL_NET: dict[str, Any] = {"stem_channels": 16, "channels": (16, 32, 64), "tail_channels": 64}
 
 
 def _arrays(net: gluon.HybridBlock) -> dict[str, np.ndarray]:
@@ -211,3 +211,17 @@ def test_unknown_names_are_answered_with_what_there_is() -> None:
 def test_impossible_networks(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         create_model("attention56", **overrides)
+
+
+# SymbolBlock asks for types before it knows the input's; float32 is right.
+@pytest.mark.filterwarnings("ignore:Cannot decide type:UserWarning")
+def test_an_exported_graph_takes_other_sizes(tmp_path: Path) -> None:
+    net = _initialized(create_model("attention56_small", **SMALL_NET))
+    net.hybridize()
+    net(mx.nd.zeros((1, 3, 32, 32)))
+    net.export(str(tmp_path / "net"))
+    loaded = gluon.SymbolBlock.imports(
+        str(tmp_path / "net-symbol.json"), ["data"], str(tmp_path / "net-0000.params")
+    )
+    image = mx.nd.random.normal(shape=(2, 3, 40, 56))
+    np.testing.assert_allclose(loaded(image).asnumpy(), net(image).asnumpy(), rtol=1e-5, atol=1e-6)
