@@ -24,6 +24,8 @@ from training.recipes import RECIPES
 from training.train_config import TrainConfig
 
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
+# Settings that may be another at a resume: where things are, not what is computed.
+RESUMABLE = ("data_dir", "mirror", "download", "gpus", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class CifarConfig(TrainConfig):
     freeze: str = option("none", "what finetuning leaves as it is", choices=("none", "trunk"))
     list_models: bool = option(False, "list the networks and end")
     summary: Optional[str] = option(None, "layers, parameters and MACs", metavar="MODEL")
+
+    def check(self) -> None:
+        """Raise UserError for a value outside its range or that does nothing."""
+        super().check()
+        if self.freeze != "none" and not self.finetune:
+            raise UserError(f"--freeze {self.freeze} needs trained weights: add --finetune FILE")
 
 
 def test(
@@ -111,20 +119,35 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         config = CifarConfig(**{**RECIPES[given.get("recipe", "pistony")], **given})
         config.check()
+        _check_resume(given)
         if config.list_models:
             return _list_models()
         if config.summary:
             return _summary(config.summary, config.classes or 10)
         if config.test:
             return _test_file(config, given)
-        return train(config, argv)
+        return train(config, given, argv)
     except (UserError, ModelError, LoadError, ParamFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def train(config: CifarConfig, argv: Sequence[str] = ()) -> int:
-    """Train by a configuration and return the exit code; see the module's first lines."""
+def _check_resume(given: Mapping[str, Any]) -> None:
+    """Refuse settings that a resumed run would not heed."""
+    ignored = [name for name in given if name not in (*RESUMABLE, "resume")]
+    if given.get("resume") and ignored:
+        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        raise UserError(
+            f"--resume keeps the settings of the run; {flags} cannot be changed. Leave them out, "
+            "or start a new run"
+        )
+
+
+def train(config: CifarConfig, given: Mapping[str, Any], argv: Sequence[str] = ()) -> int:
+    """Train by a configuration and return the exit code; see the module's first lines.
+
+    `given` are the settings that the user has named: a resume takes only `RESUMABLE` from them.
+    """
     from training.announce import announce, default_folder, report, warn_threads
     from training.checkpoint import Progress, load_state, restore
     from training.environment import describe
@@ -136,7 +159,8 @@ def train(config: CifarConfig, argv: Sequence[str] = ()) -> int:
     if config.resume:
         folder = Path(config.resume)
         saved = from_dict(CifarConfig, read_config(folder))
-        config = replace(saved, resume=str(folder), data_dir=config.data_dir or saved.data_dir)
+        here = {name: given[name] for name in RESUMABLE if name in given}
+        config = replace(saved, **here, resume=str(folder))
         progress, *state = load_state(folder)
     net, trainer, contexts, loaders = _prepare(config)
     if state:
@@ -166,10 +190,11 @@ def _prepare(config: CifarConfig) -> tuple[Any, Any, list[Any], Any]:
     import numpy as np
 
     from model import create_model
+    from model.loading import load_parameters
     from training.datasets import load_dataset
     from training.devices import choose_contexts, hybridize_options, use_precision
     from training.loaders import build_loaders
-    from training.optimizer import build_trainer, initializer
+    from training.optimizer import build_trainer, freeze_except, initializer
 
     contexts = choose_contexts(config.gpus)
     # Built before the data is loaded, so that a wrong name does not first download a data set.
@@ -188,30 +213,13 @@ def _prepare(config: CifarConfig) -> tuple[Any, Any, list[Any], Any]:
     mx.random.seed(config.seed)
     net = create_model(config.model, classes)
     net.initialize(initializer(config.init), ctx=contexts)
-    if config.finetune:
-        _start_from(config, net, contexts)
+    if config.finetune and not config.resume:
+        status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
+        print(f"started from {config.finetune} ({status}); fresh: {', '.join(status.fresh) or '-'}")
+    if config.freeze == "trunk":
+        freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(config.precision))
     return net, build_trainer(net, config), contexts, loaders
-
-
-def _start_from(config: CifarConfig, net: Any, contexts: list[Any]) -> None:
-    from model.loading import load_parameters
-
-    status = load_parameters(net, str(config.finetune), contexts, allow_classes_mismatch=True)
-    print(f"started from {config.finetune} ({status})")
-    if config.freeze == "trunk":
-        for name, parameter in net._collect_params_with_prefix().items():
-            if not name.startswith("fc."):
-                parameter.grad_req = "null"
-        # Otherwise the running statistics would go on changing.
-        net.apply(_use_stored_statistics)
-
-
-def _use_stored_statistics(block: Any) -> None:
-    from mxnet.gluon import nn
-
-    if isinstance(block, nn.BatchNorm):
-        block._kwargs["use_global_stats"] = True
 
 
 def _test_file(config: CifarConfig, given: Mapping[str, Any]) -> int:

@@ -18,6 +18,25 @@ def initializer(name: str) -> Any:
     return mx.init.MSRAPrelu() if name == "msra" else mx.init.Xavier()
 
 
+def freeze_except(net: Any, kept: str) -> None:
+    """Train only the parameters whose structural name starts with `kept`.
+
+    Batch normalisation then uses its stored statistics in training too: otherwise the frozen part
+    would go on changing through them.
+    """
+    from mxnet.gluon import nn
+
+    for name, parameter in net._collect_params_with_prefix().items():
+        if not name.startswith(kept):
+            parameter.grad_req = "null"
+
+    def use_stored_statistics(block: Any) -> None:
+        if isinstance(block, nn.BatchNorm):
+            block._kwargs["use_global_stats"] = True
+
+    net.apply(use_stored_statistics)
+
+
 def build_trainer(net: Any, config: TrainConfig) -> Any:
     """Return the trainer of an initialized network; unless ``decay_bias``, only weights decay.
 
