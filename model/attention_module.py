@@ -14,6 +14,9 @@ from mxnet.gluon import nn
 from model.basic_layer import ResidualBlock, norm, pointwise, upsample_like
 
 WIRINGS = ("legacy", "paper")
+LEARNINGS = ("arl", "nal")
+ATTENTIONS = ("mixed", "channel", "spatial")
+STANDARDIZATION_EPSILON = 1e-5  # keeps a constant map finite; not in the paper
 
 # Names before the refactoring of 2018-10-15, for the first CIFAR stage (mask_depth 2) only.
 OLD_NAMES_DEPTH_2 = {
@@ -32,11 +35,30 @@ def units(channels: int, count: int, norm_kwargs: Optional[dict[str, Any]]) -> n
     return row
 
 
+def soft_mask(F: Any, y: Any, attention: str) -> Any:
+    """Turn the mask branch's output into attention weights M (Wang et al. 2017, section 3.2).
+
+    - ``mixed`` (f1): ``sigmoid(y)``.
+    - ``channel`` (f2): ``y / ||y||``, the L2 norm over all channels at each position.
+    - ``spatial`` (f3): ``sigmoid((y - mean) / std)`` over the positions of each channel.
+
+    Inputs and outputs are (N, C, H, W).
+    """
+    if attention == "channel":
+        return F.L2Normalization(y, mode="channel", name="soft_mask")
+    if attention == "spatial":
+        centred = F.broadcast_sub(y, F.mean(y, axis=(2, 3), keepdims=True))
+        variance = F.mean(F.square(centred), axis=(2, 3), keepdims=True)
+        y = F.broadcast_mul(centred, F.rsqrt(variance + STANDARDIZATION_EPSILON))
+    return F.Activation(y, act_type="sigmoid", name="soft_mask")
+
+
 class AttentionModule(nn.HybridBlock):
-    """``H(x) = post((1 + M(pre(x))) * T(pre(x)))``: trunk T, soft mask M in (0, 1) (equation 3).
+    """``H(x) = post((1 + M(pre(x))) * T(pre(x)))``: trunk T, soft mask M (equation 3).
 
     The soft mask goes down by `mask_depth` max poolings, up again by bilinear resizing with skip
-    connections, and ends with two 1x1 convolutions and a sigmoid (equation 4, mixed attention).
+    connections, and ends with two 1x1 convolutions and `soft_mask`. This is attention residual
+    learning, ``arl``; naive attention learning, ``nal``, leaves out the 1 (equation 1).
 
     Wiring of the way up, with ``u`` the upsampled map: ``paper`` (the authors' prototxt) adds the
     skip unit's output, ``u + skip``; ``legacy`` (PistonY, gluoncv) also adds the raw map of the way
@@ -53,6 +75,10 @@ class AttentionModule(nn.HybridBlock):
         Units before and after the branches, in the trunk, and between two poolings (section 3).
     wiring
         ``legacy`` or ``paper``.
+    learning
+        ``arl`` or ``nal``.
+    attention
+        ``mixed``, ``channel`` or ``spatial``, see `soft_mask`.
     names
         Other attribute names for children, for parameter files of other times.
     norm_kwargs
@@ -67,7 +93,8 @@ class AttentionModule(nn.HybridBlock):
     Raises
     ------
     ValueError
-        When `wiring` is unknown, `mask_depth` is negative or p, t or r is below 1.
+        When `wiring`, `learning` or `attention` is unknown, `mask_depth` is negative or p, t or r
+        is below 1.
     """
 
     def __init__(
@@ -75,18 +102,27 @@ class AttentionModule(nn.HybridBlock):
         channels: int,
         mask_depth: int,
         ptr: tuple[int, int, int] = (1, 2, 1),
+        *,
         wiring: str = "legacy",
+        learning: str = "arl",
+        attention: str = "mixed",
         names: Optional[dict[str, str]] = None,
         norm_kwargs: Optional[dict[str, Any]] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if wiring not in WIRINGS:
-            raise ValueError(f"unknown wiring {wiring!r}; available: {', '.join(WIRINGS)}")
+        for what, given, available in (
+            ("wiring", wiring, WIRINGS),
+            ("learning", learning, LEARNINGS),
+            ("attention", attention, ATTENTIONS),
+        ):
+            if given not in available:
+                raise ValueError(f"unknown {what} {given!r}; available: {', '.join(available)}")
         if mask_depth < 0 or min(ptr) < 1:
             raise ValueError(f"need mask_depth >= 0 and p, t, r >= 1, got {mask_depth} and {ptr}")
         self._channels, self._norm_kwargs = channels, norm_kwargs
         self._mask_depth, self._wiring, self._names = mask_depth, wiring, names or {}
+        self._learning, self._attention = learning, attention
         p, t, r = ptr
         with self.name_scope():
             self.first_residual_blocks = self._units(p)
@@ -128,7 +164,7 @@ class AttentionModule(nn.HybridBlock):
         return head
 
     def _soft_mask(self, F: Any, x: Any, trunk: Any) -> Any:
-        """Return M (N, C, H, W) in (0, 1) for the module's input after the first units."""
+        """Return M (N, C, H, W) for the module's input after the first units."""
         depth, legacy = self._mask_depth, self._wiring == "legacy"
         down: list[Any] = []  # maps of the way down, largest first
         skips: list[Any] = []
@@ -150,7 +186,7 @@ class AttentionModule(nn.HybridBlock):
             if legacy:
                 y = y + trunk
         y = self._child(f"softmax{2 * max(depth, 1)}_blocks")(y)
-        return F.Activation(y, act_type="sigmoid", name="soft_mask")
+        return soft_mask(F, y, self._attention)
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
         x = self.first_residual_blocks(x)
@@ -158,4 +194,7 @@ class AttentionModule(nn.HybridBlock):
 
         mask = self._soft_mask(F, x, trunk)
 
-        return self.last_blocks(trunk + F.elemwise_mul(mask, trunk))
+        attended = F.elemwise_mul(mask, trunk)
+        if self._learning == "arl":
+            attended = trunk + attended
+        return self.last_blocks(attended)

@@ -30,7 +30,8 @@ class AttentionSpec:
     """What makes one network of the family.
 
     `modules`, `channels` and `mask_depths` have one entry per stage; `ptr` are the paper's p, t and
-    r; the tail has three units of `tail_channels`. `old_names` gives stage 1 the names from before
+    r; the tail has three units of `tail_channels`; `wiring`, `learning` and `attention` are those
+    of `model.attention_module.AttentionModule`. `old_names` gives stage 1 the names from before
     2018-10-15.
     """
 
@@ -41,6 +42,8 @@ class AttentionSpec:
     mask_depths: tuple[int, int, int] = (2, 1, 0)
     ptr: tuple[int, int, int] = (1, 2, 1)
     wiring: str = "legacy"
+    learning: str = "arl"
+    attention: str = "mixed"
     old_names: bool = False
 
     def __post_init__(self) -> None:
@@ -116,7 +119,9 @@ class ResidualAttentionNetwork(nn.HybridBlock):
             spec.channels[stage - 1],
             spec.mask_depths[stage - 1],
             spec.ptr,
-            spec.wiring,
+            wiring=spec.wiring,
+            learning=spec.learning,
+            attention=spec.attention,
             names=OLD_NAMES_DEPTH_2 if spec.old_names and stage == 1 else None,
             norm_kwargs=norm_kwargs,
         )

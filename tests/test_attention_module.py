@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from model.attention_module import AttentionModule
+from model.attention_module import AttentionModule, soft_mask
 from model.basic_layer import ResidualBlock, upsample_like
 
 
@@ -78,8 +78,8 @@ def test_projection_reads_the_activated_input() -> None:
     np.testing.assert_allclose(found, np.maximum(x.asnumpy()[0, :, 0, 0], 0).sum(), rtol=1e-4)
 
 
-def _module(depth: int, wiring: str = "legacy") -> AttentionModule:
-    module = AttentionModule(8, depth, wiring=wiring)
+def _module(depth: int, wiring: str = "legacy", learning: str = "arl") -> AttentionModule:
+    module = AttentionModule(8, depth, wiring=wiring, learning=learning)
     module.initialize(mx.init.Normal(0.5))
     return module
 
@@ -91,9 +91,10 @@ def _head(module: AttentionModule, depth: int) -> gluon.nn.HybridSequential:
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.mark.parametrize("gain", [-100.0, 0.0, 100.0])
-def test_attention_residual_learning(depth: int, gain: float) -> None:
-    """With the mask forced to 0, 1/2 or 1 the module is post((1 + M) * trunk(pre(x)))."""
-    module = _module(depth)
+@pytest.mark.parametrize("learning", ["arl", "nal"])
+def test_attention_learning(depth: int, gain: float, learning: str) -> None:
+    """With M forced to 0, 1/2 or 1 the module is post((1 + M) * trunk), or post(M * trunk)."""
+    module = _module(depth, learning=learning)
     head = _head(module, depth)
     # The head's last batch normalisation gives 1 in every channel, its convolution `gain`.
     head[3].gamma.set_data(mx.nd.zeros(8))
@@ -102,7 +103,7 @@ def test_attention_residual_learning(depth: int, gain: float) -> None:
     x = mx.nd.random.normal(shape=(2, 8, 16, 16))
     inner = module.first_residual_blocks(x)
     trunk = module.trunk_branches(inner)
-    factor = {-100.0: 1.0, 0.0: 1.5, 100.0: 2.0}[gain]
+    factor = {-100.0: 0.0, 0.0: 0.5, 100.0: 1.0}[gain] + (1.0 if learning == "arl" else 0.0)
     expected = module.last_blocks(factor * trunk).asnumpy()
     scale = np.abs(expected).max()
     np.testing.assert_allclose(module(x).asnumpy(), expected, atol=1e-5 * scale)
@@ -153,3 +154,32 @@ def test_p_t_r_count_units() -> None:
     assert {f"softmax2_blocks.{i}" for i in range(4)} <= rows
     assert {f"softmax3_blocks.{i}" for i in range(2)} <= rows
     assert len(rows) == 2 + 2 + 3 + 2 + 4 + 2 + 1  # and one skip unit
+
+
+def test_attention_types_by_hand() -> None:
+    """Two channels of two pixels: (3, 0) and (4, 2)."""
+    y = mx.nd.array([3.0, 0.0, 4.0, 2.0]).reshape((1, 2, 1, 2))
+
+    def sigmoid(values: list[float]) -> np.ndarray:
+        return 1 / (1 + np.exp(-np.array(values)))
+
+    expected = {
+        "mixed": sigmoid([3, 0, 4, 2]),
+        # Norms over the channels: 5 at the first pixel, 2 at the second.
+        "channel": np.array([3 / 5, 0 / 2, 4 / 5, 2 / 2]),
+        # Each channel lies one standard deviation to both sides of its mean.
+        "spatial": sigmoid([1, -1, 1, -1]),
+    }
+    for attention, values in expected.items():
+        found = soft_mask(mx.nd, y, attention).asnumpy().ravel()
+        np.testing.assert_allclose(found, values, atol=1e-5, err_msg=attention)
+
+
+@pytest.mark.parametrize("attention", ["mixed", "channel", "spatial"])
+def test_attention_gradients_by_finite_differences(attention: str) -> None:
+    data = mx.sym.var("data")
+    graph = soft_mask(mx.sym, data, attention)
+    value = np.random.normal(size=(2, 3, 2, 4))
+    mx.test_utils.check_numeric_gradient(
+        graph, {"data": value}, numeric_eps=1e-4, rtol=1e-3, atol=1e-4, dtype=np.float64
+    )

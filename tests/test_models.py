@@ -203,6 +203,8 @@ def test_unknown_names_are_answered_with_what_there_is() -> None:
     [
         ({"channels": (10, 20, 40)}, "multiple of 4"),
         ({"wiring": "other"}, "legacy, paper"),
+        ({"learning": "other"}, "arl, nal"),
+        ({"attention": "other"}, "mixed, channel, spatial"),
         ({"modules": (0, 1, 1)}, "positive"),
         ({"ptr": (1, 0, 1)}, "p, t, r"),
         ({"classes": 0}, "classes"),
