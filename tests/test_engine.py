@@ -21,6 +21,7 @@ from training.engine import (
     average_statistics,
     evaluate,
     measure,
+    plain_layout,
     train_one_epoch,
 )
 from training.errors import UserError
@@ -242,6 +243,36 @@ def test_devices_become_one_network_again() -> None:
     average_statistics(net)
     for data in running.list_data():
         np.testing.assert_allclose(data.asnumpy(), (first + second) / 2, rtol=1e-6)
+
+
+def steps_with_nag(evaluations: bool) -> list[bytes]:
+    """Parameters and momenta of a convolutional network after a few steps, bit for bit."""
+    net = nn.HybridSequential()
+    for _ in range(6):
+        net.add(nn.Conv2D(16, 3, padding=1, use_bias=False, in_channels=16), nn.Activation("relu"))
+    net.add(nn.GlobalAvgPool2D(), nn.Flatten(), nn.Dense(CLASSES, in_units=16))
+    mx.random.seed(1)
+    np.random.seed(1)
+    net.initialize(mx.init.MSRAPrelu())
+    net.hybridize(static_alloc=True, static_shape=True)
+    settings = {"learning_rate": 0.1, "momentum": 0.9, "wd": 0.1}
+    trainer = gluon.Trainer(net.collect_params(), "nag", settings, update_on_kvstore=False)
+    updater, rng = Updater(net, trainer, ONE), np.random.default_rng(2)
+    for _ in range(12):  # without `plain_layout` some of these differ, by chance
+        image = rng.normal(size=(8, 16, 8, 8)).astype(np.float32)
+        batch = Batch(image, rng.integers(0, CLASSES, 8).astype(np.int32))
+        if evaluations:
+            evaluate(net, [batch], ONE)
+            plain_layout(net)
+        measure(updater.step(batch))
+    momenta = {p.name: trainer._updaters[0].states[i] for i, p in enumerate(trainer._params)}
+    parameters = net._collect_params_with_prefix().values()
+    tensors = [tensor for p in parameters for tensor in (p.data(), momenta[p.name])]
+    return [tensor.asnumpy().tobytes() for tensor in tensors]
+
+
+def test_an_evaluation_leaves_no_trace_in_the_training() -> None:
+    assert steps_with_nag(evaluations=True) == steps_with_nag(evaluations=False)
 
 
 # ------------------------------------------------------------------------------------------- epoch

@@ -24,6 +24,7 @@ from training.engine import (
     Updater,
     average_statistics,
     evaluate,
+    plain_layout,
     train_one_epoch,
 )
 from training.errors import UserError
@@ -163,6 +164,7 @@ class Fit:
         if last or (progress.epoch + 1) % config.eval_every == 0:
             valid = self._evaluate("held-out", self.loaders.valid) if self.loaders.valid else None
             test = self._evaluate("test", self.loaders.test)
+            plain_layout(self.net)
             for name, scores in (("valid", valid), ("test", test)):
                 if scores:
                     row[f"{name}_loss"], row[f"{name}_acc"] = scores.loss, scores.acc
