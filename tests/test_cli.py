@@ -1,0 +1,360 @@
+"""``train_cifar.py`` as a user runs it: results, signals, wrong input, and importing it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train_cifar
+from bridge.param_file import read_params, write_params
+from training.checkpoint import load_state
+from training.cifar_files import FORMATS
+from training.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS = 8
+TIMES = ("images_per_sec", "wall_sec")
+FILES = [
+    "config.json",
+    "env.json",
+    "metrics.jsonl",
+    "last.param",
+    "best.param",
+    "resume.state",
+    "curves.png",
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of images, 12 to train and 3 to test of each."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 3)):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+def flags(photos: Path, run: Path, epochs: int = EPOCHS) -> list[str]:
+    text = (
+        f"--dataset folder:{photos} --model attention56_small --gpus cpu --run-dir {run} "
+        f"--epochs {epochs} --batch-size 6 --micro-batch 0 --lr 0.05 --warmup-epochs 1 "
+        "--mixup-off-epochs 3 --checkpoint-minutes 0.004"
+    )
+    return text.split()
+
+
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train_cifar.main(flags(photos, folder)) == 0
+    return folder
+
+
+def without_times(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(run)]
+
+
+def test_a_run_leaves_the_documented_files(whole: Path) -> None:
+    assert {name for name in FILES if (whole / name).is_file()} == set(FILES)
+    assert list(whole.glob("events.out.tfevents.*"))
+    rows = read_metrics(whole)
+    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+    assert list(rows[0]) == [
+        *("epoch", "step", "lr", "train_loss", "train_acc"),
+        *("test_loss", "test_acc", "images_per_sec", "wall_sec"),
+    ]
+    config = json.loads((whole / "config.json").read_text())
+    assert (config["model"], config["batch_size"]) == ("attention56_small", 6)
+
+
+def test_a_saved_file_scores_what_the_run_recorded(
+    whole: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--test", str(whole / "last.param"), "--gpus", "cpu"]
+    assert train_cifar.main([*argv, "--dataset", f"folder:{photos}"]) == 0
+    row = read_metrics(whole)[-1]
+    shown = capsys.readouterr().out
+    assert f"test loss {row['test_loss']:.4f}, test accuracy {row['test_acc']:.5f} (6 im" in shown
+
+
+def test_finetuning_with_a_frozen_trunk(whole: Path, photos: Path, tmp_path: Path) -> None:
+    start = ["--finetune", str(whole / "last.param"), "--freeze", "trunk", "--classes", "3"]
+    assert train_cifar.main([*flags(photos, tmp_path / "run", epochs=2), *start]) == 0
+    before, after = (read_params(run / "last.param") for run in (whole, tmp_path / "run"))
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert len(after["fc.weight"]) == 3
+
+
+# ----------------------------------------------------------------------------------------- signals
+
+
+def launch(argv: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train_cifar.py"), *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def epochs_of(run: Path) -> int:
+    return len(read_metrics(run)) if (run / "metrics.jsonl").exists() else 0
+
+
+def interrupt(argv: Sequence[str], run: Path, number: int) -> tuple[int, str]:
+    """Start a run, send it a signal after one more epoch; return exit code and stdout."""
+    before = epochs_of(run)
+    process = launch(argv)
+    try:
+        deadline = time.monotonic() + 120
+        while epochs_of(run) <= before:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        output, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in error
+    return process.returncode, output
+
+
+def test_killed_terminated_interrupted_and_resumed(
+    whole: Path, photos: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    resume = ["--resume", str(run)]
+    assert interrupt(flags(photos, run), run, signal.SIGKILL)[0] == -signal.SIGKILL
+    killed = load_state(run)[0]
+    assert 0 < killed.step < EPOCHS * 4
+
+    code, output = interrupt(resume, run, signal.SIGTERM)
+    terminated = load_state(run)[0]
+    assert code == 0
+    assert f"go on with: python train_cifar.py --resume {run}" in output
+    assert killed.step < terminated.step < EPOCHS * 4
+    assert read_params(run / "last.param").keys() == read_params(whole / "last.param").keys()
+
+    code, output = interrupt(resume, run, signal.SIGINT)
+    interrupted = load_state(run)[0]
+    assert code == 130
+    assert terminated.step < interrupted.step < EPOCHS * 4
+
+    assert train_cifar.main(resume) == 0
+    assert (run / "last.param").read_bytes() == (whole / "last.param").read_bytes()
+    assert (run / "best.param").read_bytes() == (whole / "best.param").read_bytes()
+    assert without_times(run) == without_times(whole)
+
+
+# ------------------------------------------------------------------------------------- wrong input
+
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refuse:
+    """A function that runs arguments which must fail cleanly, and returns the message."""
+    monkeypatch.chdir(tmp_path)
+    # Gluon's own folder is searched too, and must not have the data of this machine.
+    monkeypatch.setenv("MXNET_HOME", str(tmp_path / "no mxnet"))
+
+    def run(*argv: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        try:
+            code = train_cifar.main(argv)
+        except SystemExit as end:
+            code = end.code  # type: ignore[assignment]
+        error = capsys.readouterr().err
+        assert code == 2
+        assert error.startswith("error: ")
+        assert error.endswith("\n")
+        assert error.count("\n") == 1, error
+        assert "Traceback" not in error
+        assert sorted(tmp_path.rglob("*")) == before
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--model attention57", "did you mean 'attention56'"),
+        ("--modle attention56", "unknown option --modle; did you mean --model?"),
+        ("--summary attention57", "did you mean 'attention56'"),
+        ("attention56", "unexpected word 'attention56'"),
+        ("--optimizer rmsprop", "nag"),
+        ("--epochs -1", "--epochs -1: must be 1 or more"),
+        ("--batch-size 0", "--batch-size 0: must be 1 or more"),
+        ("--lr -0.1", "--lr -0.1: must be a positive number"),
+        ("--wd=-1", "--wd -1.0: must be 0 or more"),
+        ("--lr much", "--lr"),
+        ("--epochs 3", "a warm-up of 5 epochs does not fit into 3 epochs"),
+        ("--classes -1 --dataset folder:PHOTOS", "classes"),
+        ("--classes 1 --dataset folder:PHOTOS", "--classes 1: "),
+        ("--batch-size 25 --dataset folder:PHOTOS", "a batch of 25 images does not fit"),
+        ("--dataset cifar11", "cifar10"),
+        ("--dataset folder:nowhere", "'nowhere' does not exist"),
+        ("--dataset cifar10 --data-dir nowhere --no-download", "nowhere"),
+        ("--resume nowhere", "nowhere"),
+        ("--resume .", "holds no run"),
+        ("--finetune nowhere.param --dataset folder:PHOTOS -b 8", "nowhere.param: no such file"),
+        ("--test nowhere.param", "nowhere.param: no such file"),
+        ("--test .", "this is a folder"),
+    ],
+)
+def test_wrong_input_is_one_clear_error(
+    refuse: Refuse, photos: Path, argv: str, message: str
+) -> None:
+    error = refuse(*argv.replace("PHOTOS", str(photos)).split(), "--gpus", "cpu")
+    assert message in error
+
+
+def test_a_gpu_that_is_not_there(refuse: Refuse) -> None:
+    import mxnet as mx
+
+    if mx.context.num_gpus():
+        pytest.skip("there is a GPU")
+    assert "--gpus 0: this MXNet sees no GPU" in refuse("--gpus", "0")
+    assert "give numbers such as 0 or 0,1, or cpu" in refuse("--gpus", "all")
+
+
+def test_a_damaged_data_file(refuse: Refuse, tmp_path: Path) -> None:
+    for file in FORMATS["cifar10"].files:
+        (tmp_path / file).write_bytes(b"too short")
+    error = refuse("--data-dir", str(tmp_path), "--no-download", "--gpus", "cpu")
+    assert FORMATS["cifar10"].files[0] in error
+
+
+def cut(path: Path, source: Path) -> None:
+    path.write_bytes(source.read_bytes()[:-5000])
+
+
+def flip(path: Path, source: Path) -> None:
+    data = bytearray(source.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(bytes(data))
+    Path(f"{path}.sha256").write_bytes(Path(f"{source}.sha256").read_bytes())
+
+
+def other_network(path: Path, source: Path) -> None:
+    arrays = read_params(source)
+    del arrays["conv1.0.weight"]
+    write_params(path, arrays)
+
+
+DAMAGE: dict[str, Callable[[Path, Path], object]] = {
+    "corrupt": flip,
+    "garbage": lambda path, _: path.write_bytes(os.urandom(5000)),
+    "truncated": cut,
+    "empty": lambda path, _: path.write_bytes(b""),
+    "wrong architecture": other_network,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("flag", ["--test", "--finetune"])
+def test_a_wrong_parameter_file(
+    refuse: Refuse, photos: Path, whole: Path, tmp_path: Path, kind: str, flag: str
+) -> None:
+    path = tmp_path / "x.param"
+    DAMAGE[kind](path, whole / "last.param")
+    error = refuse(flag, str(path), *flags(photos, tmp_path / "run"))
+    assert str(path) in error
+
+
+def test_a_folder_that_holds_a_run(
+    refuse: Refuse, photos: Path, whole: Path, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert f"{whole} already holds a run" in refuse(*flags(photos, whole))
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_files_are_damaged(refuse: Refuse, whole: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "resume.state", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    cut(tmp_path / "resume.state", whole / "resume.state")
+    assert "resume.state" in refuse("--resume", str(tmp_path))
+    (tmp_path / "resume.state").unlink()
+    assert "no resume.state to continue from" in refuse("--resume", str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is damaged" in refuse("--resume", str(tmp_path))
+
+
+# --------------------------------------------------------------------------------------- importing
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+
+def refuse(event, arguments):
+    writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    if watching and (writes or event.split(".")[0] in ("socket", "subprocess", "shutil")
+                     or event in ("os.mkdir", "os.rename", "os.remove", "os.system", "os.fork")):
+        seen.append((event, str(arguments)))
+
+watching, seen, argv = False, [], list(sys.argv)
+sys.addaudithook(refuse)
+import mxnet as mx  # what it does is its own business; from here on it is watched
+import socket, subprocess, tqdm
+arrays = []
+create = mx.nd.NDArray.__init__
+mx.nd.NDArray.__init__ = lambda *a, **k: (arrays.append(a), create(*a, **k))[1]
+mx.context.num_gpus = lambda: seen.append("num_gpus")
+handlers = {n: __import__("signal").getsignal(n) for n in (2, 15)}
+watching = True
+import train_cifar
+count = 0
+for name in ("model", "training", "bridge"):
+    package = importlib.import_module(name)
+    for module in pkgutil.iter_modules(package.__path__, name + "."):
+        importlib.import_module(module.name)
+        count += 1
+watching = False
+assert count > 30, count
+assert not seen, seen
+assert not arrays
+assert sys.argv == argv
+assert handlers == {n: __import__("signal").getsignal(n) for n in (2, 15)}
+assert "matplotlib" not in sys.modules and "gluoncv" not in sys.modules
+"""
+
+
+def test_importing_does_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-B", "-W", "ignore", "-c", IMPORT_ALL, "--not-a-flag"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_cifar.main(["--list-models"]) == 0
+    shown = capsys.readouterr().out
+    assert {"attention56", "attention92"} <= set(shown.split())
