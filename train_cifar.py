@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from bridge.param_file import ParamFileError
+from bridge.param_file import ParamFileError, read_shapes
 from training.config import from_dict, option, parse_overrides, to_dict
 from training.errors import UserError
 from training.recipes import RECIPES
@@ -127,6 +127,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if config.test:
             return _test_file(config, given)
         return train(config, given, argv)
+    except KeyboardInterrupt:  # outside the training loop, which saves first
+        return INTERRUPTED_EXIT
     except (UserError, ModelError, LoadError, ParamFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -161,6 +163,7 @@ def train(config: CifarConfig, given: Mapping[str, Any], argv: Sequence[str] = (
         saved = from_dict(CifarConfig, read_config(folder))
         here = {name: given[name] for name in RESUMABLE if name in given}
         config = replace(saved, **here, resume=str(folder))
+        config.check()
         progress, *state = load_state(folder)
     net, trainer, contexts, loaders = _prepare(config)
     if state:
@@ -197,8 +200,10 @@ def _prepare(config: CifarConfig) -> tuple[Any, Any, list[Any], Any]:
     from training.optimizer import build_trainer, freeze_except, initializer
 
     contexts = choose_contexts(config.gpus)
-    # Built before the data is loaded, so that a wrong name does not first download a data set.
+    # Looked at before the data is loaded, so that a wrong name does not first download a data set.
     create_model(config.model, config.classes or 10)
+    if config.finetune and not config.resume:
+        read_shapes(config.finetune)
     dataset = load_dataset(
         config.dataset, config.data_dir, mirror=config.mirror, download=config.download
     )
@@ -223,7 +228,6 @@ def _prepare(config: CifarConfig) -> tuple[Any, Any, list[Any], Any]:
 
 
 def _test_file(config: CifarConfig, given: Mapping[str, Any]) -> int:
-    from bridge.param_file import read_shapes
     from model import create_model
     from model.loading import find_model, load_parameters
     from training.datasets import load_dataset

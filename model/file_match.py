@@ -52,6 +52,7 @@ def check_match(
     fresh: Sequence[str],
     path: PathLike,
 ) -> None:
+    """Raise LoadError unless names and shapes are the network's; `fresh` names may differ."""
     missing = [name for name in parameters if name not in arrays]
     unexpected = [name for name in arrays if name not in parameters]
     wrong = [
@@ -129,6 +130,7 @@ def find_model(shapes: Mapping[str, Shape]) -> tuple[Optional[str], int]:
 
 
 def differs(arrays: Mapping[str, np.ndarray], parameters: Parameters, name: str) -> bool:
+    """Tell whether a parameter has another element type in the file than in the network."""
     return bool(arrays[name].dtype != np.dtype(parameters[name].dtype))
 
 

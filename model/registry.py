@@ -68,5 +68,5 @@ def parameter_count(net: nn.HybridBlock) -> tuple[int, int]:
 
 def _unknown(what: str, given: str, available: list[str]) -> str:
     close = difflib.get_close_matches(str(given), available, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"unknown {what} {given!r}{hint} Available: {', '.join(available)}"
