@@ -506,6 +506,7 @@ def test_broken_archives_are_named(tmp_path: Path) -> None:
         (zip_bytes(sound, block, version=b"77"), "version is '77'"),
         (zip_bytes(sound, block, version=b"\xb2"), "version is"),
         (zip_bytes(sound, block, byteorder=b"middle"), "byte order is 'middle'"),
+        (patched(zip_bytes(sound, block, versio2=b"3"), b"versio2", b"version"), "occurs twice"),
         (patched(zip_bytes(sound, block, constants_pkl=b"N."), b"s_pkl", b"s.pkl"), "TorchScript"),
         (zip_bytes(truth, {"k": np.array([0, 1, 2, 1], "u1")}), "other bytes than 0 and 1"),
         (patched(zip_bytes(sound, block), block["k"].tobytes(), b"\1" * 16), "Bad CRC-32"),
