@@ -137,6 +137,7 @@ def interrupt(argv: Sequence[str], run: Path, number: int) -> tuple[int, str]:
     return process.returncode, output
 
 
+@pytest.mark.timeout(1200)  # half a minute, but many processes in turn on a busy machine
 def test_killed_terminated_interrupted_and_resumed(
     whole: Path, photos: Path, tmp_path: Path
 ) -> None:
