@@ -33,7 +33,7 @@ def legacy_snippet() -> str:
 
 
 def legacy_file() -> str:
-    found = re.search(r"load_parameters\('cifar_param/([^']+)'\)", legacy_snippet())
+    found = re.search(r"""load_parameters\(['"]cifar_param/([^'"]+)['"]\)""", legacy_snippet())
     assert found
     return found[1]
 
