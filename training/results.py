@@ -7,9 +7,10 @@ images), test_loss, epochs, seed, precision (of the training), hours, hardware, 
 from __future__ import annotations
 
 import csv
-import hashlib
 from pathlib import Path
 from typing import Optional
+
+from bridge.digest import sha256_hex
 
 INDEX = Path(__file__).resolve().parent.parent / "cifar_param" / "index.csv"
 
@@ -26,7 +27,7 @@ def find_result(param_file: Path, index: Path = INDEX) -> Optional[dict[str, str
     """Return the row of a parameter file, recognised by its content, or None."""
     rows = read_index(index)
     try:
-        digest = hashlib.sha256(param_file.read_bytes()).hexdigest() if rows else ""
+        digest = sha256_hex(param_file.read_bytes()) if rows else ""
     except OSError:
         return None  # reading the parameters reports it, with what to do
     return next((row for row in rows if row["sha256"] == digest), None)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.datasets import Dataset, ImageData
+from training.datasets import Dataset, ImageData, channel_statistics
 from training.errors import UserError
 from training.shapes_draw import (
     IMAGE_SIZE,
@@ -70,7 +70,7 @@ def load_shapes(train_count: int = 10000, test_count: int = 2000, seed: int = 0)
     """
     _check(train_count, test_count, seed)
     train = draw_shapes(train_count, 2 * seed)
-    mean, std = _statistics(train.images)
+    mean, std = channel_statistics(train.images)
     test = draw_shapes(test_count, 2 * seed + 1)
     return Dataset(
         name="shapes", train=train, test=test, class_names=CLASS_NAMES, mean=mean, std=std
@@ -125,19 +125,6 @@ def _check(train_count: int, test_count: int, seed: int) -> None:
             raise UserError(f"shapes: {count} pictures asked for; the number must be at least 1")
     if seed < 0:
         raise UserError(f"shapes: seed {seed} given; it must be 0 or more")
-
-
-def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel in [0, 1] units, from exact integer sums."""
-    means, stds = [], []
-    values = np.arange(256)
-    for channel in range(images.shape[3]):
-        counts = np.bincount(images[..., channel].ravel(), minlength=256)
-        total, pixels = int((counts * values).sum()), int(counts.sum())
-        squares = int((counts * values * values).sum())
-        means.append(total / pixels / 255)
-        stds.append((squares / pixels - (total / pixels) ** 2) ** 0.5 / 255)
-    return tuple(means), tuple(stds)
 
 
 def _draw_block(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
