@@ -1,0 +1,101 @@
+"""What every training run can be told, whatever it trains: the base of each script's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from training.config import option
+from training.errors import UserError
+from training.schedules import check_schedule
+
+OPTIMIZERS = ("nag", "sgd", "adam")
+SCHEDULES = ("cosine", "step", "linear", "constant")
+MAX_SEED = 2**31 - 1  # MXNet's
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Options of every training script: optimization, evaluation, places.
+
+    A family of networks that wants another default defines the field again in its subclass.
+    """
+
+    data_dir: Optional[str] = option(None, "folder with the data set's files")
+    mirror: Optional[str] = option(None, "URL or folder to download the data set from first")
+    download: bool = option(True, "download the data set when it is not found")
+    valid_count: int = option(
+        0, "training images held out to choose epochs and hyper-parameters on"
+    )
+
+    epochs: int = option(220, "epochs to train")
+    batch_size: int = option(640, "images per update", flags=("-b",))
+    micro_batch: int = option(
+        160, "images per device at a time, and per batch-norm statistic; 0: the whole share"
+    )
+    optimizer: str = option("nag", "optimizer", choices=OPTIMIZERS)
+    lr: float = option(1.0, "peak learning rate; scale it with the batch size")
+    momentum: float = option(0.9, "momentum of nag and sgd")
+    wd: float = option(1e-4, "weight decay")
+    decay_bias: bool = option(False, "decay beta, gamma and bias too")
+    schedule: str = option("cosine", "learning rate over time", choices=SCHEDULES)
+    warmup_epochs: int = option(5, "epochs of linear warm-up from 0")
+    lr_steps: tuple[int, ...] = option((), "epochs after which a step schedule multiplies the rate")
+    lr_factor: float = option(0.1, "factor of the step schedule")
+    final_lr: float = option(0.0, "learning rate at the end of cosine and linear")
+
+    early_stopping: int = option(
+        0, "stop after this many epochs without a better accuracy on the held-out images; 0: never"
+    )
+    eval_every: int = option(1, "epochs between two evaluations; the last epoch always has one")
+    histogram_every: int = option(10, "epochs between two weight histograms; 0: none")
+    seed: int = option(0, "seed of initialization, order and augmentation")
+    gpus: Optional[str] = option(
+        None, "GPUs such as 0,1, or cpu; default: every usable one, else the CPU"
+    )
+    precision: str = option("float32", "arithmetic of convolutions", choices=PRECISIONS)
+    run_dir: Optional[str] = option(None, "folder of the run; default: runs/DATASET-MODEL-TIME")
+    resume: Optional[str] = option(None, "run folder to continue", metavar="RUN")
+    checkpoint_minutes: float = option(10.0, "minutes between two checkpoints within an epoch")
+
+    def check(self) -> None:
+        """Raise UserError for a value outside its range."""
+        check_least(self, 1, "epochs", "batch_size", "eval_every")
+        check_least(self, 0, "valid_count", "micro_batch", "warmup_epochs", "early_stopping")
+        check_least(self, 0, "histogram_every", "seed", "wd", "momentum", "final_lr")
+        check_least(self, 0, "checkpoint_minutes")
+        if not 0 < self.lr < float("inf"):
+            raise UserError(f"--lr {self.lr}: must be a positive number")
+        if self.momentum >= 1:
+            raise UserError(f"--momentum {self.momentum}: must be 0 or more and less than 1")
+        if self.seed > MAX_SEED:
+            raise UserError(f"--seed {self.seed}: must be at most {MAX_SEED}")
+        if self.early_stopping and not self.valid_count:
+            raise UserError(
+                "--early-stopping needs held-out images to judge by: add --valid-count 5000 "
+                "(stopping on the test set would spoil its number)"
+            )
+        if (self.schedule == "step") != bool(self.lr_steps):
+            raise UserError(
+                "--schedule step and --lr-steps belong together, for example "
+                "--schedule step --lr-steps 80 120"
+            )
+        check_schedule(
+            self.schedule,
+            self.lr,
+            self.epochs,
+            self.warmup_epochs,
+            self.lr_steps,
+            self.lr_factor,
+            self.final_lr,
+        )
+
+
+def check_least(config: Any, least: int, *names: str) -> None:
+    """Raise UserError when one of the settings of `config` called `names` is below `least`."""
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {value}: must be {least} or more")
