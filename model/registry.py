@@ -1,14 +1,24 @@
-"""Names of networks: ``create_model("attention92", classes=100)``."""
+"""Names of networks: ``create_model("attention92", classes=100)``.
+
+A family of networks is a module with a table ``FAMILY``: name to (spec, builder). The spec is a
+frozen dataclass whose fields can be overridden; ``builder(spec, classes, *, option=...)`` returns
+the network, and its keyword-only parameters can be given as well.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Any
+import inspect
+from typing import Any, Callable, Optional
 
 from mxnet.gluon import nn
 
-from model.residual_attention_network import SPECS, AttentionSpec, ResidualAttentionNetwork
+from model.residual_attention_network import FAMILY as ATTENTION
+
+FAMILIES: dict[str, tuple[Any, Callable[..., nn.HybridBlock]]] = {**ATTENTION}
+
+DEFAULT_CLASSES = 10
 
 
 class ModelError(Exception):
@@ -17,10 +27,10 @@ class ModelError(Exception):
 
 def list_models() -> list[str]:
     """Return the names that `create_model` takes, sorted."""
-    return sorted(SPECS)
+    return sorted(FAMILIES)
 
 
-def create_model(name: str, classes: int = 10, **overrides: Any) -> nn.HybridBlock:
+def create_model(name: str, classes: Optional[int] = None, **overrides: Any) -> nn.HybridBlock:
     """Return the network called `name`, uninitialized and on no device.
 
     Parameters
@@ -28,10 +38,11 @@ def create_model(name: str, classes: int = 10, **overrides: Any) -> nn.HybridBlo
     name
         One of `list_models`.
     classes
-        Number of classes.
+        Number of classes. None: those of the variant's data set, 1000 for the ImageNet variants
+        and 10 for most others.
     overrides
         Fields of the variant's spec to replace (``channels=(64, 128, 256)``, ``wiring="paper"``),
-        or ``norm_kwargs``.
+        or options of its builder (``norm_kwargs={"epsilon": 1e-4}``).
 
     Raises
     ------
@@ -39,16 +50,24 @@ def create_model(name: str, classes: int = 10, **overrides: Any) -> nn.HybridBlo
         When the name, an override or its value is impossible; the message gives the nearest name
         and everything that is available.
     """
-    if name not in SPECS:
+    if name not in FAMILIES:
         raise ModelError(_unknown("model", name, list_models()))
-    norm_kwargs = overrides.pop("norm_kwargs", None)
-    fields = [field.name for field in dataclasses.fields(AttentionSpec)]
+    spec, build = FAMILIES[name]
+    fields = [field.name for field in dataclasses.fields(spec)]
+    options = [
+        parameter.name
+        for parameter in inspect.signature(build).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
     for key in overrides:
-        if key not in fields:
-            raise ModelError(_unknown(f"override of {name}", key, [*fields, "norm_kwargs"]))
+        if key not in fields and key not in options:
+            raise ModelError(_unknown(f"override of {name}", key, [*fields, *options]))
+    changed = {key: value for key, value in overrides.items() if key in fields}
+    given = {key: value for key, value in overrides.items() if key in options}
+    if classes is None:
+        classes = getattr(spec, "classes", DEFAULT_CLASSES)
     try:
-        spec = dataclasses.replace(SPECS[name], **overrides)
-        return ResidualAttentionNetwork(spec, classes, norm_kwargs)
+        return build(dataclasses.replace(spec, **changed), classes, **given)
     except (ValueError, TypeError) as error:
         raise ModelError(f"cannot build {name}: {error}") from error
 
