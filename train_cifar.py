@@ -13,43 +13,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from bridge.param_file import ParamFileError, read_shapes
-from training.config import from_dict, option, parse_overrides, to_dict
-from training.errors import UserError
+from training.config import option, parse_overrides
 from training.recipes import RECIPES
+from training.script import Prepared, Script, exit_code
 from training.train_config import TrainConfig
 
-INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
-# Settings that may be another at a resume: where things are, not what is computed.
-RESUMABLE = ("data_dir", "mirror", "download", "gpus", "checkpoint_minutes")
+PROG = "train_cifar.py"
 
 
 @dataclass(frozen=True)
 class CifarConfig(TrainConfig):
     """Options of ``train_cifar.py``."""
 
-    model: str = option("attention92", "network; --list-models names them", flags=("-m",))
     recipe: str = option(
         "pistony", "settings to start from; single flags change them", choices=tuple(RECIPES)
     )
-    classes: int = option(0, "number of classes; 0: as many as the data set has")
-    test: Optional[str] = option(None, "score this parameter file and end", metavar="FILE")
-    finetune: Optional[str] = option(
-        None, "start from this parameter file; fc may have other classes", metavar="FILE"
-    )
-    freeze: str = option("none", "what finetuning leaves as it is", choices=("none", "trunk"))
-    list_models: bool = option(False, "list the networks and end")
-    summary: Optional[str] = option(None, "layers, parameters and MACs", metavar="MODEL")
-
-    def check(self) -> None:
-        """Raise UserError for a value outside its range or that does nothing."""
-        super().check()
-        if self.freeze != "none" and not self.finetune:
-            raise UserError(f"--freeze {self.freeze} needs trained weights: add --finetune FILE")
 
 
 def test(
@@ -112,166 +94,51 @@ def test(
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    given = parse_overrides(CifarConfig, argv, "train_cifar.py", __doc__)
+    given = parse_overrides(CifarConfig, argv, PROG, __doc__)
     from model.loading import LoadError
     from model.registry import ModelError
 
-    try:
-        config = CifarConfig(**{**RECIPES[given.get("recipe", "pistony")], **given})
-        config.check()
-        _check_resume(given)
-        if config.list_models:
-            return _list_models()
-        if config.summary:
-            return _summary(config.summary, config.classes or 10)
-        if config.test:
-            return _test_file(config, given)
-        return train(config, given, argv)
-    except KeyboardInterrupt:  # outside the training loop, which saves first
-        return INTERRUPTED_EXIT
-    except (UserError, ModelError, LoadError, ParamFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(given, argv), ModelError, LoadError)
 
 
-def _check_resume(given: Mapping[str, Any]) -> None:
-    """Refuse settings that a resumed run would not heed."""
-    ignored = [name for name in given if name not in (*RESUMABLE, "resume")]
-    if given.get("resume") and ignored:
-        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
-        raise UserError(
-            f"--resume keeps the settings of the run; {flags} cannot be changed. Leave them out, "
-            "or start a new run"
-        )
+def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
+    config = CifarConfig(**{**RECIPES[given.get("recipe", "pistony")], **given})
+    config.check()
+    if config.list_models:
+        return _list_models()
+    if config.summary:
+        return _summary(config.summary, config.classes or 10)
+    if config.test:
+        return _test_file(config.test, config, given)
+    return Script(PROG, CifarConfig, _prepare).train(config, given, argv)
 
 
-def train(config: CifarConfig, given: Mapping[str, Any], argv: Sequence[str] = ()) -> int:
-    """Train by a configuration and return the exit code; see the module's first lines.
+def _prepare(config: CifarConfig) -> Prepared:
+    from training.classifier import prepare_classifier
+    from training.loaders import build_loaders, open_dataset
 
-    `given` are the settings that the user has named: a resume takes only `RESUMABLE` from them.
-    """
-    from training.announce import announce, default_folder, report, warn_threads
-    from training.checkpoint import Progress, load_state, restore
-    from training.environment import describe
-    from training.fit import Fit
-    from training.plot import plot_runs
-    from training.record import Run, read_config
-
-    progress, state = Progress(), None
-    if config.resume:
-        folder = Path(config.resume)
-        saved = from_dict(CifarConfig, read_config(folder))
-        here = {name: given[name] for name in RESUMABLE if name in given}
-        config = replace(saved, **here, resume=str(folder))
-        config.check()
-        progress, *state = load_state(folder)
-    net, trainer, contexts, loaders = _prepare(config)
-    if state:
-        restore(net, trainer, *state)
-        warn_threads(progress.threads, describe()["threads"]["effective"])
-        run = Run.resume(str(config.resume), progress.epoch)
-    else:
-        folder = Path(config.run_dir or default_folder(config.dataset, config.model))
-        run = Run.create(folder, to_dict(config), ["train_cifar.py", *argv])
-        progress.threads = describe()["threads"]["effective"]
-    with run:
-        announce(config, config.model, contexts, loaders, run.folder, progress)
-        result = Fit(net, trainer, contexts, loaders, config, run, progress).run_epochs()
-    if result.signal is not None:
-        print(f"saved; go on with: python train_cifar.py --resume {run.folder}")
-        import signal
-
-        return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
-    curves = plot_runs([run.folder])
-    report(result, run.folder, curves, bool(config.valid_count))
-    return 0
+    return prepare_classifier(config, _networks(), open_dataset, build_loaders)
 
 
-def _prepare(config: CifarConfig) -> tuple[Any, Any, list[Any], Any]:
-    """Return network, trainer, contexts and loaders; everything that can be wrong fails here."""
-    import mxnet as mx
-    import numpy as np
-
-    from model import create_model
-    from model.loading import load_parameters
-    from training.datasets import load_dataset
-    from training.devices import choose_contexts, hybridize_options, use_precision
-    from training.loaders import build_loaders
-    from training.optimizer import build_trainer, freeze_except, initializer
-
-    contexts = choose_contexts(config.gpus)
-    # Looked at before the data is loaded, so that a wrong name does not first download a data set.
-    create_model(config.model, config.classes or 10)
-    if config.finetune and not config.resume:
-        read_shapes(config.finetune)
-    dataset = load_dataset(
-        config.dataset, config.data_dir, mirror=config.mirror, download=config.download
-    )
-    classes = config.classes or dataset.classes
-    if classes < dataset.classes:
-        raise UserError(
-            f"--classes {classes}: {dataset.name} has {dataset.classes}; leave --classes out"
-        )
-    loaders = build_loaders(config, dataset, classes)
-    use_precision(config.precision, contexts)
-    np.random.seed(config.seed)  # the initializers of MXNet draw from both
-    mx.random.seed(config.seed)
-    net = create_model(config.model, classes)
-    net.initialize(initializer(config.init), ctx=contexts)
-    if config.finetune and not config.resume:
-        status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
-        print(f"started from {config.finetune} ({status}); fresh: {', '.join(status.fresh) or '-'}")
-    if config.freeze == "trunk":
-        freeze_except(net, "fc.")
-    net.hybridize(**hybridize_options(config.precision))
-    return net, build_trainer(net, config), contexts, loaders
-
-
-def _test_file(config: CifarConfig, given: Mapping[str, Any]) -> int:
+def _networks() -> Any:
     from model import create_model
     from model.loading import find_model, load_parameters
-    from training.datasets import load_dataset
-    from training.devices import choose_contexts, hybridize_options, use_precision
-    from training.loaders import evaluation_batches, normalized
+    from training.classifier import Networks
 
-    known = {**_known_of(Path(str(config.test))), **given}
-    contexts = choose_contexts(config.gpus)
-    shapes = {name: shape for name, (shape, _) in read_shapes(str(config.test)).items()}
-    found, classes = find_model(shapes)
-    config = replace(
-        config,
-        model=known.get("model") or found or config.model,
-        classes=known.get("classes") or classes or 10,
-        dataset=known.get("dataset", config.dataset),
-        normalization=known.get("normalization", config.normalization),
-    )
-    use_precision(config.precision, contexts)
-    net = create_model(config.model, config.classes)
-    status = load_parameters(net, str(config.test), contexts)
-    dataset = load_dataset(
-        config.dataset, config.data_dir, mirror=config.mirror, download=config.download
-    )
-    net.hybridize(**hybridize_options(config.precision))
+    return Networks(create_model, load_parameters, find_model)
+
+
+def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
+    from training.classifier import open_classifier
+    from training.loaders import evaluation_batches, normalized, open_dataset
+
+    net, contexts, config, status = open_classifier(path, config, given, _networks())
+    dataset = normalized(open_dataset(config), config.normalization)
     print(
-        f"{config.test} ({status}): {config.model} on {dataset.name}, "
-        f"normalized by {config.normalization}"
+        f"{path} ({status}): {config.model} on {dataset.name}, normalized by {config.normalization}"
     )
-    test(net, contexts, evaluation_batches(dataset.test, normalized(dataset, config.normalization)))
+    test(net, contexts, evaluation_batches(dataset.test, dataset))
     return 0
-
-
-def _known_of(path: Path) -> dict[str, Any]:
-    """Return what the index or the run folder says of a parameter file."""
-    from training.record import CONFIG_FILE, read_config
-    from training.results import find_result
-
-    row = find_result(path)
-    if row:
-        return {key: row[key] for key in ("model", "dataset", "normalization")}
-    if not (path.parent / CONFIG_FILE).is_file():
-        return {}
-    saved = read_config(path.parent)
-    return {k: saved[k] for k in ("model", "dataset", "normalization") if k in saved}
 
 
 def _list_models() -> int:

@@ -12,7 +12,7 @@ from training.checkpoint import Progress
 from training.config import diff_from_default
 from training.devices import device_names
 from training.fit import Loaders, Result
-from training.train_config import TrainConfig
+from training.run_config import RunConfig
 
 
 def default_folder(dataset: str, model: str) -> str:
@@ -21,18 +21,17 @@ def default_folder(dataset: str, model: str) -> str:
 
 
 def announce(
-    config: TrainConfig,
-    model: str,
+    config: RunConfig,
     contexts: Sequence[Any],
     loaders: Loaders,
     folder: Path,
     progress: Progress,
 ) -> None:
     """Say what is trained on what, where, and what is not the default."""
-    held_out = f", {len(loaders.valid.data.images)} held out" if loaders.valid else ""
+    held_out = f", {len(loaders.valid.data)} held out" if loaders.valid else ""
     print(
-        f"{model} on {config.dataset}: {len(loaders.train.data.images)} images to train{held_out}, "
-        f"{len(loaders.test.data.images)} to test"
+        f"{config.model} on {config.dataset}: {len(loaders.train.data)} images to train{held_out}, "
+        f"{len(loaders.test.data)} to test"
     )
     print(
         f"on {device_names(contexts)}, {config.precision}; "

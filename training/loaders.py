@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from training.batches import EvalBatches, TrainBatches
-from training.datasets import Dataset, ImageData, split_validation
+from training.datasets import Dataset, ImageData, load_dataset, split_validation
 from training.errors import UserError
 from training.fit import Loaders
 from training.train_config import TrainConfig
@@ -17,6 +17,13 @@ EVAL_BATCH = 128
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SPLIT_SEED = 0  # held-out images stay the same whatever the seed of a run, so runs can be compared
+
+
+def open_dataset(config: TrainConfig) -> Dataset:
+    """Return the data set that a configuration names."""
+    return load_dataset(
+        config.dataset, config.data_dir, mirror=config.mirror, download=config.download
+    )
 
 
 def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loaders:

@@ -22,6 +22,8 @@ class RunConfig:
     A family of networks that wants another default defines the field again in its subclass.
     """
 
+    model: str = option("", "network", flags=("-m",))
+    dataset: str = option("", "data set")
     data_dir: Optional[str] = option(None, "folder with the data set's files")
     mirror: Optional[str] = option(None, "URL or folder to download the data set from first")
     download: bool = option(True, "download the data set when it is not found")

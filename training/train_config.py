@@ -1,11 +1,16 @@
-"""What the training of a classifier of whole images can be told, beside `training.run_config`."""
+"""What the training of a classifier of whole images can be told, beside `training.run_config`.
+
+`ClassifierConfig` is for images of any size and source, `TrainConfig` for small images in memory.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 from training.augment import CUTOUT_KINDS, Augmentation
 from training.config import option
+from training.errors import UserError
 from training.run_config import RunConfig, check_least
 
 INITIALIZERS = ("msra", "xavier")
@@ -13,8 +18,40 @@ NORMALIZATIONS = ("dataset", "imagenet")
 
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig):
-    """Options of a classifier's training. The defaults are the recipe of PistonY's 97.14 % run.
+class ClassifierConfig(RunConfig):
+    """Options of the training of any classifier of whole images, and of what is done with it."""
+
+    model: str = option("attention92", "network; --list-models names them", flags=("-m",))
+    classes: int = option(0, "number of classes; 0: as many as the data set has")
+    normalization: str = option(
+        "dataset", "mean and std: the data set's own, or ImageNet's", choices=NORMALIZATIONS
+    )
+    init: str = option("msra", "initializer of convolutions", choices=INITIALIZERS)
+
+    flip: bool = option(True, "mirror images at random")
+    mixup_alpha: float = option(1.0, "alpha of mixup; 0: no mixup")
+    mixup_off_epochs: int = option(20, "epochs at the end without mixup")
+    label_smoothing: float = option(0.0, "label smoothing")
+
+    test: Optional[str] = option(None, "score this parameter file and end", metavar="FILE")
+    finetune: Optional[str] = option(
+        None, "start from this parameter file; fc may have other classes", metavar="FILE"
+    )
+    freeze: str = option("none", "what finetuning leaves as it is", choices=("none", "trunk"))
+    list_models: bool = option(False, "list the networks and end")
+    summary: Optional[str] = option(None, "layers, parameters and MACs", metavar="MODEL")
+
+    def check(self) -> None:
+        """Raise UserError for a value outside its range or that does nothing."""
+        super().check()
+        check_least(self, 0, "mixup_off_epochs")
+        if self.freeze != "none" and not self.finetune:
+            raise UserError(f"--freeze {self.freeze} needs trained weights: add --finetune FILE")
+
+
+@dataclass(frozen=True)
+class TrainConfig(ClassifierConfig):
+    """Options of a classifier of small images. The defaults are PistonY's recipe of 97.14 %.
 
     That run: NAG, batch 640, peak learning rate 1.0 after 5 epochs of linear warm-up, cosine to 0
     over 220 epochs, weight decay 1e-4 on weights only, pad-crop, flip, random erasing, mixup with
@@ -24,26 +61,17 @@ class TrainConfig(RunConfig):
     dataset: str = option(
         "cifar10", "cifar10, cifar100, shapes (embedded) or folder:PATH (your own images)"
     )
-    normalization: str = option(
-        "dataset", "mean and std: the data set's own, or ImageNet's", choices=NORMALIZATIONS
-    )
     train_count: int = option(0, "use only this many training images; 0: all")
-    init: str = option("msra", "initializer of convolutions", choices=INITIALIZERS)
-
     pad: int = option(4, "pixels of padding before the random crop; 0: no crop")
-    flip: bool = option(True, "mirror images at random")
     shift: float = option(0.0, "largest random shift, as a fraction of the image")
     cutout: str = option("erasing", "cutout", choices=CUTOUT_KINDS)
     cutout_prob: float = option(0.5, "probability of the cutout per image")
     cutout_size: int = option(16, "edge of the square cutout in pixels")
-    mixup_alpha: float = option(1.0, "alpha of mixup; 0: no mixup")
-    mixup_off_epochs: int = option(20, "epochs at the end without mixup")
-    label_smoothing: float = option(0.0, "label smoothing")
 
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
         super().check()
-        check_least(self, 0, "train_count", "mixup_off_epochs")
+        check_least(self, 0, "train_count")
         self.augmentation()
 
     def augmentation(self) -> Augmentation:

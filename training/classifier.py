@@ -1,0 +1,136 @@
+"""Classifiers of whole images: made ready for training, and opened from a parameter file.
+
+`training` knows no network: a script hands in what it needs to know of them as `Networks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
+
+from bridge.param_file import read_shapes
+from training.errors import UserError
+from training.script import Prepared
+from training.train_config import ClassifierConfig
+
+C = TypeVar("C", bound=ClassifierConfig)
+# Settings that a parameter file's row in the index, or its run, answers.
+KNOWN = ("model", "dataset", "normalization")
+
+
+class Networks(NamedTuple):
+    """`model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`."""
+
+    create: Callable[..., Any]
+    load: Callable[..., Any]
+    find: Callable[[Mapping[str, tuple[int, ...]]], tuple[Optional[str], int]]
+
+    def build(self, config: ClassifierConfig, classes: int) -> Any:
+        """Return the network that the settings describe, uninitialized."""
+        return self.create(config.model, classes)
+
+
+def prepare_classifier(
+    config: Any,
+    networks: Networks,
+    open_data: Callable[[Any], Any],
+    build_loaders: Callable[[Any, Any, int], Any],
+) -> Prepared:
+    """Return an initialized network with its trainer and batches.
+
+    Parameters
+    ----------
+    config
+        The script's settings, a `ClassifierConfig`. ``finetune`` is not looked at when ``resume``
+        is set.
+    networks
+        How networks are made and loaded.
+    open_data
+        Gives the data set, with its ``name`` and ``classes``.
+    build_loaders
+        Gives `training.fit.Loaders` from settings, data set and number of classes.
+
+    Raises
+    ------
+    UserError
+        For data, classes or devices that cannot be used; and whatever `networks` raises.
+    """
+    import mxnet as mx
+    import numpy as np
+
+    from training.devices import choose_contexts, hybridize_options, use_precision
+    from training.optimizer import build_trainer, freeze_except, initializer
+
+    contexts = choose_contexts(config.gpus)
+    # Looked at before the data is loaded, so that a wrong name does not first download a data set.
+    networks.build(config, config.classes or 10)
+    start = None if config.resume else config.finetune
+    if start:
+        read_shapes(start)
+    data = open_data(config)
+    classes = config.classes or data.classes
+    if classes < data.classes:
+        raise UserError(f"--classes {classes}: {data.name} has {data.classes}; leave --classes out")
+    loaders = build_loaders(config, data, classes)
+    use_precision(config.precision, contexts)
+    np.random.seed(config.seed)  # the initializers of MXNet draw from both
+    mx.random.seed(config.seed)
+    net = networks.build(config, classes)
+    net.initialize(initializer(config.init), ctx=contexts)
+    if start:
+        status = networks.load(net, start, contexts, allow_classes_mismatch=True)
+        print(f"started from {start} ({status}); fresh: {', '.join(status.fresh) or '-'}")
+    if config.freeze == "trunk":
+        freeze_except(net, "fc.")
+    net.hybridize(**hybridize_options(config.precision))
+    return Prepared(net, build_trainer(net, config), contexts, loaders)
+
+
+class Opened(NamedTuple):
+    """A parameter file in its network, and the settings that describe it."""
+
+    net: Any
+    contexts: list[Any]
+    config: Any
+    status: str
+
+
+def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Networks) -> Opened:
+    """Load a parameter file into the network that it belongs to.
+
+    Model, data set and normalization are, in this order: what the user has named (`given`), what
+    the index or the folder of the file says, what its shapes tell, `config`.
+    """
+    from training.devices import choose_contexts, hybridize_options, use_precision
+
+    known = {**known_of(Path(path)), **given}
+    contexts = choose_contexts(config.gpus)
+    found, classes = networks.find({name: shape for name, (shape, _) in read_shapes(path).items()})
+    config = replace(
+        config,
+        model=known.get("model") or found or config.model,
+        classes=known.get("classes") or classes or 10,
+        dataset=known.get("dataset", config.dataset),
+        normalization=known.get("normalization", config.normalization),
+    )
+    use_precision(config.precision, contexts)
+    net = networks.build(config, config.classes)
+    status = networks.load(net, path, contexts)
+    net.hybridize(**hybridize_options(config.precision))
+    return Opened(net, contexts, config, status)
+
+
+def known_of(path: Path) -> dict[str, Any]:
+    """Return what the index or the run folder says of a parameter file."""
+    from training.record import CONFIG_FILE, read_config
+    from training.results import find_result
+
+    row = find_result(path)
+    if row:
+        return {key: row[key] for key in KNOWN}
+    if not (path.parent / CONFIG_FILE).is_file():
+        return {}
+    saved = read_config(path.parent)
+    return {key: saved[key] for key in KNOWN if key in saved}

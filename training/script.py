@@ -1,0 +1,142 @@
+"""What the training scripts share: a training from its settings to its end, and exit codes.
+
+A script is wiring: it says which settings it knows and how a network and its data come out of them
+(`Script.prepare`); everything else, from a new or resumed run folder to the last line on the
+terminal, is `Script.train`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Generic, NamedTuple, TypeVar
+
+from bridge.param_file import ParamFileError, write_atomically
+from training.config import from_dict, to_dict
+from training.errors import UserError
+from training.run_config import RunConfig
+
+WRONG_INPUT_EXIT = 2
+INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
+# Settings that may be another at a resume: where things are, not what is computed.
+RESUMABLE = ("data_dir", "mirror", "download", "gpus", "checkpoint_minutes")
+
+C = TypeVar("C", bound=RunConfig)
+
+
+class Prepared(NamedTuple):
+    """What a training needs beside its settings.
+
+    ``fit`` are further arguments of `training.fit.Fit`; ``files`` (name to content) are put into
+    the folder of a new run.
+    """
+
+    net: Any
+    trainer: Any
+    contexts: list[Any]
+    loaders: Any
+    fit: Mapping[str, Any] = {}
+    files: Mapping[str, bytes] = {}
+
+
+@dataclass(frozen=True)
+class Script(Generic[C]):
+    """One training script.
+
+    Parameters
+    ----------
+    name
+        The file, as users start it: ``train_cifar.py``.
+    config_class
+        Its settings; ``check()`` raises UserError.
+    prepare
+        Builds network and data from the settings. Everything that can be wrong fails here, before
+        a run folder is made. It leaves ``config.finetune`` alone when ``config.resume`` is set.
+    """
+
+    name: str
+    config_class: type[C]
+    prepare: Callable[[C], Prepared]
+
+    def train(self, config: C, given: Mapping[str, Any], argv: Sequence[str] = ()) -> int:
+        """Train by `config`, or go on with the run ``config.resume``; return the exit code.
+
+        `given` are the settings that the user has named: a resume takes only `RESUMABLE` from them.
+
+        Raises
+        ------
+        UserError
+            For settings, data or a run folder that cannot be used.
+        """
+        from training.announce import announce, default_folder, report, warn_threads
+        from training.checkpoint import Progress, load_state, restore
+        from training.environment import describe
+        from training.fit import Fit
+        from training.plot import plot_runs
+        from training.record import Run
+
+        check_resume(given)
+        progress, state = Progress(), None
+        if config.resume:
+            config = self._saved(Path(config.resume), given)
+            progress, *state = load_state(str(config.resume))
+        ready = self.prepare(config)
+        if state:
+            restore(ready.net, ready.trainer, *state)
+            warn_threads(progress.threads, describe()["threads"]["effective"])
+            run = Run.resume(str(config.resume), progress.epoch)
+        else:
+            folder = Path(config.run_dir or default_folder(config.dataset, config.model))
+            run = Run.create(folder, to_dict(config), [self.name, *argv])
+            progress.threads = describe()["threads"]["effective"]
+            for name, content in ready.files.items():
+                write_atomically(folder / name, content)
+        settings: Any = config  # Fit and what `prepare` gave it agree on more than RunConfig
+        with run:
+            announce(config, ready.contexts, ready.loaders, run.folder, progress)
+            fit = Fit(*ready[:4], settings, run, progress, **ready.fit)
+            result = fit.run_epochs()
+        if result.signal is not None:
+            print(f"saved; go on with: python {self.name} --resume {run.folder}")
+            return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
+        report(result, run.folder, plot_runs([run.folder]), bool(config.valid_count))
+        return 0
+
+    def _saved(self, folder: Path, given: Mapping[str, Any]) -> C:
+        """Return the settings of a run, with what may be another at a resume."""
+        from training.record import read_config
+
+        saved = from_dict(self.config_class, read_config(folder))
+        here = {name: given[name] for name in RESUMABLE if name in given}
+        config = replace(saved, **here, resume=str(folder))
+        config.check()
+        return config
+
+
+def check_resume(given: Mapping[str, Any]) -> None:
+    """Refuse settings that a resumed run would not heed."""
+    ignored = [name for name in given if name not in (*RESUMABLE, "resume")]
+    if given.get("resume") and ignored:
+        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        raise UserError(
+            f"--resume keeps the settings of the run; {flags} cannot be changed. Leave them out, "
+            "or start a new run"
+        )
+
+
+def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
+    """Return what `action` returns; for UserError, ParamFileError and `errors` print one line.
+
+    Ctrl-C outside of the training loop, which saves first, ends without a word.
+    """
+    handled: tuple[type[Exception], ...] = (UserError, ParamFileError, *errors)
+    try:
+        return action()
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT
+    except handled as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT_EXIT
