@@ -14,9 +14,10 @@ from typing import Any, Callable, Optional
 
 from mxnet.gluon import nn
 
+from model.recurrent_attention import FAMILY as GLIMPSE
 from model.residual_attention_network import FAMILY as ATTENTION
 
-FAMILIES: dict[str, tuple[Any, Callable[..., nn.HybridBlock]]] = {**ATTENTION}
+FAMILIES: dict[str, tuple[Any, Callable[..., nn.HybridBlock]]] = {**ATTENTION, **GLIMPSE}
 
 DEFAULT_CLASSES = 10
 
