@@ -1,7 +1,8 @@
 """What a data set is here, the names that ``--dataset`` knows, and the validation split.
 
-Reading order: this file, then ``cifar.py`` (CIFAR-10/100), ``shapes.py`` (embedded),
-``image_folder.py`` (a user's own images); ``digests.py`` and ``download.py`` serve ``cifar.py``.
+Reading order: this file, then ``cifar.py`` (CIFAR-10/100), ``mnist.py``, ``shapes.py`` and
+``digits.py`` (embedded), ``image_folder.py`` (a user's own images); ``digests.py`` and
+``download.py`` serve ``cifar.py`` and ``mnist.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from training.errors import UserError
 
-NAMES = ("cifar10", "cifar100", "shapes")
+NAMES = ("cifar10", "cifar100", "shapes", "mnist", "digits")
 FOLDER_PREFIX = "folder:"
 
 
@@ -105,15 +106,16 @@ def load_dataset(
     Parameters
     ----------
     name : str
-        ``cifar10``, ``cifar100`` (100 fine classes), ``shapes`` (embedded, needs no file) or
-        ``folder:PATH`` (see :func:`training.image_folder.load_image_folder`).
+        ``cifar10``, ``cifar100`` (100 fine classes), ``mnist``, ``shapes`` and ``digits``
+        (embedded, need no file) or ``folder:PATH``
+        (:func:`training.image_folder.load_image_folder`).
     data_dir : str, optional
-        Where CIFAR is; it must exist when given. Without it: ``./data``, then
+        Where CIFAR or MNIST is; it must exist when given. Without it: ``./data``, then
         ``$MXNET_HOME/datasets/<name>``, where Gluon keeps it.
     mirror : str, optional
-        A URL or a local folder that holds the CIFAR archives; tried before the other places.
+        A URL or a local folder that holds the files to download; tried before the other places.
     download : bool
-        Whether CIFAR may be downloaded when no file is found.
+        Whether CIFAR or MNIST may be downloaded when no file is found.
 
     Raises
     ------
@@ -125,6 +127,14 @@ def load_dataset(
         from training.cifar import load_cifar
 
         return load_cifar(name, data_dir, mirror=mirror, download=download)
+    if name == "mnist":
+        from training.mnist import load_mnist
+
+        return load_mnist(data_dir, mirror=mirror, download=download)
+    if name == "digits":
+        from training.digits import load_digits
+
+        return load_digits()
     if name == "shapes":
         from training.shapes import load_shapes
 

@@ -1,15 +1,17 @@
-"""Size and full digest of every CIFAR file that this project reads: one table.
+"""Size and full digest of every file of CIFAR and MNIST that this project reads: one table.
 
 Keys are ``<data set>/<file name>``. Sources:
 
-[gluon]   ``CIFAR10`` and ``CIFAR100`` of mxnet 1.9.1, ``gluon/data/vision/datasets.py`` (sha1).
+[gluon]   ``CIFAR10``, ``CIFAR100`` and ``MNIST`` of mxnet 1.9.1, in
+          ``gluon/data/vision/datasets.py`` (sha1).
 [authors] the table on https://www.cs.toronto.edu/~kriz/cifar.html (md5 of the archives).
 [tv]      ``torchvision/datasets/cifar.py`` (md5 of the python batches).
 [keras]   ``keras/datasets/cifar10.py`` and ``cifar100.py`` (sha256 of the python archives).
 [ruby]    torchvision-ruby, ``cifar10.rb`` and ``cifar100.rb`` (sha256 of the binary version).
 
 The six sha256 of the CIFAR-10 ``.bin`` files and the md5 and sizes of the CIFAR-10 python batches
-were also computed from the files themselves, whose sha1 are those of Gluon.
+were also computed from the files themselves, whose sha1 are those of Gluon. So were the digests of
+MNIST: Gluon and torchvision publish sha1 and md5 of the four ``.gz``, and these files have them.
 """
 
 from __future__ import annotations
@@ -195,6 +197,71 @@ TABLE: dict[str, tuple[FileDigest, ...]] = {
             169_001_437,
             sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
             md5="eb9058c3a382ffc7106e4002c42a8d85",
+        ),
+    ),
+    # MNIST: sha1 of the .gz [gluon]; the rest computed from files with these sha1.
+    "mnist/train-images-idx3-ubyte.gz": (
+        FileDigest(
+            9_912_422,
+            sha256="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            sha1="6c95f4b05d2bf285e1bfb0e7960c31bd3b3f8a7d",
+            md5="f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        ),
+    ),
+    "mnist/train-images-idx3-ubyte": (
+        FileDigest(
+            47_040_016,
+            sha256="ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            sha1="c3557c10f29b266e19b3eeee1553c85e0ef4a8ea",
+            md5="6bbc9ace898e44ae57da46a324031adb",
+        ),
+    ),
+    "mnist/train-labels-idx1-ubyte.gz": (
+        FileDigest(
+            28_881,
+            sha256="3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            sha1="2a80914081dc54586dbdf242f9805a6b8d2a15fc",
+            md5="d53e105ee54ea40749a09fcbcd1e9432",
+        ),
+    ),
+    "mnist/train-labels-idx1-ubyte": (
+        FileDigest(
+            60_008,
+            sha256="65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            sha1="adbf52269f5d842899f287c269e2883e40b4f6e2",
+            md5="a25bea736e30d166cdddb491f175f624",
+        ),
+    ),
+    "mnist/t10k-images-idx3-ubyte.gz": (
+        FileDigest(
+            1_648_877,
+            sha256="8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            sha1="c3a25af1f52dad7f726cce8cacb138654b760d48",
+            md5="9fb629c4189551a2d022fa330f9573f3",
+        ),
+    ),
+    "mnist/t10k-images-idx3-ubyte": (
+        FileDigest(
+            7_840_016,
+            sha256="0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            sha1="65e11ec1fd220343092a5070b58418b5c2644e26",
+            md5="2646ac647ad5339dbf082846283269ea",
+        ),
+    ),
+    "mnist/t10k-labels-idx1-ubyte.gz": (
+        FileDigest(
+            4_542,
+            sha256="f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            sha1="763e7fa3757d93b0cdec073cef058b2004252c17",
+            md5="ec29112dd5afa0611ce80d1b7f02629c",
+        ),
+    ),
+    "mnist/t10k-labels-idx1-ubyte": (
+        FileDigest(
+            10_008,
+            sha256="ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+            sha1="a6d52cc628797e845885543326e9f10abb8a6f89",
+            md5="27ae3e4e09519cfbb04c329615203637",
         ),
     ),
 }

@@ -1,4 +1,4 @@
-"""Download one archive: several places in order, resumable, checked, atomic.
+"""Download one file: several places in order, resumable, checked, atomic.
 
 A partial file is kept as ``NAME.<place>.part``, one for each place because the same name may hold
 differently packed archives, and is continued by an HTTP range request, in this or a later run.
@@ -21,6 +21,11 @@ from training.errors import UserError
 from training.http_transfer import BLOCK, Unavailable, flush, transfer
 
 AUTHORS_URL = "https://www.cs.toronto.edu/~kriz"
+# The page of MNIST's authors no longer serves the files; these are copies that others rely on.
+MNIST_URLS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist",
+    "https://storage.googleapis.com/cvdf-datasets/mnist",
+)
 GLUON_URL = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com"
 
 
@@ -33,14 +38,16 @@ class DownloadFailed(Exception):
 
 
 def candidates(dataset: str, file_name: str, mirror: Optional[str] = None) -> list[str]:
-    """Where to look for an archive, in order: mirror, the authors' page, Gluon's repository.
+    """Where to look for a file, in order: mirror, the authors' page, Gluon's repository.
+
+    MNIST has two public copies in place of the authors' page.
 
     Parameters
     ----------
     dataset : str
-        ``cifar10`` or ``cifar100``: Gluon's folder name.
+        ``cifar10``, ``cifar100`` or ``mnist``: Gluon's folder name.
     file_name : str
-        Name of the archive.
+        Name of the file.
     mirror : str, optional
         ``http(s)://...`` or ``file://...`` or a local folder; ``file_name`` is looked for in it.
 
@@ -55,8 +62,9 @@ def candidates(dataset: str, file_name: str, mirror: Optional[str] = None) -> li
         The mirror has another scheme, or is a local folder that does not exist.
     """
     gluon = os.environ.get("MXNET_GLUON_REPO") or GLUON_URL
+    published = MNIST_URLS if dataset == "mnist" else (AUTHORS_URL,)
     places = [
-        f"{AUTHORS_URL}/{file_name}",
+        *(f"{url}/{file_name}" for url in published),
         f"{gluon.rstrip('/')}/gluon/dataset/{dataset}/{file_name}",
     ]
     if mirror is None:
