@@ -17,6 +17,7 @@ from training.checkpoint import Progress
 from training.datasets import ImageData
 from training.engine import (
     EpochHooks,
+    Measured,
     Updater,
     average_statistics,
     evaluate,
@@ -170,7 +171,7 @@ def after_step(
     for parameter in weights(net):
         copies = [data.asnumpy() for data in parameter.list_data()]
         np.testing.assert_array_equal(copies[0], copies[-1])
-    return [parameter.data(contexts[0]).asnumpy() for parameter in weights(net)], measured
+    return [parameter.data(contexts[0]).asnumpy() for parameter in weights(net)], measured[:3]
 
 
 @pytest.mark.parametrize("contexts", [ONE, TWO], ids=["one", "two"])
@@ -226,11 +227,11 @@ def test_measure_counts_soft_labels_by_their_share() -> None:
     losses, logits = [[1.5, 0.25], [2.0]], [[[0.0, 3.0, 1.0], [5.0, 0.0, 1.0]], [[0.0, 1.0, 0.5]]]
     labels = [np.array([[0.3, 0.7, 0.0], [0.0, 0.4, 0.6]], np.float32), np.array([1], np.int32)]
     steps = [
-        (mx.nd.array(one), mx.nd.array(two), label)
+        Measured(mx.nd.array(one), label, mx.nd.array(two))
         for one, two, label in zip(losses, logits, labels)
     ]
-    loss_sum, correct, images = measure(steps)
-    assert (loss_sum, images) == (3.75, 3)
+    loss_sum, correct, images, terms = measure(steps)
+    assert (loss_sum, images, terms) == (3.75, 3, {})
     assert correct == pytest.approx(0.7 + 0.0 + 1.0)
 
 

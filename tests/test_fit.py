@@ -165,10 +165,10 @@ def test_every_update_has_its_rate_and_the_last_epochs_no_mixup(
     rates, soft = [], []
     step = Updater.step
 
-    def spy(self: Updater, batch: Any) -> Any:
+    def spy(self: Updater, batch: Any, number: int) -> Any:
         rates.append(self.trainer.learning_rate)
         soft.append(batch.soft_label is not None)
-        return step(self, batch)
+        return step(self, batch, number)
 
     monkeypatch.setattr(Updater, "step", spy)
     finish(tmp_path, replace(CONFIG, epochs=3))

@@ -8,6 +8,7 @@ file or the new one, because there is only one and it is replaced at once; ``las
 ``param:NAME``                a parameter, by its structural name
 ``device:INDEX:NAME``         the same on a further device, where that differs (running statistics)
 ``state:PART:NAME``           a tensor of the optimizer's state for that parameter
+``average:NAME``              the parameter's moving average, where one is kept
 ``meta``                      JSON as uint8: counters, metric sums, thread count
 ============================  =========================================================
 """
@@ -40,7 +41,9 @@ class Progress:
     """Where a training stands.
 
     ``epoch`` counts finished epochs and ``batch`` the updates made in the unfinished one; ``step``
-    counts all updates. The sums are over the images of the unfinished epoch.
+    counts all updates. The sums, also those of further ``terms`` of the loss, are over the images
+    of the unfinished epoch. ``drops`` counts how often a plateau has lowered the learning rate,
+    ``waited`` the epochs since then, or since a better accuracy.
     """
 
     epoch: int = 0
@@ -54,7 +57,24 @@ class Progress:
     best_acc: float = -1.0
     best_epoch: int = 0
     threads: Optional[int] = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)
+    drops: int = 0
+    waited: int = 0
+
+    def add(self, sums: Any) -> None:
+        """Count the images of a step and its `training.engine.StepSums`."""
+        self.loss_sum += sums.loss
+        self.correct_sum += sums.correct
+        self.images += sums.images
+        for name, total in sums.terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + total
+
+    def finish_epoch(self) -> None:
+        """Count an epoch and forget its sums."""
+        self.epoch += 1
+        self.batch = self.images = 0
+        self.loss_sum = self.correct_sum = self.epoch_sec = 0.0
+        self.terms = {}
 
 
 def parameter_arrays(net: Any) -> dict[str, np.ndarray]:
@@ -70,8 +90,16 @@ def save_parameters(net: Any, path: PathLike) -> str:
     return write_params(path, parameter_arrays(net))
 
 
-def save_state(folder: PathLike, net: Any, trainer: Any, progress: Progress) -> None:
+def save_state(
+    folder: PathLike,
+    net: Any,
+    trainer: Any,
+    progress: Progress,
+    average: Optional[Mapping[str, np.ndarray]] = None,
+) -> None:
     """Write ``resume.state`` into `folder`, atomically.
+
+    `average` are the moving averages of the parameters by structural name.
 
     Raises
     ------
@@ -83,6 +111,7 @@ def save_state(folder: PathLike, net: Any, trainer: Any, progress: Progress) -> 
     for index, state in _updaters(trainer)[0].states.items():  # all devices hold the same
         for part, tensor in enumerate(_parts(state)):
             arrays[f"state:{part}:{names[index]}"] = tensor.asnumpy()
+    arrays.update({f"average:{name}": value for name, value in (average or {}).items()})
     bad = next((name for name, value in arrays.items() if not np.isfinite(value).all()), None)
     if bad:
         raise UserError(

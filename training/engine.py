@@ -10,8 +10,8 @@ import ctypes
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Callable, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from training.errors import UserError
 from training.evaluation import Scores, evaluate
 
 __all__ = [
+    "Classification",
     "EpochHooks",
+    "Measured",
     "Scores",
     "Updater",
     "average_statistics",
@@ -31,8 +33,52 @@ __all__ = [
     "train_one_epoch",
 ]
 
-# (losses or images, logits or target) on a device, and the target in host memory.
-Measured = tuple[Any, Any, np.ndarray]
+# An image and its target on a device, and the target in host memory.
+Part = tuple[Any, Any, np.ndarray]
+
+
+class Measured(NamedTuple):
+    """What one part of a batch gave, not yet computed.
+
+    ``losses`` (n,). Either ``logits`` (n, classes), or ``terms`` (n, k) with the names
+    ``term_names``, of which ``correct`` is the share of right decisions.
+    """
+
+    losses: Any
+    label: np.ndarray
+    logits: Any = None
+    terms: Any = None
+    term_names: Sequence[str] = ()
+
+
+class StepSums(NamedTuple):
+    """Sums over the images of a step; ``terms`` by name."""
+
+    loss: float
+    correct: float
+    images: int
+    terms: Mapping[str, float] = {}
+
+
+class Classification:
+    """The default objective: softmax cross-entropy of ``net(image)`` with hard or soft labels."""
+
+    def __init__(self, net: Any) -> None:
+        from mxnet import gluon
+
+        self.net = net
+        self._hard = gluon.loss.SoftmaxCrossEntropyLoss()
+        self._soft = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
+
+    def __call__(self, part: Part, key: tuple[int, ...]) -> Measured:
+        """Return the losses of a part of a batch; it is called while gradients are recorded.
+
+        `key` is (update, part): objectives that draw random numbers draw them from it.
+        """
+        image, target, label = part
+        logits = self.net(image).astype("float32")
+        loss_function = self._soft if target.ndim == 2 else self._hard
+        return Measured(loss_function(logits, target), label, logits)
 
 
 class Updater:
@@ -47,23 +93,31 @@ class Updater:
     micro_batch
         At most so many images at once on a device, also for the statistics of batch
         normalisation; gradients add up over the parts. 0: the whole share.
+    objective
+        What is minimized; `Classification` of `net` when None.
+    clip_gradient
+        Limit of the norm of the mean gradient over all parameters; 0: none.
     """
 
     def __init__(
-        self, net: Any, trainer: Any, contexts: Sequence[Any], micro_batch: int = 0
+        self,
+        net: Any,
+        trainer: Any,
+        contexts: Sequence[Any],
+        micro_batch: int = 0,
+        objective: Optional[Callable[[Part, tuple[int, ...]], Measured]] = None,
+        clip_gradient: float = 0.0,
     ) -> None:
-        from mxnet import gluon
-
         self.net, self.trainer, self.contexts = net, trainer, list(contexts)
         self.micro_batch = micro_batch
-        self._hard = gluon.loss.SoftmaxCrossEntropyLoss()
-        self._soft = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
+        self.objective = objective or Classification(net)
+        self.clip_gradient = clip_gradient
         self._trained = [p for p in trainer._params if p.grad_req != "null"]
 
-    def step(self, batch: Batch) -> list[Measured]:
+    def step(self, batch: Batch, number: int = 0) -> list[Measured]:
         """Update the parameters; return what `measure` needs, not yet computed.
 
-        The devices work on while Python prepares the next batch.
+        The devices work on while Python prepares the next batch. `number` counts the updates.
 
         Raises
         ------
@@ -85,20 +139,30 @@ class Updater:
             itertools.zip_longest(*(self._parts(batch, i, count) for i in range(devices)))
         )
         self._accumulate(len(rounds) > 1)
-        results = []
+        results: list[Measured] = []
         for parts in rounds:
-            losses = []
+            done = len(results)
             with autograd.record():
-                for image, target, label in filter(None, parts):
-                    logits = self.net(image).astype("float32")
-                    loss_function = self._soft if target.ndim == 2 else self._hard
-                    losses.append(loss_function(logits, target))
-                    results.append((losses[-1], logits, label))
-            autograd.backward(losses)
-        self.trainer.step(images)
+                for part in filter(None, parts):
+                    results.append(self.objective(part, (number, len(results))))
+            autograd.backward([result.losses for result in results[done:]])
+        if self.clip_gradient:
+            self._clip(images)
+        else:
+            self.trainer.step(images)
         return results
 
-    def _parts(self, batch: Batch, device: int, count: int) -> list[Measured]:
+    def _clip(self, images: int) -> None:
+        """Update with gradients, which are sums over `images`, scaled down to the limit."""
+        from mxnet.gluon.utils import clip_global_norm
+
+        self.trainer.allreduce_grads()
+        for device in range(len(self.contexts)):
+            gradients = [parameter.list_grad()[device] for parameter in self._trained]
+            clip_global_norm(gradients, self.clip_gradient * images, check_isfinite=False)
+        self.trainer.update(images)
+
+    def _parts(self, batch: Batch, device: int, count: int) -> list[Part]:
         """Return this device's (image, target, target in host memory) in at most `count` parts."""
         import mxnet as mx
 
@@ -121,20 +185,27 @@ class Updater:
                 parameter.zero_grad()
 
 
-def measure(results: Iterable[Measured]) -> tuple[float, float, int]:
-    """Wait for the forward pass of a step and return (loss sum, correct images, images).
+def measure(results: Iterable[Measured]) -> StepSums:
+    """Wait for the forward pass of a step and return its sums.
 
     With soft labels an image counts as the share of its label that the network's choice has. The
     backward pass and the update may go on behind it, while Python starts the next step.
     """
     loss_sum, correct, images = 0.0, 0.0, 0
-    for losses, logits, label in results:
-        choice = logits.asnumpy().argmax(axis=1)
-        rows = np.arange(len(label))
-        correct += float(label[rows, choice].sum() if label.ndim == 2 else (choice == label).sum())
-        loss_sum += float(losses.asnumpy().astype(np.float64).sum())
+    sums: dict[str, float] = {}
+    for result in results:
+        label = result.label
+        if result.logits is not None:
+            choice = result.logits.asnumpy().argmax(axis=1)
+            right = label[np.arange(len(label)), choice] if label.ndim == 2 else choice == label
+            correct += float(right.sum())
+        else:
+            totals = result.terms.asnumpy().sum(axis=0, dtype=np.float64)
+            for name, total in zip(result.term_names, totals):
+                sums[name] = sums.get(name, 0.0) + float(total)
+        loss_sum += float(result.losses.asnumpy().astype(np.float64).sum())
         images += len(label)
-    return loss_sum, correct, images
+    return StepSums(loss_sum, sums.pop("correct", correct), images, sums)
 
 
 def average_statistics(net: Any) -> None:
@@ -174,10 +245,11 @@ def plain_layout(net: Any) -> None:
 
 
 class EpochHooks(NamedTuple):
-    """What the loop calls: after every measured step, and to ask whether to stop."""
+    """What the loop calls: after every update (timed) and step, and to ask whether to stop."""
 
     after_step: Callable[[Progress, int], None]
     stop: Callable[[], bool]
+    after_update: Callable[[int], None] = lambda step: None
 
 
 def train_one_epoch(
@@ -205,7 +277,7 @@ def train_one_epoch(
         lr = schedule(progress.step + 1)
         updater.trainer.set_learning_rate(lr)
         try:
-            loss_sum, correct, images = measure(updater.step(batch))
+            sums = measure(updater.step(batch, progress.step))
         except mx.MXNetError as error:
             if "out of memory" not in str(error).lower():
                 raise
@@ -213,19 +285,18 @@ def train_one_epoch(
                 "a device ran out of memory: lower --micro-batch (images per device at a time; 0 "
                 "is the whole share), which leaves the batch size as it is"
             ) from error
-        if not math.isfinite(loss_sum):
+        if not math.isfinite(sums.loss):
             raise UserError(
-                f"the loss became {loss_sum} in epoch {progress.epoch + 1} at step "
+                f"the loss became {sums.loss} in epoch {progress.epoch + 1} at step "
                 f"{progress.step + 1}, learning rate {lr:.4g}; the last checkpoint is kept. "
                 "Start anew with a lower --lr or more --warmup-epochs"
             )
         progress.step += 1
         progress.batch += 1
-        progress.loss_sum += loss_sum
-        progress.correct_sum += correct
-        progress.images += images
+        progress.add(sums)
+        hooks.after_update(progress.step)
         progress.epoch_sec += time.monotonic() - begin
-        hooks.after_step(progress, images)
+        hooks.after_step(progress, sums.images)
         if hooks.stop():
             return False
         begin = time.monotonic()  # what the hook takes, such as a checkpoint, is not training

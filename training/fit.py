@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
+from training.averaging import WeightAverage
 from training.batches import EvalBatches, TrainBatches
 from training.checkpoint import (
     BEST_FILE,
     LAST_FILE,
     STATE_FILE,
     Progress,
+    load_state,
     save_parameters,
     save_state,
 )
@@ -29,10 +32,10 @@ from training.engine import (
 )
 from training.errors import UserError
 from training.interruption import Interrupted, Interruption
-from training.progress import ProgressBar, duration
+from training.progress import DurationNote, ProgressBar
 from training.record import Run
-from training.schedules import build_schedule
-from training.train_config import TrainConfig
+from training.run_config import RunConfig
+from training.schedules import schedule_of
 
 SAMPLE_IMAGES = 32
 
@@ -54,6 +57,27 @@ class Result:
     signal: Optional[int] = None
 
 
+@dataclass(frozen=True)
+class Method:
+    """How a network is trained and judged; the default is a classifier of whole images.
+
+    Parameters
+    ----------
+    objective
+        See `training.engine.Updater`.
+    evaluate
+        ``evaluate(net, batches, contexts, advance)`` returns `Scores`; None: of logits
+        ``net(image)``.
+    after_epoch
+        ``after_epoch(run, epoch)`` for pictures and further records; the network has the weights
+        that were tested.
+    """
+
+    objective: Optional[Callable[..., Any]] = None
+    evaluate: Optional[Callable[..., Scores]] = None
+    after_epoch: Callable[[Run, int], None] = lambda run, epoch: None
+
+
 class Fit:
     """One training run of `net`, from where `progress` stands to the last epoch.
 
@@ -69,6 +93,8 @@ class Fit:
         Open record; ``last.param``, ``best.param`` and ``resume.state`` go to its folder.
     progress
         A fresh `Progress`, or the restored one.
+    method
+        What is minimized and how it is scored.
     """
 
     def __init__(
@@ -77,14 +103,26 @@ class Fit:
         trainer: Any,
         contexts: list[Any],
         loaders: Loaders,
-        config: TrainConfig,
+        config: RunConfig,
         run: Run,
         progress: Progress,
+        method: Optional[Method] = None,
     ) -> None:
         self.net, self.trainer, self.contexts = net, trainer, contexts
         self.loaders, self.config, self.run, self.progress = loaders, config, run, progress
-        self.updater = Updater(net, trainer, contexts, config.micro_batch)
-        self.schedule = schedule_of(config, len(loaders.train))
+        self.method = method or Method()
+        self.updater = Updater(
+            net,
+            trainer,
+            contexts,
+            config.micro_batch,
+            self.method.objective,
+            config.clip_gradient,
+        )
+        self.average = WeightAverage(net, config.ema) if config.ema else None
+        if self.average and progress.step:
+            self.average.load(load_state(run.folder)[1])
+        self._base_rate = schedule_of(config, len(loaders.train))
         self._saved = self._begun = time.monotonic()
         self._duration = DurationNote()
         self._stop: Callable[[], bool] = lambda: False
@@ -102,7 +140,7 @@ class Fit:
         if not (self.run.folder / STATE_FILE).exists():
             # From here on the run can be resumed, whenever it is killed.
             self._record_sample(self._mixes())
-            save_state(self.run.folder, self.net, self.trainer, progress)
+            self._save_state()
         with Interruption() as interruption:
             self._stop = interruption.stop
             while progress.epoch < self.config.epochs and not self._early():
@@ -119,8 +157,14 @@ class Fit:
             print(f"stopped early: no better held-out accuracy since epoch {progress.best_epoch}")
         return Result(progress, scores)
 
+    def rate(self, step: int) -> float:
+        """Return the learning rate of an update, counted from 1."""
+        rate = self._base_rate(step)
+        return rate * self.config.lr_factor**self.progress.drops
+
     def _mixes(self) -> bool:
-        return self.progress.epoch < self.config.epochs - self.config.mixup_off_epochs
+        without = getattr(self.config, "mixup_off_epochs", 0)
+        return bool(self.progress.epoch < self.config.epochs - without)
 
     def _train_epoch(self) -> bool:
         progress, train = self.progress, self.loaders.train
@@ -137,14 +181,15 @@ class Fit:
                     loss=state.loss_sum / state.images,
                     acc=state.correct_sum / state.images,
                 )
-                self._duration.tell(bar, images, state, self.config.epochs, len(train))
+                self._duration.tell(bar, images, state.step, self.config.epochs, len(train))
                 minutes = (time.monotonic() - self._saved) / 60
                 if self.config.checkpoint_minutes and minutes >= self.config.checkpoint_minutes:
                     self._save()
 
-            hooks = EpochHooks(after_step, self._stop)
+            update = self.average.update if self.average else lambda step: None
+            hooks = EpochHooks(after_step, self._stop, update)
             try:
-                return train_one_epoch(self.updater, batches, self.schedule, progress, hooks)
+                return train_one_epoch(self.updater, batches, self.rate, progress, hooks)
             finally:
                 batches.close()  # type: ignore[attr-defined]
 
@@ -154,44 +199,60 @@ class Fit:
         row: dict[str, Any] = {
             "step": progress.step,
             # Not the trainer's, which does not know it after a resume at the end of an epoch.
-            "lr": self.schedule(progress.step),
+            "lr": self.rate(progress.step),
             "train_loss": progress.loss_sum / max(progress.images, 1),
             "train_acc": progress.correct_sum / max(progress.images, 1),
             "images_per_sec": progress.images / max(progress.epoch_sec, 1e-9),
         }
+        for name, total in progress.terms.items():
+            row[f"train_{name}"] = total / max(progress.images, 1)
         average_statistics(self.net)
         valid = test = None
-        if last or (progress.epoch + 1) % config.eval_every == 0:
-            valid = self._evaluate("held-out", self.loaders.valid) if self.loaders.valid else None
-            test = self._evaluate("test", self.loaders.test)
-            plain_layout(self.net)
-            for name, scores in (("valid", valid), ("test", test)):
-                if scores:
-                    row[f"{name}_loss"], row[f"{name}_acc"] = scores.loss, scores.acc
+        with self.average.applied() if self.average else nullcontext():
+            if last or (progress.epoch + 1) % config.eval_every == 0:
+                if self.loaders.valid:
+                    valid = self._evaluate("held-out", self.loaders.valid)
+                test = self._evaluate("test", self.loaders.test)
+                for name, scores in (("valid", valid), ("test", test)):
+                    if scores:
+                        row[f"{name}_loss"], row[f"{name}_acc"] = scores.loss, scores.acc
+            judged = valid or test
+            best = judged is not None and judged.acc > progress.best_acc
+            if best:
+                save_parameters(self.net, self.run.folder / BEST_FILE)
+            self.method.after_epoch(self.run, progress.epoch + 1)
+        plain_layout(self.net)
         now = time.monotonic()
         progress.wall_sec += now - self._begun
         self._begun = now
-        progress.epoch += 1
-        progress.batch = progress.images = 0
-        progress.loss_sum = progress.correct_sum = progress.epoch_sec = 0.0
+        progress.finish_epoch()
         row["wall_sec"] = progress.wall_sec
         self._record(row, last)
-        judged = valid or test
-        if judged and judged.acc > progress.best_acc:
-            progress.best_acc, progress.best_epoch = judged.acc, progress.epoch
-            save_parameters(self.net, self.run.folder / BEST_FILE)
+        if judged:
+            self._judge(judged.acc, best)
         self._save(count_time=False)
         return test
 
+    def _judge(self, acc: float, best: bool) -> None:
+        progress, config = self.progress, self.config
+        if best:
+            progress.best_acc, progress.best_epoch = acc, progress.epoch
+            progress.waited = 0
+            return
+        progress.waited += config.eval_every
+        if config.schedule == "plateau" and progress.waited > config.lr_patience:
+            progress.drops, progress.waited = progress.drops + 1, 0
+
     def _evaluate(self, name: str, batches: EvalBatches) -> Scores:
-        with ProgressBar(len(batches.data.images), f"  {name}") as bar:
+        with ProgressBar(len(batches.data), f"  {name}") as bar:
 
             def advance(images: int) -> None:
                 bar.advance(images)
                 if self._stop():
                     raise Interrupted
 
-            scores = evaluate(self.net, batches, self.contexts, advance)
+            score = self.method.evaluate or evaluate
+            scores = score(self.net, batches, self.contexts, advance)
         if not math.isfinite(scores.loss):
             raise UserError(
                 f"the training diverged: the {name} loss after epoch {self.progress.epoch + 1} is "
@@ -231,54 +292,11 @@ class Fit:
             self.progress.wall_sec += now - self._begun
             self._begun = now
         # Last the state: a finished run has nothing left to do that would renew the other file.
-        save_parameters(self.net, self.run.folder / LAST_FILE)
-        save_state(self.run.folder, self.net, self.trainer, self.progress)
+        with self.average.applied() if self.average else nullcontext():
+            save_parameters(self.net, self.run.folder / LAST_FILE)
+        self._save_state()
         self._saved = time.monotonic()
 
-
-class DurationNote:
-    """Says once, from the first steps of this process, how long the rest will take."""
-
-    STEPS, SECONDS = 3, 5.0
-
-    def __init__(self) -> None:
-        self._steps = self._images = 0
-        self._begun = math.nan
-
-    def tell(
-        self, bar: ProgressBar, images: int, progress: Progress, epochs: int, batches: int
-    ) -> None:
-        """Count a step of `images`; at the first that is enough, print the estimate."""
-        if self._steps < 0:
-            return
-        now = time.monotonic()
-        if not self._steps:  # the first step also builds the graph: it starts the clock
-            self._begun = now
-        else:
-            self._images += images
-        self._steps += 1
-        seconds = now - self._begun
-        if self._steps <= self.STEPS or seconds < self.SECONDS:
-            return
-        self._steps = -1
-        left = (epochs * batches - progress.step) * images
-        rate = self._images / seconds
-        bar.note(
-            f"{rate:.0f} images/s: about {duration(left / rate)} for the training that is left "
-            f"({epochs} epochs in all), evaluations not counted"
-        )
-
-
-def schedule_of(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning rate of update ``n`` as a function of ``n``, which counts from 1."""
-    schedule: Callable[[int], float] = build_schedule(
-        config.schedule,
-        base_lr=config.lr,
-        epochs=config.epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=config.warmup_epochs,
-        lr_steps=config.lr_steps,
-        lr_factor=config.lr_factor,
-        final_lr=config.final_lr,
-    )
-    return schedule
+    def _save_state(self) -> None:
+        average = self.average.arrays() if self.average else None
+        save_state(self.run.folder, self.net, self.trainer, self.progress, average)

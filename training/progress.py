@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from typing import Any
 
 SECONDS_BETWEEN_LINES = 30.0  # where the output is a file, every refresh is a line
@@ -68,3 +70,34 @@ def duration(seconds: float) -> str:
         return f"{hours} h {minutes:02d} min"
     days, hours = divmod(hours, 24)
     return f"{days} days {hours} h"
+
+
+class DurationNote:
+    """Says once, from the first steps of this process, how long the rest will take."""
+
+    STEPS, SECONDS = 3, 5.0
+
+    def __init__(self) -> None:
+        self._steps = self._images = 0
+        self._begun = math.nan
+
+    def tell(self, bar: ProgressBar, images: int, step: int, epochs: int, batches: int) -> None:
+        """Count a step of `images`, the `step`-th of all; print the estimate once."""
+        if self._steps < 0:
+            return
+        now = time.monotonic()
+        if not self._steps:  # the first step also builds the graph: it starts the clock
+            self._begun = now
+        else:
+            self._images += images
+        self._steps += 1
+        seconds = now - self._begun
+        if self._steps <= self.STEPS or seconds < self.SECONDS:
+            return
+        self._steps = -1
+        left = (epochs * batches - step) * images
+        rate = self._images / seconds
+        bar.note(
+            f"{rate:.0f} images/s: about {duration(left / rate)} for the training that is left "
+            f"({epochs} epochs in all), evaluations not counted"
+        )

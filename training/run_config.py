@@ -10,7 +10,7 @@ from training.errors import UserError
 from training.schedules import check_schedule
 
 OPTIMIZERS = ("nag", "sgd", "adam")
-SCHEDULES = ("cosine", "step", "linear", "constant")
+SCHEDULES = ("cosine", "step", "linear", "constant", "plateau")
 MAX_SEED = 2**31 - 1  # MXNet's
 PRECISIONS = ("float32", "bfloat16")
 
@@ -44,8 +44,15 @@ class RunConfig:
     schedule: str = option("cosine", "learning rate over time", choices=SCHEDULES)
     warmup_epochs: int = option(5, "epochs of linear warm-up from 0")
     lr_steps: tuple[int, ...] = option((), "epochs after which a step schedule multiplies the rate")
-    lr_factor: float = option(0.1, "factor of the step schedule")
+    lr_factor: float = option(0.1, "factor of the step and plateau schedules")
+    lr_patience: int = option(
+        20, "epochs without a better held-out accuracy after which a plateau schedule acts"
+    )
     final_lr: float = option(0.0, "learning rate at the end of cosine and linear")
+    clip_gradient: float = option(0.0, "limit of the gradients' norm; 0: none")
+    ema: float = option(
+        0.0, "decay per update of the weights' moving average, which is then tested; 0: none"
+    )
 
     early_stopping: int = option(
         0, "stop after this many epochs without a better accuracy on the held-out images; 0: never"
@@ -63,19 +70,22 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
-        check_least(self, 1, "epochs", "batch_size", "eval_every")
+        check_least(self, 1, "epochs", "batch_size", "eval_every", "lr_patience")
         check_least(self, 0, "valid_count", "micro_batch", "warmup_epochs", "early_stopping")
         check_least(self, 0, "histogram_every", "seed", "wd", "momentum", "final_lr")
-        check_least(self, 0, "checkpoint_minutes")
+        check_least(self, 0, "checkpoint_minutes", "clip_gradient", "ema")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"--lr {self.lr}: must be a positive number")
         if self.momentum >= 1:
             raise UserError(f"--momentum {self.momentum}: must be 0 or more and less than 1")
+        if self.ema >= 1:
+            raise UserError(f"--ema {self.ema}: must be 0 or more and less than 1, such as 0.999")
         if self.seed > MAX_SEED:
             raise UserError(f"--seed {self.seed}: must be at most {MAX_SEED}")
-        if self.early_stopping and not self.valid_count:
+        judges = "--early-stopping" if self.early_stopping else "--schedule plateau"
+        if (self.early_stopping or self.schedule == "plateau") and not self.valid_count:
             raise UserError(
-                "--early-stopping needs held-out images to judge by: add --valid-count 5000 "
+                f"{judges} needs held-out images to judge by: add --valid-count 5000 "
                 "(stopping on the test set would spoil its number)"
             )
         if (self.schedule == "step") != bool(self.lr_steps):

@@ -9,11 +9,11 @@ uninterrupted one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Callable
 
 from training.errors import UserError
 
-KINDS = ("cosine", "step", "constant", "linear")
+KINDS = ("cosine", "step", "constant", "linear", "plateau")
 
 
 def build_schedule(
@@ -43,7 +43,8 @@ def build_schedule(
     Parameters
     ----------
     kind
-        ``cosine``, ``linear`` (from ``base_lr`` to ``final_lr``), ``step`` or ``constant``.
+        ``cosine``, ``linear`` (from ``base_lr`` to ``final_lr``), ``step``, ``constant``, or
+        ``plateau``, which is constant here: what lowers it is not a function of the update.
     base_lr
         Rate after the warm-up, positive.
     epochs, steps_per_epoch
@@ -83,9 +84,24 @@ def build_schedule(
         step = {"step_iter": places, "step_factor": lr_factor}
         parts.append(LRScheduler("step", base_lr=base_lr, niters=main, **step))
     else:
-        mode = kind if main > 2 else "constant"
+        mode = "constant" if kind == "plateau" or main <= 2 else kind
         parts.append(LRScheduler(mode, base_lr=base_lr, target_lr=final_lr, niters=main))
     return LRSequential(parts)
+
+
+def schedule_of(config: Any, steps_per_epoch: int) -> Callable[[int], float]:
+    """Return the learning rate of update ``n`` as a function of ``n``, which counts from 1."""
+    schedule: Callable[[int], float] = build_schedule(
+        config.schedule,
+        base_lr=config.lr,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=config.warmup_epochs,
+        lr_steps=config.lr_steps,
+        lr_factor=config.lr_factor,
+        final_lr=config.final_lr,
+    )
+    return schedule
 
 
 def check_schedule(
