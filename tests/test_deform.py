@@ -154,6 +154,14 @@ def test_each_part_does_something(name: str) -> None:
     assert (changed != images).any(axis=(1, 2, 3)).all()
 
 
+def test_elastic_is_in_pixels() -> None:
+    ramp = np.tile(np.arange(0, 255, 9, dtype=np.uint8)[:, None, None], (400, 1, 28, 1))
+    for pixels in (0.5, 1.0):
+        moved = deform(ramp, Deformation(elastic=pixels), rng())[:, 8:20, 8:20]
+        difference = (moved.astype(float) - ramp[:, 8:20, 8:20]) / 9
+        assert abs(difference.std() / pixels - 1) < 0.05
+
+
 @pytest.mark.parametrize(
     "values", [{"rotate": -1}, {"scale": 0.95}, {"elastic": float("nan")}, {"shift": 1e9}]
 )
