@@ -4,6 +4,9 @@
     python train_cifar.py --model attention56_small --dataset shapes
     python train_cifar.py --resume runs/NAME                  go on where a run stopped
     python train_cifar.py --test cifar_param/FILE.param       score a saved file
+    python train_cifar.py --predict FILE cat.jpg dog.png      top 5 classes of your own pictures
+    python train_cifar.py --masks FILE cat.jpg test:0         soft masks over pictures, as PNG
+    python train_cifar.py --mask-score FILE                   how well masks find the object
     python train_cifar.py --help                              everything else
 
 `test` can be imported: it scores any network of the project with any gluon ``DataLoader``.
@@ -13,12 +16,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
 from training.config import option, parse_overrides
-from training.recipes import RECIPES
+from training.recipes import RECIPES, with_recipe
 from training.script import Prepared, Script, exit_code
 from training.train_config import TrainConfig
 
@@ -102,12 +105,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
-    config = CifarConfig(**{**RECIPES[given.get("recipe", "pistony")], **given})
+    config = CifarConfig(**with_recipe(RECIPES, given.get("recipe", "pistony"), given))
     config.check()
     if config.list_models:
         return _list_models()
     if config.summary:
-        return _summary(config.summary, config.classes or 10)
+        return _summary(config.summary, config)
+    if config.predict or config.masks or config.mask_score:
+        return _inspect(config, given)
     if config.test:
         return _test_file(config.test, config, given)
     return Script(PROG, CifarConfig, _prepare).train(config, given, argv)
@@ -115,9 +120,12 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
 
 def _prepare(config: CifarConfig) -> Prepared:
     from training.classifier import prepare_classifier
+    from training.label_noise import noise_files
     from training.loaders import build_loaders, open_dataset
 
-    return prepare_classifier(config, _networks(), open_dataset, build_loaders)
+    ready = prepare_classifier(config, _networks(), open_dataset, build_loaders)
+    noise = noise_files(ready.loaders.train.data, config.label_noise, config.seed)
+    return ready._replace(files={**ready.files, **noise})
 
 
 def _networks() -> Any:
@@ -128,11 +136,22 @@ def _networks() -> Any:
     return Networks(create_model, load_parameters, find_model)
 
 
+def _inspect(config: CifarConfig, given: Mapping[str, Any]) -> int:
+    from training import inspect_file
+    from training.loaders import open_dataset
+
+    if config.predict:
+        action = inspect_file.print_predictions
+    else:
+        action = inspect_file.draw_pictures if config.masks else inspect_file.print_mask_scores
+    return action(config, given, _networks(), lambda settings: open_dataset(settings).test)
+
+
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
     from training.classifier import open_classifier
     from training.loaders import evaluation_batches, normalized, open_dataset
 
-    net, contexts, config, status = open_classifier(path, config, given, _networks())
+    net, contexts, config, status = open_classifier(path, config, given, _networks())[:4]
     dataset = normalized(open_dataset(config), config.normalization)
     print(
         f"{path} ({status}): {config.model} on {dataset.name}, normalized by {config.normalization}"
@@ -148,11 +167,10 @@ def _list_models() -> int:
     return 0
 
 
-def _summary(name: str, classes: int) -> int:
-    from model import create_model
+def _summary(name: str, config: CifarConfig) -> int:
     from model.summary import summarize
 
-    print(summarize(create_model(name, classes)))
+    print(summarize(_networks().build(replace(config, model=name), config.classes or 10)))
     return 0
 
 

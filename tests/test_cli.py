@@ -102,6 +102,67 @@ def test_finetuning_with_a_frozen_trunk(whole: Path, photos: Path, tmp_path: Pat
     assert len(after["fc.weight"]) == 3
 
 
+def test_a_changed_network_and_wrong_labels_are_remembered(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    changes = ["--learning", "nal", "--attention", "spatial", "--label-noise", "0.6"]
+    assert train_cifar.main([*flags(photos, run, epochs=2), *changes]) == 0
+    noise = json.loads((run / "label_noise.json").read_text())
+    assert noise["images"] == 24
+    assert 0 < noise["wrong_labels"] < 24
+    row = read_metrics(run)[-1]
+    for argv in (["--test", str(run / "last.param"), "--gpus", "cpu"], ["--resume", str(run)]):
+        capsys.readouterr()
+        assert train_cifar.main(argv) == 0
+    # The other learning and activation have the same parameters, and another loss.
+    argv = ["--test", str(run / "last.param"), "--gpus", "cpu"]
+    assert train_cifar.main(argv) == 0
+    assert f"test loss {row['test_loss']:.4f}" in capsys.readouterr().out
+    assert train_cifar.main([*argv, "--learning", "arl"]) == 0
+    assert f"test loss {row['test_loss']:.4f}" not in capsys.readouterr().out
+
+
+def test_predictions_need_the_parameter_file_only(
+    whole: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("last.param", "last.param.sha256", "config.json", "preprocessing.json"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["dataset"] = "folder:no longer there"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    Image.new("RGBA", (50, 80), (9, 99, 199, 50)).save(tmp_path / "x.png")
+    words = [str(tmp_path / "x.png"), str(photos / "test" / "cat" / "0.png")]
+    argv = ["--predict", str(tmp_path / "last.param"), *words, "--gpus", "cpu"]
+    assert train_cifar.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[3]] == words
+    assert {line.split()[1] for line in lines if line.startswith("  ")} == {"cat", "dog"}
+
+
+def test_masks_are_drawn_and_scored(
+    whole: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, picture = str(whole / "last.param"), str(photos / "test" / "cat" / "0.png")
+    argv = ["--masks", file, picture, "test:5", "--gpus", "cpu", "--mask-output"]
+    assert train_cifar.main([*argv, str(tmp_path / "drawn")]) == 0
+    assert train_cifar.main([*argv, str(tmp_path / "sheet.png")]) == 0
+    drawn = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert drawn == {"0-masks.png", "test-5-masks.png"}
+    paths = (tmp_path / "sheet.png", tmp_path / "drawn" / "0-masks.png")
+    with Image.open(paths[0]) as sheet, Image.open(paths[1]) as one:
+        assert sheet.height > 1.5 * one.height
+
+    capsys.readouterr()
+    argv = ["--mask-score", file, "--dataset", "shapes", "--mask-images", "20", "--gpus", "cpu"]
+    assert train_cifar.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "20 images; the object covers" in shown
+    rows = [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("| ")]
+    modules = [f"attention_module{stage}" for stage in (1, 2, 3)]
+    assert rows == ["module", *modules, "a uniform map", "the centre of the image"]
+
+
 # ----------------------------------------------------------------------------------------- signals
 
 
@@ -222,6 +283,10 @@ def refuse(
         ("--finetune nowhere.param --dataset folder:PHOTOS -b 8", "nowhere.param: no such file"),
         ("--test nowhere.param", "nowhere.param: no such file"),
         ("--test .", "this is a folder"),
+        ("--predict nowhere.param", "nowhere.param: no such file"),
+        ("--masks nowhere.param x.png", "nowhere.param: no such file"),
+        ("--label-noise 0", "--label-noise 0.0: give the share of labels that stay true"),
+        ("--learning naive", "is not one of arl, nal"),
     ],
 )
 def test_wrong_input_is_one_clear_error(

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training import decode as decoding
 from training import image_folder
 from training.datasets import load_dataset
+from training.decode import decode_image
 from training.errors import UserError
 from training.image_folder import load_image_folder
 
@@ -83,7 +85,7 @@ def test_other_formats(tmp_path: Path, ending: str) -> None:
 
 
 def decode(path: Path, size: int = 8) -> np.ndarray:
-    return image_folder._decode_one(str(path), size)
+    return decode_image(str(path), size)
 
 
 @pytest.mark.parametrize("landscape", [True, False])
@@ -145,7 +147,7 @@ def test_large_image_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, {"cat": 2, "dog": 2})
-    monkeypatch.setattr(image_folder, "MAX_PIXELS", 40 * 36 - 1)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 40 * 36 - 1)
     with pytest.raises(UserError, match=r"cat/000.png has 40 x 36 pixels, more than"):
         load_image_folder(str(tmp_path))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

@@ -12,12 +12,15 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from bridge.param_file import read_shapes
 from training.errors import UserError
+from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
 from training.train_config import ClassifierConfig
 
 C = TypeVar("C", bound=ClassifierConfig)
+# Settings that change the network; None leaves what its name says.
+OVERRIDES = ("wiring", "learning", "attention")
 # Settings that a parameter file's row in the index, or its run, answers.
-KNOWN = ("model", "dataset", "normalization")
+KNOWN = ("model", "dataset", "normalization", *OVERRIDES)
 
 
 class Networks(NamedTuple):
@@ -29,7 +32,9 @@ class Networks(NamedTuple):
 
     def build(self, config: ClassifierConfig, classes: int) -> Any:
         """Return the network that the settings describe, uninitialized."""
-        return self.create(config.model, classes)
+        chosen = {name: getattr(config, name) for name in OVERRIDES}
+        overrides = {name: value for name, value in chosen.items() if value is not None}
+        return self.create(config.model, classes, **overrides)
 
 
 def prepare_classifier(
@@ -48,7 +53,7 @@ def prepare_classifier(
     networks
         How networks are made and loaded.
     open_data
-        Gives the data set, with its ``name`` and ``classes``.
+        Gives the data set, with its ``name``, ``classes`` and ``class_names``.
     build_loaders
         Gives `training.fit.Loaders` from settings, data set and number of classes.
 
@@ -85,7 +90,15 @@ def prepare_classifier(
     if config.freeze == "trunk":
         freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(config.precision))
-    return Prepared(net, build_trainer(net, config), contexts, loaders)
+    files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
+    return Prepared(net, build_trainer(net, config), contexts, loaders, files=files)
+
+
+def _preprocessing(data: Any, loaders: Any) -> Preprocessing:
+    train = loaders.train
+    size = train.size if hasattr(train, "size") else train.data.images.shape[1]
+    crop = getattr(loaders.test, "crop", 1.0)
+    return Preprocessing(size, train.mean, train.std, tuple(data.class_names), crop)
 
 
 class Opened(NamedTuple):
@@ -95,6 +108,7 @@ class Opened(NamedTuple):
     contexts: list[Any]
     config: Any
     status: str
+    preprocessing: Callable[[], Preprocessing]
 
 
 def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Networks) -> Opened:
@@ -112,14 +126,15 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
         config,
         model=known.get("model") or found or config.model,
         classes=known.get("classes") or classes or 10,
-        dataset=known.get("dataset", config.dataset),
-        normalization=known.get("normalization", config.normalization),
+        **{key: known[key] for key in KNOWN[1:] if key in known},
     )
     use_precision(config.precision, contexts)
     net = networks.build(config, config.classes)
     status = networks.load(net, path, contexts)
     net.hybridize(**hybridize_options(config.precision))
-    return Opened(net, contexts, config, status)
+    # The pictures may be of another data set than the one that the network was trained on.
+    trained = replace(config, dataset=known_of(Path(path)).get("dataset", config.dataset))
+    return Opened(net, contexts, config, status, lambda: preprocessing_of(Path(path), trained))
 
 
 def known_of(path: Path) -> dict[str, Any]:
@@ -129,7 +144,7 @@ def known_of(path: Path) -> dict[str, Any]:
 
     row = find_result(path)
     if row:
-        return {key: row[key] for key in KNOWN}
+        return {key: row[key] for key in KNOWN if row.get(key)}
     if not (path.parent / CONFIG_FILE).is_file():
         return {}
     saved = read_config(path.parent)

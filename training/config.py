@@ -74,9 +74,17 @@ def parse_overrides(
     """
     parser = _parser(config_class, prog, description)
     given, rest = parser.parse_known_args([_dashed(word) for word in argv])
-    if rest:
-        parser.error(_unknown(rest[0], parser))
-    return vars(given)
+    words = _positional(config_class)
+    wrong = next((word for word in rest if word.startswith("-") or not words), None)
+    if wrong is not None:
+        parser.error(_unknown(wrong, parser))
+    return {**vars(given), **({words: tuple(rest)} if words and rest else {})}
+
+
+def _positional(config_class: type) -> Optional[str]:
+    """The field that takes the words without a flag, if there is one."""
+    fields = dataclasses.fields(config_class)
+    return next((field.name for field in fields if field.metadata.get("positional")), None)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -186,6 +194,8 @@ def _parser(config_class: type, prog: Optional[str], description: Optional[str])
         field = config_class.__dataclass_fields__[name]  # type: ignore[attr-defined]
         if field.metadata.get("group"):
             group = parser.add_argument_group(field.metadata["group"])
+        if field.metadata.get("positional"):
+            continue
         _add_flag(group, field, kind)
     return parser
 

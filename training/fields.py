@@ -24,6 +24,7 @@ def option(
     flags: Sequence[str] = (),
     metavar: Optional[str] = None,
     group: Optional[str] = None,
+    positional: bool = False,
 ) -> Any:
     """One field of a config class, with what the command line needs to know about it.
 
@@ -41,6 +42,9 @@ def option(
         What ``--help`` shows for the value.
     group
         Heading in ``--help``, for this field and the fields after it until the next heading.
+    positional
+        The field, a tuple of str, has no flag: it takes the words that belong to no flag, as they
+        are. One per class.
     """
     metadata = {
         "help": help,
@@ -48,6 +52,7 @@ def option(
         "flags": flags,
         "metavar": metavar,
         "group": group,
+        "positional": positional,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,14 +15,28 @@ from training.datasets import (
     channel_statistics,
     split_validation,
 )
+from training.decode import decode_image
 from training.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-DECODERS = ("PNG", "JPEG", "WEBP", "BMP")
 TEST_SHARE = 0.2
-MAX_PIXELS = 50_000_000  # of one image: decoded as RGB that is 150 MB
 MAX_TOTAL_BYTES = 16 * 2**30
 MAX_SIZE = 1024
+
+
+class Files(NamedTuple):
+    """Paths of images, class by class in sorted order, and their labels, int32 (N,)."""
+
+    paths: list[str]
+    labels: np.ndarray
+
+
+class Listing(NamedTuple):
+    """The images of a folder; ``test`` is empty where the folder has no such split."""
+
+    class_names: tuple[str, ...]
+    train: Files
+    test: Files
 
 
 def load_image_folder(path: str, size: int = 32, seed: int = 0) -> Dataset:
@@ -55,26 +68,37 @@ def load_image_folder(path: str, size: int = 32, seed: int = 0) -> Dataset:
     """
     if not 1 <= size <= MAX_SIZE:
         raise UserError(f"image size {size} was asked for; allowed are 1 to {MAX_SIZE}")
+    listing = list_image_folder(path)
+    _check_total(len(listing.train.paths) + len(listing.test.paths), size)
+    train = ImageData(_decode(listing.train.paths, size), listing.train.labels)
+    if listing.test.paths:
+        test = ImageData(_decode(listing.test.paths, size), listing.test.labels)
+    else:
+        train, test = split_validation(train, round(TEST_SHARE * len(train)), seed)
+    mean, std = channel_statistics(train.images)
+    # One grey level at least: a channel that is constant must not divide by zero later.
+    std = tuple(max(value, 1 / 255) for value in std)
+    return Dataset(FOLDER_PREFIX + path, train, test, listing.class_names, mean, std)
+
+
+def list_image_folder(path: str) -> Listing:
+    """Return what is in the folders of :func:`load_image_folder`, without opening an image.
+
+    Raises
+    ------
+    UserError
+        A missing or empty folder, fewer than two classes, a test class without training images.
+    """
     root = os.path.expanduser(path)
     if not os.path.isdir(root):
         raise UserError(f"the image folder {path!r} does not exist; {_expected_layout(path)}")
     train_root, test_root = _split_folders(root)
     class_names = _class_names(train_root, path)
-    train_files, train_labels = _files(train_root, class_names)
-    _check_counts(train_root, class_names, train_labels, needed=1 if test_root else 2)
-    if test_root:
-        test_files, test_labels = _test_files(test_root, class_names, train_root)
-        _check_total(len(train_files) + len(test_files), size)
-        train = ImageData(_decode(train_files, size), train_labels)
-        test = ImageData(_decode(test_files, size), test_labels)
-    else:
-        _check_total(len(train_files), size)
-        everything = ImageData(_decode(train_files, size), train_labels)
-        train, test = split_validation(everything, round(TEST_SHARE * len(everything)), seed)
-    mean, std = channel_statistics(train.images)
-    # One grey level at least: a channel that is constant must not divide by zero later.
-    std = tuple(max(value, 1 / 255) for value in std)
-    return Dataset(FOLDER_PREFIX + path, train, test, class_names, mean, std)
+    train = _files(train_root, class_names)
+    _check_counts(train_root, class_names, train.labels, needed=1 if test_root else 2)
+    if not test_root:
+        return Listing(class_names, train, Files([], np.empty(0, np.int32)))
+    return Listing(class_names, train, _test_files(test_root, class_names, train_root))
 
 
 def _check_counts(folder: str, class_names: Sequence[str], labels: np.ndarray, needed: int) -> None:
@@ -131,8 +155,7 @@ def _class_names(train_root: str, path: str) -> tuple[str, ...]:
     return names
 
 
-def _files(folder: str, class_names: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Paths of all images, class by class in sorted order, and their labels."""
+def _files(folder: str, class_names: Sequence[str]) -> Files:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
@@ -142,25 +165,23 @@ def _files(folder: str, class_names: Sequence[str]) -> tuple[list[str], np.ndarr
         found = [file for file in _listed(place) if file.lower().endswith(ENDINGS)]
         paths += [os.path.join(place, file) for file in found]
         labels += [label] * len(found)
-    return paths, np.array(labels, dtype=np.int32)
+    return Files(paths, np.array(labels, dtype=np.int32))
 
 
-def _test_files(
-    test_root: str, class_names: Sequence[str], train_root: str
-) -> tuple[list[str], np.ndarray]:
+def _test_files(test_root: str, class_names: Sequence[str], train_root: str) -> Files:
     unknown = sorted(set(_subfolders(test_root)) - set(class_names))
     if unknown:
         raise UserError(
             f"{test_root} has classes that {train_root} has not: {', '.join(unknown)}; "
             "give them training images or remove them"
         )
-    paths, labels = _files(test_root, class_names)
-    if not paths:
+    files = _files(test_root, class_names)
+    if not files.paths:
         raise UserError(
             f"{test_root} has no images in folders named like the classes of {train_root}; "
             "add some, or remove it to have a fifth of the training images held out"
         )
-    return paths, labels
+    return files
 
 
 def _check_total(count: int, size: int) -> None:
@@ -179,61 +200,8 @@ def _decode(paths: Sequence[str], size: int) -> np.ndarray:
     images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
     progress = tqdm(paths, desc="reading images", unit="image", disable=None, leave=False)
     for index, path in enumerate(progress):
-        images[index] = _decode_one(path, size)
+        images[index] = decode_image(path, size)
     return images
-
-
-def _decode_one(path: str, size: int) -> np.ndarray:
-    from PIL import Image, ImageFile, ImageOps
-
-    # gluoncv sets this for the whole process when it is imported; a cut-off file is an error here.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-
-    try:
-        with warnings.catch_warnings():
-            # Pillow's own limit is higher; the check below is an error where it only warns.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=DECODERS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise UserError(
-                        f"{path} has {width} x {height} pixels, more than the {MAX_PIXELS:,} "
-                        "allowed; make it smaller"
-                    )
-                # JPEG decodes at a half, quarter or eighth while that is still twice the size.
-                image.draft("RGB", (2 * size, 2 * size))
-                upright = ImageOps.exif_transpose(image)
-                return np.asarray(_centre_square(_as_rgb(upright), size))
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} has more than the {MAX_PIXELS:,} pixels allowed") from error
-    except Exception as error:  # a damaged image can raise nearly anything
-        raise UserError(
-            f"cannot read the image {path}: {error}; replace or remove the file"
-        ) from error
-
-
-def _as_rgb(image: Any) -> Any:
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip, not scale
-        return Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8)).convert(
-            "RGB"
-        )
-    return image.convert("RGB")
-
-
-def _centre_square(image: Any, size: int) -> Any:
-    """Crop the central square and resize it: the same as resizing the shorter side first."""
-    from PIL import Image
-
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return image.resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
 
 
 def _expected_layout(path: str) -> str:

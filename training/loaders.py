@@ -10,12 +10,11 @@ from training.batches import EvalBatches, TrainBatches
 from training.datasets import Dataset, ImageData, load_dataset, split_validation
 from training.errors import UserError
 from training.fit import Loaders
+from training.label_noise import add_label_noise
+from training.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from training.train_config import TrainConfig
 
 EVAL_BATCH = 128
-# What torchvision and Gluon's model zoo use; the first files of PistonY were trained with these.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 SPLIT_SEED = 0  # held-out images stay the same whatever the seed of a run, so runs can be compared
 
 
@@ -28,6 +27,9 @@ def open_dataset(config: TrainConfig) -> Dataset:
 
 def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loaders:
     """Return training, held-out (or None) and test batches.
+
+    Label noise is in the training images alone: what judges a run, held-out images too, keeps its
+    true labels.
 
     Raises
     ------
@@ -45,6 +47,8 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
                 f"--train-count {config.train_count}: there are {len(rest.images)} images to train"
             )
         rest = _first_images(rest, config.train_count, config.seed)
+    if config.label_noise < 1:
+        rest = add_label_noise(rest, classes, config.label_noise, config.seed)
     train = TrainBatches(
         rest,
         config.batch_size,

@@ -15,6 +15,10 @@ from training.run_config import RunConfig, check_least
 
 INITIALIZERS = ("msra", "xavier")
 NORMALIZATIONS = ("dataset", "imagenet")
+# Those of model.attention_module, which `training` does not import.
+WIRINGS = ("legacy", "paper")
+LEARNINGS = ("arl", "nal")
+ATTENTIONS = ("mixed", "channel", "spatial")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,15 @@ class ClassifierConfig(RunConfig):
 
     model: str = option("attention92", "network; --list-models names them", flags=("-m",))
     classes: int = option(0, "number of classes; 0: as many as the data set has")
+    wiring: Optional[str] = option(
+        None, "what the masks add up on their way up; default: the network's", choices=WIRINGS
+    )
+    learning: Optional[str] = option(
+        None, "attention residual or naive learning; default: the network's", choices=LEARNINGS
+    )
+    attention: Optional[str] = option(
+        None, "activation of the masks; default: the network's", choices=ATTENTIONS
+    )
     normalization: str = option(
         "dataset", "mean and std: the data set's own, or ImageNet's", choices=NORMALIZATIONS
     )
@@ -33,6 +46,22 @@ class ClassifierConfig(RunConfig):
     mixup_off_epochs: int = option(20, "epochs at the end without mixup")
     label_smoothing: float = option(0.0, "label smoothing")
 
+    images: tuple[str, ...] = option(
+        (), "pictures for --predict and --masks: files, or test:7 for a test image", positional=True
+    )
+    predict: Optional[str] = option(
+        None, "print the top 5 classes of the pictures by this parameter file", metavar="FILE"
+    )
+    masks: Optional[str] = option(
+        None, "draw the soft masks of this parameter file over the pictures", metavar="FILE"
+    )
+    mask_output: str = option(
+        "masks", "folder for a picture each, or a .png for all in one", metavar="PATH"
+    )
+    mask_score: Optional[str] = option(
+        None, "measure how well this file's soft masks find the object (shapes)", metavar="FILE"
+    )
+    mask_images: int = option(1000, "test images that --mask-score is measured on")
     test: Optional[str] = option(None, "score this parameter file and end", metavar="FILE")
     finetune: Optional[str] = option(
         None, "start from this parameter file; fc may have other classes", metavar="FILE"
@@ -45,6 +74,12 @@ class ClassifierConfig(RunConfig):
         """Raise UserError for a value outside its range or that does nothing."""
         super().check()
         check_least(self, 0, "mixup_off_epochs")
+        check_least(self, 1, "mask_images")
+        if self.images and not (self.predict or self.masks):
+            raise UserError(
+                f"unexpected word {self.images[0]!r}; every setting is a flag (--help lists all), "
+                "and pictures go with --predict FILE or --masks FILE"
+            )
         if self.freeze != "none" and not self.finetune:
             raise UserError(f"--freeze {self.freeze} needs trained weights: add --finetune FILE")
 
@@ -62,6 +97,12 @@ class TrainConfig(ClassifierConfig):
         "cifar10", "cifar10, cifar100, shapes (embedded) or folder:PATH (your own images)"
     )
     train_count: int = option(0, "use only this many training images; 0: all")
+    label_noise: float = option(
+        1.0,
+        "share of training labels that stay true, the others become any other class (held-out and "
+        "test images keep their labels); 1: no noise",
+        metavar="CLEAN_RATIO",
+    )
     pad: int = option(4, "pixels of padding before the random crop; 0: no crop")
     shift: float = option(0.0, "largest random shift, as a fraction of the image")
     cutout: str = option("erasing", "cutout", choices=CUTOUT_KINDS)
@@ -72,6 +113,11 @@ class TrainConfig(ClassifierConfig):
         """Raise UserError for a value outside its range."""
         super().check()
         check_least(self, 0, "train_count")
+        if not 0 < self.label_noise <= 1:
+            raise UserError(
+                f"--label-noise {self.label_noise}: give the share of labels that stay true, "
+                "above 0 and at most 1, for example 0.7"
+            )
         self.augmentation()
 
     def augmentation(self) -> Augmentation:

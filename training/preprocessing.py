@@ -1,0 +1,115 @@
+"""What a trained classifier expects of an image and calls its classes, kept beside its parameters.
+
+``preprocessing.json`` in a run folder says it for that run. Published files have no run folder:
+the index names their data set and normalization, and the figures of CIFAR are known here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.errors import UserError
+
+PREPROCESSING_FILE = "preprocessing.json"
+# What torchvision and Gluon's model zoo use; the first files of PistonY were trained with these.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_CROP = 0.875  # 224 of 256 pixels
+CIFAR_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes an input, and what the outputs are called.
+
+    `size` is the edge of the square input in pixels, `crop` the edge of the central square that it
+    is resized from, as a part of the picture's shorter side; `mean` and `std` are per channel in
+    [0, 1] units.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+    crop: float = 1.0
+
+    def to_json(self) -> bytes:
+        """Return the content of the file."""
+        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+
+    def name_of(self, label: int) -> str:
+        """Return the name of a class, or its number when it has no name."""
+        return self.class_names[label] if label < len(self.class_names) else f"class {label}"
+
+    def normalize(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Return uint8 images (H, W, 3) as one float32 batch (N, 3, H, W)."""
+        from training.augment import normalize
+
+        return normalize(np.stack(images), self.mean, self.std)
+
+
+def read_preprocessing(folder: Path) -> Preprocessing:
+    """Read the file of a run folder.
+
+    Raises
+    ------
+    UserError
+        When it cannot be read or is damaged.
+    """
+    path = folder / PREPROCESSING_FILE
+    try:
+        values = json.loads(path.read_bytes())
+        known = Preprocessing(
+            int(values["size"]),
+            tuple(float(value) for value in values["mean"]),
+            tuple(float(value) for value in values["std"]),
+            tuple(str(name) for name in values["class_names"]),
+            float(values["crop"]),
+        )
+        channels = (len(known.mean), len(known.std))
+        if known.size < 1 or channels != (3, 3) or not (min(known.std) > 0 < known.crop <= 1):
+            raise ValueError("impossible values")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Restore it from the run") from error
+    return known
+
+
+def preprocessing_of(path: Path, config: Any) -> Preprocessing:
+    """Return what the classifier in a parameter file expects.
+
+    Parameters
+    ----------
+    path
+        The file. A ``preprocessing.json`` beside it answers everything.
+    config
+        Otherwise its ``dataset`` and ``normalization`` do; the data is opened only for names that
+        are not those of CIFAR or ImageNet.
+
+    Raises
+    ------
+    UserError
+        For a damaged file, or a data set that cannot be opened.
+    """
+    if (path.parent / PREPROCESSING_FILE).is_file():
+        return read_preprocessing(path.parent)
+    from training.cifar import CLASS_NAMES, MEAN, STD
+
+    if config.dataset == "imagenet":
+        return Preprocessing(config.size, IMAGENET_MEAN, IMAGENET_STD, crop=IMAGENET_CROP)
+    if config.dataset in CLASS_NAMES:
+        mean, std = MEAN[config.dataset], STD[config.dataset]
+        known = Preprocessing(CIFAR_SIZE, mean, std, CLASS_NAMES[config.dataset][-1])
+    else:
+        from training.loaders import open_dataset
+
+        data = open_dataset(config)
+        known = Preprocessing(data.train.images.shape[1], data.mean, data.std, data.class_names)
+    if config.normalization == "imagenet":
+        known = replace(known, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return known
