@@ -7,16 +7,25 @@ class for every stage; here one class takes the number of poolings in the mask, 
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from functools import partial
+from typing import Any, Callable, Optional
 
 from mxnet.gluon import nn
 
-from model.basic_layer import ResidualBlock, norm, pointwise, upsample_like
+from model.basic_layer import (
+    ResidualBlock,
+    norm,
+    pointwise,
+    upsample_like,
+)
+from model.resnext_unit import ResNeXtUnit
 
 WIRINGS = ("legacy", "paper")
 LEARNINGS = ("arl", "nal")
-ATTENTIONS = ("mixed", "channel", "spatial")
+ATTENTIONS = ("mixed", "channel", "spatial", "tanh")
+UNITS = ("bottleneck", "resnext")
 STANDARDIZATION_EPSILON = 1e-5  # keeps a constant map finite; not in the paper
+SOFT_MASK = "soft_mask"  # ends the name of every mask in a graph
 
 # Names before the refactoring of 2018-10-15, for the first CIFAR stage (mask_depth 2) only.
 OLD_NAMES_DEPTH_2 = {
@@ -26,13 +35,38 @@ OLD_NAMES_DEPTH_2 = {
     "softmax4_blocks": "conv1_1_blocks",
 }
 
+# Called as unit(channels), unit(channels, in_channels, stride).
+Unit = Callable[..., nn.HybridBlock]
+NormLayer = Callable[..., nn.HybridBlock]
 
-def units(channels: int, count: int, norm_kwargs: Optional[dict[str, Any]]) -> nn.HybridSequential:
-    """Return `count` residual units in a row, named 0, 1, ..."""
-    row = nn.HybridSequential(prefix="")
-    for _ in range(count):
-        row.add(ResidualBlock(channels, norm_kwargs=norm_kwargs))
-    return row
+
+def unit_builder(
+    kind: str,
+    groups: int = 32,
+    norm_layer: Optional[NormLayer] = None,
+    norm_kwargs: Optional[dict[str, Any]] = None,
+) -> Unit:
+    """Return what builds a residual unit: ``unit(channels, in_channels=None, stride=1)``.
+
+    Parameters
+    ----------
+    kind
+        ``bottleneck``, `model.basic_layer.ResidualBlock`, or ``resnext``,
+        `model.resnext_unit.ResNeXtUnit`.
+    groups
+        Groups of a ResNeXt unit; a bottleneck has none.
+    norm_layer, norm_kwargs
+        See `model.basic_layer.norm`.
+
+    Raises
+    ------
+    ValueError
+        When `kind` is unknown.
+    """
+    _check_choice("unit", kind, UNITS)
+    if kind == "resnext":
+        return partial(ResNeXtUnit, groups=groups, norm_layer=norm_layer, norm_kwargs=norm_kwargs)
+    return partial(ResidualBlock, norm_layer=norm_layer, norm_kwargs=norm_kwargs)
 
 
 def soft_mask(F: Any, y: Any, attention: str) -> Any:
@@ -41,16 +75,19 @@ def soft_mask(F: Any, y: Any, attention: str) -> Any:
     - ``mixed`` (f1): ``sigmoid(y)``.
     - ``channel`` (f2): ``y / ||y||``, the L2 norm over all channels at each position.
     - ``spatial`` (f3): ``sigmoid((y - mean) / std)`` over the positions of each channel.
+    - ``tanh``: ``tanh(y)``, not in the paper but in the authors' AttentionNeXt-56.
 
     Inputs and outputs are (N, C, H, W).
     """
     if attention == "channel":
-        return F.L2Normalization(y, mode="channel", name="soft_mask")
+        return F.L2Normalization(y, mode="channel", name=SOFT_MASK)
+    if attention == "tanh":
+        return F.Activation(y, act_type="tanh", name=SOFT_MASK)
     if attention == "spatial":
         centred = F.broadcast_sub(y, F.mean(y, axis=(2, 3), keepdims=True))
         variance = F.mean(F.square(centred), axis=(2, 3), keepdims=True)
         y = F.broadcast_mul(centred, F.rsqrt(variance + STANDARDIZATION_EPSILON))
-    return F.Activation(y, act_type="sigmoid", name="soft_mask")
+    return F.Activation(y, act_type="sigmoid", name=SOFT_MASK)
 
 
 class AttentionModule(nn.HybridBlock):
@@ -71,18 +108,23 @@ class AttentionModule(nn.HybridBlock):
         Channels of trunk, mask and output.
     mask_depth
         Max poolings in the mask, 0 or more. With 0 the mask is two units at full size.
-    p, t, r
-        Units before and after the branches, in the trunk, and between two poolings (section 3).
+    ptr
+        p, t, r: units before and after the branches, in the trunk, and between two poolings
+        (section 3).
+    post_units
+        Units after the branches where they are not p. gluoncv has 1 whatever p is.
     wiring
         ``legacy`` or ``paper``.
     learning
         ``arl`` or ``nal``.
     attention
-        ``mixed``, ``channel`` or ``spatial``, see `soft_mask`.
+        ``mixed``, ``channel``, ``spatial`` or ``tanh``, see `soft_mask`.
+    unit, groups
+        Kind of the residual units, see `unit_builder`.
     names
         Other attribute names for children, for parameter files of other times.
-    norm_kwargs
-        Passed on to every batch normalisation.
+    norm_layer, norm_kwargs
+        Normalisation in place of batch normalisation, and its settings.
 
     Inputs
         - **x**: (N, channels, H, W) float32; H and W of any size from 1.
@@ -93,8 +135,8 @@ class AttentionModule(nn.HybridBlock):
     Raises
     ------
     ValueError
-        When `wiring`, `learning` or `attention` is unknown, `mask_depth` is negative or p, t or r
-        is below 1.
+        When `wiring`, `learning`, `attention` or `unit` is unknown, `mask_depth` is negative or a
+        number of units is below 1.
     """
 
     def __init__(
@@ -103,38 +145,53 @@ class AttentionModule(nn.HybridBlock):
         mask_depth: int,
         ptr: tuple[int, int, int] = (1, 2, 1),
         *,
+        post_units: Optional[int] = None,
         wiring: str = "legacy",
         learning: str = "arl",
         attention: str = "mixed",
+        unit: str = "bottleneck",
+        groups: int = 32,
         names: Optional[dict[str, str]] = None,
+        norm_layer: Optional[NormLayer] = None,
         norm_kwargs: Optional[dict[str, Any]] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for what, given, available in (
-            ("wiring", wiring, WIRINGS),
-            ("learning", learning, LEARNINGS),
-            ("attention", attention, ATTENTIONS),
-        ):
-            if given not in available:
-                raise ValueError(f"unknown {what} {given!r}; available: {', '.join(available)}")
-        if mask_depth < 0 or min(ptr) < 1:
-            raise ValueError(f"need mask_depth >= 0 and p, t, r >= 1, got {mask_depth} and {ptr}")
-        self._channels, self._norm_kwargs = channels, norm_kwargs
-        self._mask_depth, self._wiring, self._names = mask_depth, wiring, names or {}
-        self._learning, self._attention = learning, attention
+        _check_choice("wiring", wiring, WIRINGS)
+        _check_choice("learning", learning, LEARNINGS)
+        _check_choice("attention", attention, ATTENTIONS)
         p, t, r = ptr
+        post_units = p if post_units is None else post_units
+        if mask_depth < 0 or min(*ptr, post_units) < 1:
+            raise ValueError(
+                "need mask_depth >= 0 and p, t, r, post_units >= 1, got "
+                f"{mask_depth}, {tuple(ptr)} and {post_units}"
+            )
+        self._channels, self._mask_depth, self._names = channels, mask_depth, names or {}
+        self._wiring, self._learning, self._attention = wiring, learning, attention
+        self._unit = unit_builder(unit, groups, norm_layer, norm_kwargs)
         with self.name_scope():
             self.first_residual_blocks = self._units(p)
-            self.trunk_branches = units(channels, t, norm_kwargs)
+            self.trunk_branches = self._row(t)
             self._build_mask(r)
-            self.last_blocks = self._units(p)
+            # A unit that ends with its activation is followed by a convolution, not by a norm.
+            activates = unit == "resnext"
+            self._add(
+                f"softmax{2 * max(mask_depth, 1)}_blocks",
+                self._head(activates, norm_layer, norm_kwargs),
+            )
+            self.last_blocks = self._units(post_units)
+
+    def _row(self, count: int) -> nn.HybridSequential:
+        """Return `count` residual units in a row, named 0, 1, ..."""
+        row = nn.HybridSequential(prefix="")
+        for _ in range(count):
+            row.add(self._unit(self._channels))
+        return row
 
     def _units(self, count: int) -> nn.HybridBlock:
         """One unit stands alone, without an index in its name: this is how the files have it."""
-        if count == 1:
-            return ResidualBlock(self._channels, norm_kwargs=self._norm_kwargs)
-        return units(self._channels, count, self._norm_kwargs)
+        return self._unit(self._channels) if count == 1 else self._row(count)
 
     def _child(self, name: str) -> nn.HybridBlock:
         block: nn.HybridBlock = getattr(self, self._names.get(name, name))
@@ -148,19 +205,22 @@ class AttentionModule(nn.HybridBlock):
         for level in range(1, depth):
             self._add(f"softmax{level}_blocks", self._units(r))
             self._add(f"skip{level}_connection_residual_block", self._units(1))
-        self._add(f"softmax{max(depth, 1)}_blocks", units(self._channels, 2 * r, self._norm_kwargs))
+        self._add(f"softmax{max(depth, 1)}_blocks", self._row(2 * r))
         for level in range(depth - 1, 0, -1):
             self._add(f"softmax{2 * depth - level}_blocks", self._units(r))
-        self._add(f"softmax{2 * max(depth, 1)}_blocks", self._build_head())
 
-    def _build_head(self) -> nn.HybridSequential:
+    def _head(
+        self,
+        activated: bool,
+        norm_layer: Optional[NormLayer],
+        norm_kwargs: Optional[dict[str, Any]],
+    ) -> nn.HybridSequential:
+        """Return the two 1x1 convolutions; an `activated` input needs no norm and ReLU before."""
         head = nn.HybridSequential(prefix="")
-        for _ in range(2):
-            head.add(
-                norm(self._channels, self._norm_kwargs),
-                nn.Activation("relu"),
-                pointwise(self._channels, self._channels),
-            )
+        for first in (True, False):
+            if not (first and activated):
+                head.add(norm(self._channels, norm_layer, norm_kwargs), nn.Activation("relu"))
+            head.add(pointwise(self._channels, self._channels))
         return head
 
     def _soft_mask(self, F: Any, x: Any, trunk: Any) -> Any:
@@ -198,3 +258,8 @@ class AttentionModule(nn.HybridBlock):
         if self._learning == "arl":
             attended = trunk + attended
         return self.last_blocks(attended)
+
+
+def _check_choice(what: str, given: str, available: tuple[str, ...]) -> None:
+    if given not in available:
+        raise ValueError(f"unknown {what} {given!r}; available: {', '.join(available)}")

@@ -8,14 +8,22 @@ Attribute names (``bn1``, ``conv1`` ...) are a file format: ``.param`` files hav
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from mxnet.gluon import nn
 
 
-def norm(channels: int, norm_kwargs: Optional[dict[str, Any]] = None) -> nn.BatchNorm:
-    """Return a batch normalisation of `channels` maps; `norm_kwargs` override Gluon's defaults."""
-    return nn.BatchNorm(in_channels=channels, **(norm_kwargs or {}))
+def norm(
+    channels: int,
+    norm_layer: Optional[Callable[..., nn.HybridBlock]] = None,
+    norm_kwargs: Optional[dict[str, Any]] = None,
+) -> nn.HybridBlock:
+    """Return a normalisation of `channels` maps.
+
+    `norm_layer` is ``nn.BatchNorm`` unless given; it must take ``in_channels``, as ``InstanceNorm``
+    and ``gluon.contrib.nn.SyncBatchNorm`` do. `norm_kwargs` override its defaults.
+    """
+    return (norm_layer or nn.BatchNorm)(in_channels=channels, **(norm_kwargs or {}))
 
 
 def pointwise(channels: int, in_channels: int, strides: int = 1) -> nn.Conv2D:
@@ -39,8 +47,8 @@ class ResidualBlock(nn.HybridBlock):
         Input channels; `channels` when None.
     stride
         Stride of the 3x3 convolution and of the projection.
-    norm_kwargs
-        Passed on to every batch normalisation.
+    norm_layer, norm_kwargs
+        Normalisation in place of batch normalisation, and its settings; see `norm`.
 
     Inputs
         - **x**: (N, in_channels, H, W) float32.
@@ -59,6 +67,7 @@ class ResidualBlock(nn.HybridBlock):
         channels: int,
         in_channels: Optional[int] = None,
         stride: int = 1,
+        norm_layer: Optional[Callable[..., nn.HybridBlock]] = None,
         norm_kwargs: Optional[dict[str, Any]] = None,
         **kwargs: Any,
     ) -> None:
@@ -68,13 +77,13 @@ class ResidualBlock(nn.HybridBlock):
         in_channels = channels if in_channels is None else in_channels
         bottleneck = channels // 4
         with self.name_scope():
-            self.bn1 = norm(in_channels, norm_kwargs)
+            self.bn1 = norm(in_channels, norm_layer, norm_kwargs)
             self.conv1 = pointwise(bottleneck, in_channels)
-            self.bn2 = norm(bottleneck, norm_kwargs)
+            self.bn2 = norm(bottleneck, norm_layer, norm_kwargs)
             self.conv2 = nn.Conv2D(
                 bottleneck, 3, stride, padding=1, use_bias=False, in_channels=bottleneck
             )
-            self.bn3 = norm(bottleneck, norm_kwargs)
+            self.bn3 = norm(bottleneck, norm_layer, norm_kwargs)
             self.conv3 = pointwise(channels, bottleneck)
             self.conv4 = (
                 pointwise(channels, in_channels, stride)
@@ -111,16 +120,12 @@ def interpolation_matrix(F: Any, low: Any, high: Any, axis: int) -> Any:
 def upsample_like(F: Any, low: Any, high: Any) -> Any:
     """Resize `low` (N, C, h, w) bilinearly to the height and width of `high` (N, C, H, W).
 
-    One product with a constant (h w, H W) matrix: several times faster, forward and above all
-    backward, than ``BilinearResize2D`` on a CPU, and equal to it up to rounding.
+    Two products with constant matrices, one per axis: on a CPU several times faster, forward and
+    above all backward, than ``BilinearResize2D``, and equal to it up to rounding. The rows come
+    first, so that both transpositions see the smaller maps.
     `high` gives the size only; no gradient flows into it.
     """
     rows = interpolation_matrix(F, low, high, axis=2)  # (h, H)
     columns = interpolation_matrix(F, low, high, axis=3)  # (w, W)
-    weights = F.broadcast_mul(
-        F.expand_dims(F.expand_dims(rows, axis=1), axis=3),  # (h, 1, H, 1)
-        F.expand_dims(F.expand_dims(columns, axis=0), axis=2),  # (1, w, 1, W)
-    )
-    weights = F.reshape(weights, shape=(-3, -3))  # (h * w, H * W)
-    flat = F.dot(F.reshape(low, shape=(-3, -3)), weights)  # (N * C, H * W)
-    return F.reshape_like(flat, F.BlockGrad(high))
+    tall = F.dot(F.transpose(low, axes=(0, 1, 3, 2)), rows)  # (N, C, w, H)
+    return F.dot(F.transpose(tall, axes=(0, 1, 3, 2)), columns)  # (N, C, H, W)

@@ -1,44 +1,72 @@
-"""Residual Attention Networks for 32x32 images.
+"""Residual Attention Networks: stem, stages of attention modules, tail, classifier.
 
 Source: Wang et al. 2017, "Residual Attention Network for Image Classification", arXiv 1704.06904;
-layer table and attribute names of PistonY/ResidualAttentionNetwork (MIT).
+attribute names of PistonY/ResidualAttentionNetwork (MIT), which are a file format.
 
-Measured, 32x32 input, 10 classes (pinned in ``tests/test_models.py``):
+Measured (pinned in ``tests/test_attention_sizes.py``):
 
-    attention56        7,202,794 trainable parameters   450 tensors   0.694 GMAC
-    attention92       12,170,730 trainable parameters   750 tensors   1.089 GMAC
+    attention56          32x32      7,202,794 trainable parameters   450 tensors    0.694 GMAC
+    attention92          32x32     12,170,730                        750            1.089
+    attention92_paper    32x32      1,932,474                        884            0.211
+    attention56_imagenet 224x224   31,810,728                        540            6.271
+    attention92_imagenet 224x224   52,466,344                        885           10.534
 
-Differs from the paper: widths 128/256/512 with a 1024-channel tail, modules 1/1/1 or 1/2/3 per
-stage and mask depths 2/1/0 are PistonY's; the paper's CIFAR networks are narrower. Pooling at the
-end is global, which equals PistonY's 8x8 pooling at 32x32 and accepts other sizes.
+Differs from the public implementations: pooling at the end is global and the mask's resizing reads
+its size from the maps, so any height and width will do. At the nominal size both are equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Optional
 
+import mxnet as mx
+from mxnet import autograd
 from mxnet.gluon import nn
 
-from model.attention_module import OLD_NAMES_DEPTH_2, AttentionModule
-from model.attention_presets import MODULES_56, MODULES_92, SPECS, AttentionSpec
-from model.basic_layer import ResidualBlock, norm
+from model.attention_module import (
+    OLD_NAMES_DEPTH_2,
+    SOFT_MASK,
+    AttentionModule,
+    NormLayer,
+    unit_builder,
+)
+from model.attention_presets import SPECS, STEMS, AttentionSpec
+from model.basic_layer import norm
+
+__all__ = [
+    "FAMILY",
+    "AttentionSpec",
+    "ResidualAttentionModel",
+    "ResidualAttentionModel_32input",
+    "ResidualAttentionModel_92_32input_update",
+    "ResidualAttentionModel_448input",
+    "ResidualAttentionNetwork",
+]
 
 
 class ResidualAttentionNetwork(nn.HybridBlock):
-    """Stem, three stages of attention modules, three residual units, classifier.
+    """Stem, stages of attention modules, residual units, classifier.
 
     Parameters
     ----------
     spec
         The variant.
     classes
-        Number of classes, 1 or more.
+        Number of classes, 1 or more; None: the spec's.
+    norm_layer
+        Takes the place of every batch normalisation, see `model.basic_layer.norm`.
     norm_kwargs
-        Passed on to every batch normalisation, for example ``{"epsilon": 1e-4}``.
+        Passed on to every normalisation, for example ``{"epsilon": 1e-4}``.
+
+    Attributes
+    ----------
+    image_shape : tuple
+        (3, H, W) of the images that the variant is meant for.
 
     Inputs
-        - **image**: (N, 3, H, W) float32, normalised as the parameter file expects; nominal 32x32.
+        - **image**: (N, 3, H, W) float32, normalised as the parameter file expects; any H and W.
 
     Outputs
         - **logits**: (N, classes) float32, before softmax.
@@ -52,61 +80,101 @@ class ResidualAttentionNetwork(nn.HybridBlock):
     def __init__(
         self,
         spec: AttentionSpec,
-        classes: int = 10,
+        classes: Optional[int] = None,
+        norm_layer: Optional[NormLayer] = None,
         norm_kwargs: Optional[dict[str, Any]] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        classes = spec.classes if classes is None else classes
         if classes < 1:
             raise ValueError(f"classes must be 1 or more, got {classes}")
         self.spec, self.classes = spec, classes
+        self.image_shape = (3, spec.image_size, spec.image_size)
+        self._masks: Optional[tuple[Any, list[str]]] = None
+        self._norms: dict[str, Any] = {"norm_layer": norm_layer, "norm_kwargs": norm_kwargs}
+        unit = unit_builder(spec.unit, spec.groups, **self._norms)
         with self.name_scope():
-            self.conv1 = nn.HybridSequential(prefix="")
-            self.conv1.add(
-                nn.Conv2D(spec.stem_channels, 3, padding=1, use_bias=False, in_channels=3),
-                norm(spec.stem_channels, norm_kwargs),
-                nn.Activation("relu"),
-            )
+            self._build_stem()
             in_channels = spec.stem_channels
-            for stage, channels in enumerate(spec.channels, 1):
-                strides = 1 if stage == 1 else 2
-                unit = ResidualBlock(channels, in_channels, strides, norm_kwargs)
-                setattr(self, f"residual_block{stage}", unit)
-                for name in module_names(stage, spec.modules[stage - 1]):
-                    setattr(self, name, self._module(stage, norm_kwargs))
+            for index, (stage, channels) in enumerate(self._stages()):
+                setattr(
+                    self, f"residual_block{stage}", unit(channels, in_channels, 2 if index else 1)
+                )
+                for name in self.module_names(stage):
+                    setattr(self, name, self._module(index))
                 in_channels = channels
-            for index in range(4, 7):
-                unit = ResidualBlock(spec.tail_channels, in_channels, norm_kwargs=norm_kwargs)
-                setattr(self, f"residual_block{index}", unit)
+            for index, name in enumerate(self._tail()):
+                stride = 1 if index else spec.tail_stride
+                setattr(self, name, unit(spec.tail_channels, in_channels, stride))
                 in_channels = spec.tail_channels
-            self.mpool2 = nn.HybridSequential(prefix="")
-            self.mpool2.add(norm(spec.tail_channels, norm_kwargs), nn.Activation("relu"))
+            if spec.unit == "bottleneck":  # a ResNeXt unit ends with its activation
+                self.mpool2 = nn.HybridSequential(prefix="")
+                self.mpool2.add(norm(in_channels, **self._norms), nn.Activation("relu"))
             # A 1x1 convolution instead of a dense layer keeps the shape that the files have.
-            self.fc = nn.Conv2D(classes, 1, in_channels=spec.tail_channels)
+            self.fc = nn.Conv2D(classes, 1, in_channels=in_channels)
 
-    def _module(self, stage: int, norm_kwargs: Optional[dict[str, Any]]) -> AttentionModule:
+    def _build_stem(self) -> None:
+        channels, stem = self.spec.stem_channels, STEMS[self.spec.stem]
+        self.conv1 = nn.HybridSequential(prefix="")
+        self.conv1.add(
+            nn.Conv2D(
+                channels,
+                stem.kernel,
+                stem.stride,
+                padding=stem.kernel // 2,
+                use_bias=False,
+                in_channels=3,
+            ),
+            norm(channels, **self._norms),
+            nn.Activation("relu"),
+        )
+        if stem.pool:
+            self.mpool1 = nn.MaxPool2D(*stem.pool)
+
+    def _module(self, index: int) -> AttentionModule:
         spec = self.spec
         return AttentionModule(
-            spec.channels[stage - 1],
-            spec.mask_depths[stage - 1],
+            spec.channels[index],
+            spec.mask_depths[index],
             spec.ptr,
+            post_units=spec.post_units,
             wiring=spec.wiring,
             learning=spec.learning,
             attention=spec.attention,
-            names=OLD_NAMES_DEPTH_2 if spec.old_names and stage == 1 else None,
-            norm_kwargs=norm_kwargs,
+            unit=spec.unit,
+            groups=spec.groups,
+            names=OLD_NAMES_DEPTH_2 if spec.old_names and index == 0 else None,
+            **self._norms,
+        )
+
+    def _stages(self) -> Iterator[tuple[int, int]]:
+        """Yield (number in names, channels)."""
+        return enumerate(self.spec.channels, self.spec.first_stage)
+
+    def _tail(self) -> Iterator[str]:
+        first = self.spec.first_stage + len(self.spec.channels)
+        return (f"residual_block{first + index}" for index in range(self.spec.tail_units))
+
+    def module_names(self, stage: Optional[int] = None) -> tuple[str, ...]:
+        """Return the modules' names, of one stage or of all: attention_module2, ..._2, ..."""
+        first = self.spec.first_stage
+        return tuple(
+            f"attention_module{number}" + (f"_{index}" if index > 1 else "")
+            for number, count in enumerate(self.spec.modules, first)
+            for index in range(1, count + 1)
+            if stage in (None, number)
         )
 
     def blocks(self) -> Iterator[tuple[str, nn.HybridBlock]]:
         """Yield (attribute name, block) from input to last feature map, in order of execution."""
-        yield "conv1", self.conv1
-        for stage in range(1, 4):
-            yield f"residual_block{stage}", getattr(self, f"residual_block{stage}")
-            for name in module_names(stage, self.spec.modules[stage - 1]):
+        names = ["conv1", "mpool1"]
+        for stage, _ in self._stages():
+            names += [f"residual_block{stage}", *self.module_names(stage)]
+        names += [*self._tail(), "mpool2"]
+        for name in names:
+            if hasattr(self, name):
                 yield name, getattr(self, name)
-        for index in range(4, 7):
-            yield f"residual_block{index}", getattr(self, f"residual_block{index}")
-        yield "mpool2", self.mpool2
 
     def hybrid_forward(self, F: Any, image: Any) -> Any:
         y = image
@@ -118,31 +186,92 @@ class ResidualAttentionNetwork(nn.HybridBlock):
         y = F.mean(y, axis=(2, 3), keepdims=True)  # (N, C, 1, 1)
         return F.Flatten(self.fc(y))  # (N, classes)
 
+    def attention_maps(self, image: mx.nd.NDArray) -> dict[str, mx.nd.NDArray]:
+        """Return the soft mask of every attention module for these images.
 
-def module_names(stage: int, count: int) -> tuple[str, ...]:
-    """Return the names of a stage's modules: attention_module2, attention_module2_2, ..."""
-    return tuple(
-        f"attention_module{stage}" + (f"_{index}" if index > 1 else "")
-        for index in range(1, count + 1)
-    )
+        The masks come from a graph of their own over the same parameters, traced at the first call:
+        training is as fast as without it, and the network may be hybridized or not. Batch
+        normalisations use their running statistics; no gradient is recorded.
+
+        Parameters
+        ----------
+        image
+            (N, 3, H, W) float32, normalised as for the network itself, where the parameters are.
+
+        Returns
+        -------
+        dict
+            Name of the module (see `module_names`) to its mask M (N, C, h, w), in order of
+            execution, h and w those of its stage.
+
+        Examples
+        --------
+        >>> net = ResidualAttentionModel_32input()
+        >>> net.initialize()
+        >>> [mask.shape for mask in net.attention_maps(mx.nd.zeros((1, 3, 32, 32))).values()]
+        [(1, 128, 32, 32), (1, 256, 16, 16), (1, 512, 8, 8)]
+        """
+        if self._masks is None:
+            internals = self(mx.sym.var("image")).get_internals()
+            names = [f"{getattr(self, m).prefix}{SOFT_MASK}_output" for m in self.module_names()]
+            graph = mx.sym.Group([internals[name] for name in names])
+            self._masks = mx.nd.CachedOp(graph), graph.list_inputs()
+        masks, inputs = self._masks
+        parameters = self.collect_params()
+        with autograd.pause(train_mode=False):
+            found = masks(
+                *(
+                    image if name == "image" else parameters[name].data(image.context)
+                    for name in inputs
+                )
+            )
+        return dict(zip(self.module_names(), found if isinstance(found, list) else [found]))
 
 
 def build(
-    spec: AttentionSpec, classes: int, *, norm_kwargs: Optional[dict[str, Any]] = None
+    spec: AttentionSpec,
+    classes: int,
+    *,
+    norm_layer: Optional[NormLayer] = None,
+    norm_kwargs: Optional[dict[str, Any]] = None,
 ) -> ResidualAttentionNetwork:
-    """Return the network of `spec`; `norm_kwargs` go to every batch normalisation."""
-    return ResidualAttentionNetwork(spec, classes, norm_kwargs)
+    """Return the network of `spec`; `norm_layer` and `norm_kwargs` reach every normalisation."""
+    return ResidualAttentionNetwork(spec, classes, norm_layer, norm_kwargs)
 
 
 # What `model.registry` reads.
 FAMILY = {name: (spec, build) for name, spec in SPECS.items()}
 
 
+def _depth(additional_stage: bool) -> int:
+    return 92 if additional_stage else 56
+
+
 def ResidualAttentionModel_32input(
     classes: int = 10, additional_stage: bool = False, **kwargs: Any
 ) -> ResidualAttentionNetwork:
     """Return Attention-56, or Attention-92 when `additional_stage`, with PistonY's HEAD names."""
-    spec = AttentionSpec(MODULES_92 if additional_stage else MODULES_56)
+    spec = SPECS[f"attention{_depth(additional_stage)}"]
+    return ResidualAttentionNetwork(spec, classes, **kwargs)
+
+
+def ResidualAttentionModel(
+    classes: int = 1000, additional_stage: bool = False, **kwargs: Any
+) -> ResidualAttentionNetwork:
+    """Return PistonY's network for 224x224 images: Attention-56, or 92 when `additional_stage`."""
+    spec = SPECS[f"attention{_depth(additional_stage)}_imagenet"]
+    return ResidualAttentionNetwork(spec, classes, **kwargs)
+
+
+def ResidualAttentionModel_448input(
+    classes: int = 1000, additional_stage: bool = False, **kwargs: Any
+) -> ResidualAttentionNetwork:
+    """Return the network for 448x448 images: the one for 224x224 with a stage 0 before it.
+
+    PistonY's leaves one unit of stage 0 unused and can be neither hybridized nor saved, so there
+    are no files of it; here that unit is where its place in the mask is.
+    """
+    spec = SPECS[f"attention{_depth(additional_stage)}_imagenet448"]
     return ResidualAttentionNetwork(spec, classes, **kwargs)
 
 
@@ -154,4 +283,4 @@ def ResidualAttentionModel_92_32input_update(
     It computes what ``ResidualAttentionModel_32input(additional_stage=True)`` computes; only the
     names in stage 1 differ.
     """
-    return ResidualAttentionNetwork(AttentionSpec(MODULES_92, old_names=True), **kwargs)
+    return ResidualAttentionNetwork(replace(SPECS["attention92"], old_names=True), **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import mxnet as mx
 from mxnet import gluon
@@ -26,7 +26,7 @@ class Row:
 
 
 def summary_rows(
-    net: gluon.HybridBlock, image_shape: tuple[int, int, int] = (3, 32, 32)
+    net: gluon.HybridBlock, image_shape: Optional[tuple[int, int, int]] = None
 ) -> list[Row]:
     """Return one row per direct child, in order of execution, by tracing the graph.
 
@@ -35,8 +35,9 @@ def summary_rows(
     net
         Any network whose shapes are known before it sees data; it is neither initialized nor run.
     image_shape
-        (C, H, W) of the input.
+        (C, H, W) of the input. None: the network's own, (3, 32, 32) where it names none.
     """
+    image_shape = image_shape or _image_shape(net)
     children = {
         parameter.name: name.split(".")[0]
         for name, parameter in net._collect_params_with_prefix().items()
@@ -53,8 +54,9 @@ def summary_rows(
     return list(rows.values())
 
 
-def summarize(net: gluon.HybridBlock, image_shape: tuple[int, int, int] = (3, 32, 32)) -> str:
+def summarize(net: gluon.HybridBlock, image_shape: Optional[tuple[int, int, int]] = None) -> str:
     """Return `summary_rows` as a table with a line of totals."""
+    image_shape = image_shape or _image_shape(net)
     rows = summary_rows(net, image_shape)
     lines = [f"{'block':<24}{'output (C, H, W)':>20}{'tensors':>9}{'parameters':>13}{'MACs':>16}"]
     for row in rows:
@@ -68,6 +70,11 @@ def summarize(net: gluon.HybridBlock, image_shape: tuple[int, int, int] = (3, 32
     size = " x ".join(str(n) for n in image_shape)
     lines.append(f"{'total, one image ' + size:<44}{tensors:>9}{parameters:>13,}{macs:>16,}")
     return "\n".join(lines)
+
+
+def _image_shape(net: gluon.HybridBlock) -> tuple[int, int, int]:
+    shape: tuple[int, int, int] = getattr(net, "image_shape", (3, 32, 32))
+    return shape
 
 
 def _products(

@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from model.attention_module import AttentionModule, soft_mask
+from model.attention_module import ATTENTIONS, AttentionModule, soft_mask
 from model.basic_layer import ResidualBlock, upsample_like
+from model.resnext_unit import ResNeXtUnit
 
 
 @pytest.mark.parametrize(
     ("low", "high"),
-    [((4, 4), (8, 8)), ((16, 16), (32, 32)), ((7, 5), (13, 9)), ((1, 1), (1, 1)), ((1, 2), (2, 4))],
+    [
+        ((4, 4), (8, 8)),
+        ((16, 16), (32, 32)),
+        ((7, 5), (13, 9)),
+        ((1, 1), (1, 1)),
+        ((1, 2), (2, 4)),
+        ((5, 7), (11, 3)),
+    ],
 )
 def test_upsampling_equals_bilinear_resize(low: tuple[int, int], high: tuple[int, int]) -> None:
     source = mx.nd.random.normal(shape=(2, 3, *low))
@@ -169,13 +177,14 @@ def test_attention_types_by_hand() -> None:
         "channel": np.array([3 / 5, 0 / 2, 4 / 5, 2 / 2]),
         # Each channel lies one standard deviation to both sides of its mean.
         "spatial": sigmoid([1, -1, 1, -1]),
+        "tanh": np.array([0.995055, 0.0, 0.999329, 0.964028]),
     }
     for attention, values in expected.items():
         found = soft_mask(mx.nd, y, attention).asnumpy().ravel()
         np.testing.assert_allclose(found, values, atol=1e-5, err_msg=attention)
 
 
-@pytest.mark.parametrize("attention", ["mixed", "channel", "spatial"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_attention_gradients_by_finite_differences(attention: str) -> None:
     data = mx.sym.var("data")
     graph = soft_mask(mx.sym, data, attention)
@@ -183,3 +192,94 @@ def test_attention_gradients_by_finite_differences(attention: str) -> None:
     mx.test_utils.check_numeric_gradient(
         graph, {"data": value}, numeric_eps=1e-4, rtol=1e-3, atol=1e-4, dtype=np.float64
     )
+
+
+class _Times(gluon.HybridBlock):
+    """Multiplies by a number: a unit whose result can be followed by hand."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        return x * self.factor
+
+
+@pytest.mark.parametrize(
+    ("wiring", "learning", "expected"),
+    [
+        # Way down: pool 1, unit 2, pool 2, bottom 6. Way up: 6 + skip 20 = 26, unit 2.6, mask 0.26.
+        ("paper", "arl", 5 * (1 + 0.5646363)),
+        ("paper", "nal", 5 * 0.5646363),
+        # 6 + skip 20 + down 2 = 28, unit 2.8, + trunk 5 = 7.8, mask 0.78.
+        ("legacy", "arl", 5 * (1 + 0.6856801)),
+        ("legacy", "nal", 5 * 0.6856801),
+    ],
+)
+def test_wirings_and_learnings_by_hand(wiring: str, learning: str, expected: float) -> None:
+    module = AttentionModule(4, 2, wiring=wiring, learning=learning)
+    for name, factor in {
+        "first_residual_blocks": 1.0,
+        "trunk_branches": 5.0,
+        "softmax1_blocks": 2.0,
+        "skip1_connection_residual_block": 10.0,
+        "softmax2_blocks": 3.0,
+        "softmax3_blocks": 0.1,
+        "softmax4_blocks": 0.1,
+        "last_blocks": 1.0,
+    }.items():
+        module._children.pop(name)
+        object.__setattr__(module, name, _Times(factor))
+    found = module(mx.nd.ones((1, 4, 4, 4))).asnumpy()
+    np.testing.assert_allclose(found, np.full((1, 4, 4, 4), expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("learning", ["arl", "nal"])
+@pytest.mark.parametrize("wiring", ["legacy", "paper"])
+@pytest.mark.parametrize("unit", ["bottleneck", "resnext"])
+def test_module_gradients_by_finite_differences(unit: str, wiring: str, learning: str) -> None:
+    """Along a random direction of all parameters and the input, in float64."""
+    module = AttentionModule(8, 2, wiring=wiring, learning=learning, unit=unit, groups=2)
+    module.initialize(mx.init.Normal(0.5))
+    module.cast("float64")
+    places = [mx.nd.random.normal(shape=(2, 8, 6, 5), dtype="float64")]
+    places[0].attach_grad()
+    places += [p.data() for p in module.collect_params().values() if p.grad_req != "null"]
+    weight = mx.nd.random.normal(shape=places[0].shape, dtype="float64")
+
+    def loss() -> mx.nd.NDArray:
+        with autograd.record():
+            return (module(places[0]) * weight).sum()
+
+    loss().backward()
+    steps = [mx.nd.random.normal(shape=place.shape, dtype="float64") * 1e-6 for place in places]
+    slope = sum(float((p.grad * step).sum().asscalar()) for p, step in zip(places, steps))
+    difference = []
+    for sign in (1, -2):
+        for place, step in zip(places, steps):
+            place[:] = place + sign * step
+        difference.append(float(loss().asscalar()))
+    assert abs(slope) > 1e-6
+    assert (difference[0] - difference[1]) / 2 == pytest.approx(slope, rel=1e-4)
+
+
+def test_resnext_unit_by_hand() -> None:
+    """One pixel and two groups: y = relu(W3 relu(W2 relu(W1 x)) + x)."""
+    unit = ResNeXtUnit(8, groups=2)
+    unit.initialize()
+    assert unit.projection is None
+    assert unit.conv2.weight.shape == (4, 2, 3, 3)
+    unit.conv1.weight.set_data(mx.nd.ones((4, 8, 1, 1)))
+    centre = np.zeros((4, 2, 3, 3))
+    # The second group's outputs, 2 and 3, read the inner channels 2 and 3.
+    centre[:, :, 1, 1] = [[1, 0], [0, -1], [1, 1], [0, 2]]
+    unit.conv2.weight.set_data(mx.nd.array(centre))
+    unit.conv3.weight.set_data(mx.nd.array(np.arange(32)).reshape((8, 4, 1, 1)))
+    x = np.array([3.0, -2.0, 0.5, 0.0, 1.0, 0.0, -1.0, -1.0])  # its sum, W1 x, is 0.5
+    inner = np.array([0.5, 0.0, 1.0, 1.0])  # after W2 and its ReLU
+    expected = np.maximum(np.arange(32).reshape(8, 4) @ inner + x, 0)
+    found = unit(mx.nd.array(x).reshape((1, 8, 1, 1))).asnumpy().ravel()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    unit.conv3.weight.set_data(mx.nd.zeros((8, 4, 1, 1)))
+    found = unit(mx.nd.array(x).reshape((1, 8, 1, 1))).asnumpy().ravel()
+    np.testing.assert_array_equal(found, np.maximum(x, 0))
