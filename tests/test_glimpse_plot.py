@@ -221,6 +221,9 @@ def test_the_figure_shows_boxes_patches_and_predictions() -> None:
     assert {"1", "2"} <= {text.get_text() for text in image.texts}
     assert image.get_title("left") == "label 0, prediction 4 (100%): wrong"
     assert axes[3].get_title("left") == "label 1, prediction 1 (100%): right"
+    wrong, right = (axes[i]._left_title for i in (0, 3))
+    assert wrong.get_color() == glimpse_plot._share(glimpse_plot.WRONG)
+    assert right.get_color() == glimpse_plot._share(glimpse_plot.RIGHT)
     assert len(patches.images) == 6
     np.testing.assert_array_equal(
         patches.images[4].get_array()[..., 0], np.round(path.patches[0, 1, 1, 0] * 255)
@@ -246,7 +249,8 @@ def test_the_table_keeps_the_classes_that_matter() -> None:
 @pytest.mark.parametrize(("channels", "size"), [(1, (28, 28)), (3, (100, 60))])
 def test_the_figure_is_a_png(tmp_path: Path, channels: int, size: tuple[int, int]) -> None:
     images = np.random.RandomState(0).rand(2, channels, *size)
-    path = make_path([[(0, 0), (1, 1)]] * 2, channels, images=images)
+    names = ("$x_{$", "$$", *map(str, range(8)))  # no formulas
+    path = make_path([[(0, 0), (1, 1)]] * 2, channels, images=images, class_names=names)
     with Image.open(plot_paths(path, tmp_path / "gaze.png")) as image:
         assert image.format == "PNG"
         assert np.asarray(image.convert("L")).std() > 20  # not blank
