@@ -5,175 +5,165 @@
     python train_mnist_glimpse.py --dataset cluttered            60x60 with clutter, 12x12, 3 scales
     python train_mnist_glimpse.py --resume runs/NAME             go on where a run stopped
     python train_mnist_glimpse.py --test mnist_param/FILE.param  score a saved file
-    python train_mnist_glimpse.py --plot FILE                    draw where it looks, PNG and GIF
+    python train_mnist_glimpse.py --plot FILE|runs/NAME          draw where it looks, PNG and GIF
     python train_mnist_glimpse.py --help                         everything else
 
 The flags of kevinzakka/recurrent-visual-attention work too (``--patch_size=8 --use_tensorboard=True
---is_train=False``). `test` can be imported: it scores a network with batches of this project or any
-gluon ``DataLoader``.
+--is_train=False``), and ``--test`` scores its checkpoints. `test` can be imported: it scores a
+network with batches of this project or any gluon ``DataLoader``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Optional
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
 
-from training.config import option, parse_overrides
-from training.errors import UserError
-from training.run_config import RunConfig, check_least
-from training.script import Prepared, Script, exit_code
+from training.config import parse_overrides
+from training.glimpse_config import GlimpseConfig
+from training.script import RESUMABLE, Prepared, Script, exit_code
 
 PROG = "train_mnist_glimpse.py"
-REWARDS = ("last", "every", "likelihood")
+INDEX = Path(__file__).resolve().parent / "mnist_param" / "index.csv"
 # The network for a data set when --model is not given.
 MODELS = {
     "translated": "glimpse_translated",
+    "digits-translated": "glimpse_translated",
     "cluttered": "glimpse_cluttered",
     "cluttered100": "glimpse_cluttered",
-    "digits-translated": "glimpse_translated",
 }
 DEFAULT_MODEL = "glimpse_mnist"
-# Settings that are fields of the network's spec.
-SPEC_FIELDS = (
-    "patch_size",
-    "num_patches",
-    "glimpse_scale",
-    "pad_value",
-    "num_glimpses",
-    "glimpse_hidden",
-    "loc_hidden",
-    "hidden_size",
-    "core",
-    "locator_hidden",
-    "squash",
-    "first_location",
-    "reinforce_to_core",
-)
 
 
-@dataclass(frozen=True)
-class GlimpseConfig(RunConfig):
-    """Options of ``train_mnist_glimpse.py``."""
+def test(
+    test_net: Any,
+    ctx: Any,
+    test_loader: Iterable[Any],
+    rollouts: int = 1,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Score a glimpse model: mean cross-entropy and accuracy over exactly all images of a loader.
 
-    model: str = option("", "network; default: the data set's", flags=("-m",))
-    dataset: str = option(
-        "mnist", "mnist, translated, cluttered, cluttered100, digits (embedded) or folder:PATH"
-    )
-    valid_fraction: float = option(
-        0.1, "share of the training images held out to choose epochs and settings on"
-    )
-    image_size: int = option(60, "edge that the images of a folder get")
+    Locations are the policy's means; first locations are uniform in [-1, 1], drawn from `seed`.
 
-    patch_size: Optional[int] = option(None, "edge of the smallest patch; none: the network's")
-    num_patches: Optional[int] = option(None, "number of scales")
-    glimpse_scale: Optional[float] = option(None, "factor between successive scales")
-    pad_value: Optional[float] = option(None, "what surrounds an image")
-    num_glimpses: Optional[int] = option(None, "glimpses per image")
-    glimpse_hidden: Optional[int] = option(None, "width of the layer that sees the patches")
-    loc_hidden: Optional[int] = option(None, "width of the layer that sees the location")
-    hidden_size: Optional[int] = option(None, "width of the core")
-    core: Optional[str] = option(None, "core", choices=("rnn", "lstm"))
-    locator_hidden: Optional[int] = option(None, "hidden width of the location network; 0: none")
-    squash: Optional[str] = option(
-        None, "what keeps samples in the image", choices=("clamp", "tanh")
-    )
-    first_location: Optional[str] = option(
-        None, "where the first glimpse is from", choices=("given", "learned", "context")
-    )
-    reinforce_to_core: Optional[bool] = option(None, "let the policy's gradient into the core")
+    Parameters
+    ----------
+    test_net
+        `model.recurrent_attention.RecurrentAttention`, initialized or loaded.
+    ctx
+        MXNet context, or a list of which the first computes.
+    test_loader
+        Gluon ``DataLoader`` of (image (N, C, H, W) in [0, 1], label) or batches of this project.
+    rollouts
+        Whose log-probabilities are averaged.
+    seed
+        Of the first locations.
 
-    epochs: int = option(100, "epochs to train")
-    batch_size: int = option(128, "images per update", flags=("-b",))
-    micro_batch: int = option(0, "images per device at a time; 0: the whole share")
-    optimizer: str = option("adam", "optimizer", choices=("nag", "sgd", "adam"))
-    lr: float = option(1e-3, "peak learning rate")
-    wd: float = option(0.0, "weight decay")
-    warmup_epochs: int = option(0, "epochs of linear warm-up from 0")
-    clip_gradient: float = option(1.0, "limit of the gradients' norm; 0: none")
-    ema: float = option(
-        0.999, "decay per update of the weights' moving average, which is then tested; 0: none"
-    )
-    histogram_every: int = option(0, "epochs between two weight histograms; 0: none")
+    Returns
+    -------
+    (loss, accuracy)
+        Loss of single rollouts in nats per image, accuracy in 0 to 1.
 
-    std: float = option(0.15, "standard deviation of the policy")
-    std_final: Optional[float] = option(None, "the same at the end; between them it is linear")
-    rollouts: int = option(1, "rollouts per image in training")
-    first_radius: float = option(1.0, "given first locations are uniform in [-r, r]; 0: the centre")
-    reinforce_weight: float = option(0.1, "weight of the policy term")
-    baseline_weight: float = option(1.0, "weight of the baseline's squared error")
-    intermediate_weight: float = option(0.0, "weight of the decisions before the last")
-    reward: str = option("last", "what the policy is credited with", choices=REWARDS)
+    Raises
+    ------
+    UserError
+        When the loader is empty or gives something else.
+    """
+    from training.devices import usable_contexts
+    from training.rollouts import Draw, score_rollouts
 
-    rotate: float = option(0.0, "largest random rotation in degrees")
-    scale: float = option(0.0, "largest random change of height and width, as a fraction")
-    shear: float = option(0.0, "largest random shear")
-    shift: float = option(0.0, "largest random shift in pixels")
-    elastic: float = option(0.0, "elastic distortion in pixels")
-
-    def check(self) -> None:
-        """Raise UserError for a value outside its range."""
-        super().check()
-        check_least(self, 1, "rollouts", "image_size")
-        check_least(self, 0, "first_radius", "reinforce_weight", "baseline_weight")
-        check_least(self, 0, "intermediate_weight")
-        if not 0 <= self.valid_fraction < 1:
-            raise UserError(f"--valid-fraction {self.valid_fraction}: must be 0 or more, below 1")
-        for std in (self.std, self.std if self.std_final is None else self.std_final):
-            if not 0 < std <= 1:
-                raise UserError(f"--std {std}: must be more than 0 and at most 1")
-
-    def spec(self) -> dict[str, Any]:
-        """Return the fields of the network's spec that were given."""
-        given = ((name, getattr(self, name)) for name in SPEC_FIELDS)
-        return {name: value for name, value in given if value is not None}
+    contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
+    test_net.collect_params().reset_ctx(contexts)
+    draw = Draw(test_net.spec.num_glimpses, 0.0, seed=seed)
+    scores = score_rollouts(test_net, test_loader, contexts, draw, rollouts)
+    accuracy = scores.log_mean
+    print(f"test loss {scores.loss:.4f}, test accuracy {accuracy:.5f} ({scores.images} images)")
+    return scores.loss, accuracy
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    given = parse_overrides(GlimpseConfig, argv, PROG, __doc__)
+    words = list(sys.argv[1:] if argv is None else argv)
     from model.loading import LoadError
     from model.registry import ModelError
+    from training.glimpse_flags import note_on_seed_flags, translate_seed_flags
 
-    return exit_code(lambda: _run(given, argv), ModelError, LoadError)
+    def run() -> int:
+        given = parse_overrides(GlimpseConfig, translate_seed_flags(words), PROG, __doc__)
+        note = note_on_seed_flags(words)
+        if note:
+            print(note)
+        return _run(given, words)
+
+    return exit_code(run, ModelError, LoadError)
 
 
 def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
     config = GlimpseConfig(**given)
     config.check()
+    if config.plot and Path(config.plot).is_dir():
+        return _plot_run(config)
+    if config.plot or config.test:
+        return _open_and(config, given)
+    config, given = _in_named_folder(config, given)
+    if not config.is_train:
+        path = Path(str(config.run_dir)) / ("best.param" if config.best else "last.param")
+        return _open_and(replace(config, test=str(path)), given)
     return Script(PROG, GlimpseConfig, _prepare).train(config, given, argv)
 
 
+def _in_named_folder(
+    config: GlimpseConfig, given: dict[str, Any]
+) -> tuple[GlimpseConfig, dict[str, Any]]:
+    """Name the run folder after the network, as the seed does, where that is asked for."""
+    from model.registry import spec_of
+    from training.glimpse_flags import RESUME_THIS_MODEL
+
+    again = config.resume == RESUME_THIS_MODEL
+    if config.run_dir or not (config.checkpoint_dir or again or not config.is_train):
+        return config, given
+    spec = spec_of(_model_name(config), **config.spec())
+    folder = str(config.named_folder(spec.num_glimpses, spec.patch_size, spec.glimpse_scale))
+    if not again:
+        return replace(config, run_dir=folder), given
+    # The flags that were given again have named the folder; the run has them on record.
+    kept = {name: given[name] for name in RESUMABLE if name in given}
+    return replace(config, resume=folder), {**kept, "resume": folder}
+
+
+def _model_name(config: GlimpseConfig) -> str:
+    return config.model or MODELS.get(config.dataset, DEFAULT_MODEL)
+
+
 def _prepare(config: GlimpseConfig) -> Prepared:
+    """Return what a training needs; everything that can be wrong fails here."""
     import mxnet as mx
     import numpy as np
 
-    from model import create_model
     from model.hybrid_loss import HybridLoss, LossWeights
     from training.devices import choose_contexts
     from training.fit import Method
+    from training.glimpse_loaders import glimpse_loaders
+    from training.glimpse_overlay import glimpse_images
     from training.glimpse_tasks import load_task
+    from training.glimpse_view import look, save_view
     from training.optimizer import build_trainer
     from training.rollouts import Draw, RolloutObjective, rollout_evaluation
 
     contexts = choose_contexts(config.gpus)
     task = load_task(
-        config.dataset, config.data_dir, mirror=config.mirror, download=config.download
+        config.dataset,
+        config.data_dir,
+        mirror=config.mirror,
+        download=config.download,
+        size=config.image_size,
     )
-    loaders = _loaders(config, task)
+    loaders = glimpse_loaders(config, task)
     np.random.seed(config.seed)
     mx.random.seed(config.seed)
-    height, width = task.image_size
-    net = create_model(
-        config.model or MODELS.get(config.dataset, DEFAULT_MODEL),
-        task.dataset.classes,
-        height=height,
-        width=width,
-        channels=task.channels,
-        **config.spec(),
-    )
+    net = _build(config, task)
     net.initialize(ctx=contexts)
     weights = LossWeights(
         config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward
@@ -181,45 +171,114 @@ def _prepare(config: GlimpseConfig) -> Prepared:
     loss = HybridLoss(net, weights)
     loss.hybridize(static_alloc=True, static_shape=True)
     net.hybridize(static_alloc=True, static_shape=True)
-    steps = config.epochs * len(loaders.train)
-    end = config.std if config.std_final is None else config.std_final
+    glimpses, steps = net.spec.num_glimpses, config.epochs * len(loaders.train)
     objective = RolloutObjective(
         loss,
-        Draw(net.spec.num_glimpses, config.std, config.first_radius, config.seed),
+        Draw(glimpses, config.std, config.first_radius, config.seed),
         config.rollouts,
-        lambda step: config.std + (end - config.std) * step / steps,
+        lambda step: config.std_at(step / steps),
     )
-    mean_locations = Draw(net.spec.num_glimpses, 0.0, config.first_radius)
-    method = Method(objective, rollout_evaluation(mean_locations))
+    still = Draw(glimpses, 0.0, config.first_radius)
+    shown = loaders.test.data.take(np.arange(min(config.plot_images, len(loaders.test.data))))
+
+    def keep(run: Any, epoch: int) -> None:
+        if config.plot_freq and (epoch % config.plot_freq == 0 or epoch == config.epochs):
+            path = look(net, contexts[0], shown, still, task.dataset.class_names)
+            save_view(run.folder, epoch, path)
+            run.images("glimpses", epoch, glimpse_images(path))
+
+    method = Method(objective, rollout_evaluation(still), keep)
     return Prepared(net, build_trainer(net, config), contexts, loaders, {"method": method})
 
 
-def _loaders(config: GlimpseConfig, task: Any) -> Any:
-    from training.batches import EvalBatches
-    from training.datasets import split_validation
-    from training.deform import Deformation
-    from training.fit import Loaders
-    from training.glimpse_batches import GlimpseTrainBatches, draw_split
-    from training.glimpse_tasks import draw_test
-    from training.loaders import SPLIT_SEED
+def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:
+    from model import create_model
 
-    rest, valid = task.dataset.train, None
-    zeros, ones = (0.0,) * task.channels, (1.0,) * task.channels
-    count = config.valid_count or round(config.valid_fraction * len(rest))
-    if count:
-        rest, held_out = split_validation(rest, count, SPLIT_SEED)
-        held_out = draw_split(held_out, task.canvas, SPLIT_SEED)
-        valid = EvalBatches(held_out, 500, mean=zeros, std=ones)
-    train = GlimpseTrainBatches(
-        rest,
-        config.batch_size,
-        canvas=task.canvas,
-        deformation=Deformation(
-            config.rotate, config.scale, config.shear, config.shift, config.elastic
-        ),
-        seed=config.seed,
+    height, width = task.image_size
+    shape = {"height": height, "width": width, "channels": task.channels}
+    return create_model(
+        _model_name(config), task.dataset.classes, **{**shape, **config.spec(), **more}
     )
-    return Loaders(train, valid, EvalBatches(draw_test(task), 500, mean=zeros, std=ones))
+
+
+class Opened(NamedTuple):
+    """A saved file in its network."""
+
+    net: Any
+    control: Any
+    contexts: list[Any]
+    config: GlimpseConfig
+    task: Any
+
+
+def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Opened:
+    """Load a parameter file, or a checkpoint of the seed, into the network that it belongs to."""
+    from bridge.weight_file import TORCH, detect_format, read_weights
+    from model.loading import load_parameters
+    from model.seed_checkpoint import POLICY_STD, from_seed
+    from training.devices import choose_contexts
+    from training.glimpse_loaders import known_settings
+    from training.glimpse_tasks import load_task
+
+    contexts = choose_contexts(config.gpus)
+    arrays = None
+    known = known_settings(Path(path), INDEX)
+    if detect_format(path) == TORCH:
+        name, arrays = from_seed(read_weights(path))
+        known = {"model": name, "std": POLICY_STD[name]}
+    config = GlimpseConfig(**{**known, **given})
+    task = load_task(
+        config.dataset, config.data_dir, mirror=config.mirror, download=config.download
+    )
+    net, control = (_build(config, task, gaze=gaze) for gaze in ("policy", "noise"))
+    for one in (net, control):
+        status = load_parameters(one, path, contexts, arrays=arrays)
+        one.hybridize(static_alloc=True, static_shape=True)
+    print(f"{path} ({status}): {_model_name(config)} on {config.dataset}")
+    return Opened(net, control, contexts, config, task)
+
+
+def _open_and(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
+    """Score or draw a saved file."""
+    import numpy as np
+
+    from training.glimpse_loaders import test_batches
+    from training.glimpse_report import report_rollouts
+    from training.glimpse_view import look, write_pictures
+    from training.rollouts import Draw
+
+    path = str(config.plot or config.test)
+    opened = _open(path, config, given)
+    batches = test_batches(opened.task)
+    draw = Draw(opened.net.spec.num_glimpses, opened.config.final_std, config.first_radius)
+    if config.plot:
+        shown = batches.data.take(np.arange(min(config.plot_images, len(batches.data))))
+        names = opened.task.dataset.class_names
+        view = look(opened.net, opened.contexts[0], shown, replace(draw, std=0.0), names)
+        output = Path(config.output or Path(path).parent) / f"{Path(path).stem}_glimpses"
+        print("wrote", ", ".join(map(str, write_pictures(view, output))))
+        return 0
+    report = report_rollouts(
+        opened.net,
+        opened.control,
+        batches,
+        opened.contexts,
+        draw,
+        config.rollouts_eval,
+        config.eval_seeds,
+    )
+    print("\n".join(report.lines()))
+    return 0
+
+
+def _plot_run(config: GlimpseConfig) -> int:
+    from training.glimpse_view import load_view, write_pictures
+
+    folder = Path(str(config.plot))
+    epoch, view = load_view(folder, config.plot_epoch)
+    output = Path(config.output or folder) / f"glimpses_epoch_{epoch}"
+    print("wrote", ", ".join(map(str, write_pictures(view, output))))
+    return 0
 
 
 if __name__ == "__main__":

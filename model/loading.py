@@ -1,23 +1,25 @@
 """Loading parameter files into networks: checked completely before the network is changed.
 
 Gluon's own `load_parameters` hands the bytes to a C++ parser, sets parameters one by one until the
-first that does not fit, and knows one set of names. Here the file is read by `bridge.param_file`,
-compared with its digest, renamed when only the dialect of the names differs, and compared with the
-whole network; only then is anything set.
+first that does not fit, and knows one file format and one set of names. Here the file (MXNet's,
+PyTorch's or safetensors) is read by `bridge.weight_file`, compared with its digest, renamed when
+only the dialect of the names differs, and compared with the whole network; only then is anything
+set.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Optional, Union
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from bridge.param_file import PathLike, read_params, verify_digest
-from model.dialects import detect_dialect, rename
+from bridge.param_file import PathLike, verify_digest
+from bridge.weight_file import read_weights
+from model.dialects import TITLES, WIRINGS, detect_dialect, rename
 from model.file_match import (
     LoadError,
     Parameters,
@@ -58,6 +60,7 @@ def load_parameters(
     ctx: Union[mx.Context, Sequence[mx.Context], None] = None,
     *,
     allow_classes_mismatch: bool = False,
+    arrays: Optional[Mapping[str, np.ndarray]] = None,
 ) -> LoadResult:
     """Load a parameter file into a network.
 
@@ -66,13 +69,16 @@ def load_parameters(
     net
         Initialized or not; shapes may still be unknown (deferred).
     path
-        File written by Gluon's ``save_parameters`` or `bridge.param_file.write_params`, in this
-        project's names or in another dialect (see `model.dialects`).
+        File written by Gluon's ``save_parameters`` or `bridge.param_file.write_params`, PyTorch
+        checkpoint or safetensors file, whatever its name ends with; in this project's names or in
+        another dialect (see `model.dialects`).
     ctx
         Where the parameters go. None: where they are, or ``mx.cpu()`` for an uninitialized net.
     allow_classes_mismatch
         For finetuning: leave a classifier with another number of classes as it is (initialized
         with Xavier when it is not yet initialized).
+    arrays
+        What is to be loaded, where a caller has read the file and changed the arrays.
 
     Returns
     -------
@@ -84,15 +90,19 @@ def load_parameters(
     bridge.param_file.ParamFileError
         When the file cannot be read, is damaged, or differs from its digest.
     LoadError
-        When names, shapes or element types do not fit. The network is then unchanged.
+        When names, shapes or element types do not fit, or the file's dialect belongs to code with
+        another wiring of the soft mask (`model.attention_module`), so that the network would
+        compute something else. The network is then unchanged.
     """
     result = LoadResult(VERIFIED if verify_digest(path) else UNVERIFIED)
-    arrays = _without_prefixes(read_params(path), path)
+    arrays = read_weights(path) if arrays is None else dict(arrays)
+    stored = {name: array.shape for name, array in arrays.items()}
     # The names under which save_parameters stores; Gluon has no public way to ask for them.
     parameters = net._collect_params_with_prefix()
     arrays, result.renamed_from = _translate(arrays, parameters, path)
     result.fresh = class_names(arrays, parameters) if allow_classes_mismatch else ()
-    check_match(arrays, parameters, result.fresh, path)
+    check_match(arrays, parameters, result.fresh, path, stored)
+    _check_wiring(net, result.renamed_from, path)
     result.cast = tuple(
         name
         for name in parameters
@@ -112,17 +122,6 @@ def load_parameters(
     return result
 
 
-def _without_prefixes(arrays: dict[str, np.ndarray], path: PathLike) -> dict[str, np.ndarray]:
-    """Strip the ``arg:`` and ``aux:`` of checkpoints that were saved with a symbol."""
-    names = [name[4:] if name.startswith(("arg:", "aux:")) else name for name in arrays]
-    if len(set(names)) != len(names):
-        raise LoadError(
-            f"{os.fspath(path)}: the same name occurs with arg: and with aux:. Expected each name "
-            "once. Save the file again from the network."
-        )
-    return dict(zip(names, arrays.values()))
-
-
 def _translate(
     arrays: dict[str, np.ndarray], parameters: Parameters, path: PathLike
 ) -> tuple[dict[str, np.ndarray], Optional[str]]:
@@ -136,6 +135,18 @@ def _translate(
             f"{os.fspath(path)}: its names mix two dialects: {error}. Expected the names of one "
             "network. Save the file again from the network."
         ) from error
+
+
+def _check_wiring(net: gluon.Block, dialect: Optional[str], path: PathLike) -> None:
+    """Refuse weights that fit by their shapes, but were trained for another forward pass."""
+    wiring = getattr(getattr(net, "spec", None), "wiring", None)
+    trained = WIRINGS.get(dialect or "")
+    if wiring and trained and wiring != trained:
+        raise LoadError(
+            f"{os.fspath(path)}: {TITLES[str(dialect)]} names come from code with {trained} wiring "
+            f"of the soft mask, the network has {wiring} wiring. Expected the same: the tensors "
+            f"fit, the results would not. Use create_model(..., wiring={trained!r})."
+        )
 
 
 def _usable_contexts(

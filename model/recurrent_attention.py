@@ -15,101 +15,21 @@ a function of its inputs; the location after the last glimpse, at which nobody l
 Trainable parameters, 10 classes (pinned in ``tests/test_recurrent_attention.py``):
 
     glimpse_mnist_209677    209,677    one layer from the core to the location (seed, 2018)
-    glimpse_mnist           242,317    two layers
+    glimpse_mnist_242317    242,317    two layers (seed, 2019)
+    glimpse_mnist           680,333    wider
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mxnet as mx
 from mxnet.gluon import nn
 
-from model.glimpse import Retina
+from model.glimpse_layers import Core, Head, Locator, LSTMCore, Sensor
+from model.glimpse_spec import SPECS, GlimpseSpec
 
-CORES = ("rnn", "lstm")
-FIRST_LOCATIONS = ("given", "learned", "context")
-SQUASHES = ("clamp", "tanh")
 CONTEXT_SIZE = 12  # edge of the thumbnail that the context network sees
-
-
-@dataclass(frozen=True)
-class GlimpseSpec:
-    """What makes a recurrent attention model.
-
-    Parameters
-    ----------
-    height, width, channels, patch_size, num_patches, glimpse_scale, pad_value
-        See `Retina`.
-    num_glimpses
-        Looks per image, T.
-    glimpse_hidden, loc_hidden
-        Widths of relu(fc1 ...) and relu(fc2 ...); their sum is the width of g_t.
-    hidden_size
-        Width of the core.
-    core
-        ``rnn`` (ReLU) or ``lstm``.
-    locator_hidden
-        Width of the hidden layer of the location network; 0: none.
-    squash
-        What keeps a noisy location inside of the image: ``clamp`` or ``tanh``.
-    first_location
-        ``given`` (an input), ``learned`` (a parameter) or ``context`` (from a thumbnail of the
-        image, as in DRAM, Ba et al. 2015, arXiv 1412.7755, section 2.4).
-    reinforce_to_core
-        Let the policy's gradient into the core.
-    """
-
-    height: int = 28
-    width: int = 28
-    channels: int = 1
-    patch_size: int = 8
-    num_patches: int = 1
-    glimpse_scale: float = 1.0
-    pad_value: float = 0.0
-    num_glimpses: int = 6
-    glimpse_hidden: int = 128
-    loc_hidden: int = 128
-    hidden_size: int = 256
-    core: str = "rnn"
-    locator_hidden: int = 128
-    squash: str = "clamp"
-    first_location: str = "given"
-    reinforce_to_core: bool = True
-    classes: int = 10
-
-    def __post_init__(self) -> None:
-        for what, given, known in (
-            ("core", self.core, CORES),
-            ("squash", self.squash, SQUASHES),
-            ("first_location", self.first_location, FIRST_LOCATIONS),
-        ):
-            if given not in known:
-                raise ValueError(f"unknown {what} {given!r}; available: {', '.join(known)}")
-        for name in ("num_glimpses", "glimpse_hidden", "loc_hidden", "hidden_size", "classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.locator_hidden < 0:
-            raise ValueError(f"locator_hidden must be 0 or more, got {self.locator_hidden}")
-        self.retina()
-
-    def retina(self) -> Retina:
-        """Return the retina; ValueError when it is impossible."""
-        return Retina(
-            self.height,
-            self.width,
-            self.channels,
-            self.patch_size,
-            self.num_patches,
-            self.glimpse_scale,
-            self.pad_value,
-        )
-
-    @property
-    def policy_steps(self) -> slice:
-        """Glimpses whose location the network chooses."""
-        return slice(1 if self.first_location == "given" else 0, None)
 
 
 class Rollouts(NamedTuple):
@@ -126,102 +46,6 @@ class Rollouts(NamedTuple):
     means: Any
     samples: Any
     locations: Any
-
-
-def dense(units: int, in_units: int) -> nn.Dense:
-    """Return a linear layer with biases U(-a, a), a = 1 / sqrt(in_units), as its weights are."""
-    bound = in_units**-0.5
-    return nn.Dense(
-        units,
-        flatten=False,
-        in_units=in_units,
-        weight_initializer=mx.init.Uniform(bound),
-        bias_initializer=mx.init.Uniform(bound),
-    )
-
-
-class Sensor(nn.HybridBlock):
-    """Glimpse network: patches (M, V) and location (M, 2) to g (M, h_g + h_l)."""
-
-    def __init__(self, values: int, spec: GlimpseSpec, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        width = spec.glimpse_hidden + spec.loc_hidden
-        with self.name_scope():
-            self.fc1 = dense(spec.glimpse_hidden, values)
-            self.fc2 = dense(spec.loc_hidden, 2)
-            self.fc3 = dense(width, spec.glimpse_hidden)
-            self.fc4 = dense(width, spec.loc_hidden)
-
-    def hybrid_forward(self, F: Any, patches: Any, location: Any) -> Any:
-        what = self.fc3(F.Activation(self.fc1(patches), act_type="relu"))
-        where = self.fc4(F.Activation(self.fc2(location), act_type="relu"))
-        return F.Activation(what + where, act_type="relu")
-
-
-class Core(nn.HybridBlock):
-    """ReLU recurrent network: h_t = relu(i2h g_t + h2h h_{t-1}).
-
-    The recurrent weights start as the identity (Le et al. 2015, arXiv 1504.00941).
-    """
-
-    def __init__(self, hidden: int, in_units: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        with self.name_scope():
-            self.i2h = dense(hidden, in_units)
-            self.h2h = nn.Dense(
-                hidden, flatten=False, in_units=hidden, weight_initializer=Identity()
-            )
-
-    def hybrid_forward(self, F: Any, glimpse: Any, state: Any) -> Any:
-        hidden = F.Activation(self.i2h(glimpse) + self.h2h(state), act_type="relu")
-        return hidden, hidden
-
-
-class LSTMCore(nn.HybridBlock):
-    """LSTM without peepholes; the state is hidden and cell side by side, (M, 2 * hidden)."""
-
-    def __init__(self, hidden: int, in_units: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        with self.name_scope():
-            self.i2h = dense(4 * hidden, in_units)
-            self.h2h = dense(4 * hidden, hidden)
-
-    def hybrid_forward(self, F: Any, glimpse: Any, state: Any) -> Any:
-        hidden, cell = F.split(state, num_outputs=2, axis=1)
-        gates = self.i2h(glimpse) + self.h2h(hidden)
-        enter, forget, output, candidate = F.split(gates, num_outputs=4, axis=1)
-        # A forget gate that starts open (+ 1) keeps the first glimpse (Gers et al. 2000).
-        cell = F.sigmoid(forget + 1) * cell + F.sigmoid(enter) * F.tanh(candidate)
-        hidden = F.sigmoid(output) * F.tanh(cell)
-        return hidden, F.concat(hidden, cell, dim=1)
-
-
-class Locator(nn.HybridBlock):
-    """Location network: h (M, hidden) to the mean of the next location (M, 2) in (-1, 1)."""
-
-    def __init__(self, in_units: int, hidden: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        with self.name_scope():
-            self.fc = dense(hidden or 2, in_units)
-            self.fc_lt = dense(2, hidden) if hidden else None
-
-    def hybrid_forward(self, F: Any, hidden: Any) -> Any:
-        y = self.fc(hidden)
-        if self.fc_lt is not None:
-            y = self.fc_lt(F.Activation(y, act_type="relu"))
-        return F.tanh(y)
-
-
-class Head(nn.HybridBlock):
-    """One linear layer called ``fc``: the classifier and the baseline."""
-
-    def __init__(self, units: int, in_units: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        with self.name_scope():
-            self.fc = dense(units, in_units)
-
-    def hybrid_forward(self, F: Any, hidden: Any) -> Any:
-        return self.fc(hidden)
 
 
 class RecurrentAttention(nn.HybridBlock):
@@ -258,13 +82,26 @@ class RecurrentAttention(nn.HybridBlock):
         """Shape (C, H, W) of the images."""
         return self.spec.channels, self.spec.height, self.spec.width
 
+    def patches(self, image: mx.nd.NDArray, locations: mx.nd.NDArray) -> mx.nd.NDArray:
+        """Return what the network sees at locations (B, R, T, 2) of images (B, C, H, W).
+
+        The result is (B, R, T, K, C, G, G): K scales, G pixels on each side.
+        """
+        spec = self.spec
+        index = _image_index(mx.nd, image, locations[:, :, :, 0])
+        seen = self.retina.glimpses(
+            mx.nd, self.retina.pyramid(mx.nd, image), index, locations.reshape((-1, 2))
+        )
+        size = spec.patch_size
+        return seen.reshape((*locations.shape[:3], spec.num_patches, spec.channels, size, size))
+
     def hybrid_forward(
         self, F: Any, image: Any, first_location: Any, noise: Any, **params: Any
     ) -> tuple[Any, ...]:
         spec, retina = self.spec, self.retina
         pyramid = retina.pyramid(F, image)
         first = F.reshape(first_location, shape=(-3, 0))  # (M, 2), M = B * R
-        index = _image_index(F, image, first_location)  # (M,)
+        index = _image_index(F, image, F.slice_axis(first_location, axis=2, begin=0, end=1))  # (M,)
         steps = F.split(
             F.reshape(noise, shape=(-3, 0, 0)),
             num_outputs=spec.num_glimpses,
@@ -275,11 +112,16 @@ class RecurrentAttention(nn.HybridBlock):
         state_size = spec.hidden_size * (2 if spec.core == "lstm" else 1)
         state = F.dot(F.zeros_like(first), F.zeros((2, state_size)))  # (M, state)
         mean, sample = self._first(F, image, first, index, steps[0], params)
-        hiddens, means, samples, locations = [], [], [], []
+        hiddens: list[Any] = []
+        means: list[Any] = []
+        samples: list[Any] = []
+        locations: list[Any] = []
         for step in range(spec.num_glimpses):
             if step:
                 source = hiddens[-1] if spec.reinforce_to_core else F.BlockGrad(hiddens[-1])
                 mean = self.locator(source)
+                if spec.gaze == "noise":
+                    mean = F.zeros_like(mean)
                 # Without BlockGrad the noise would cancel and the policy have no gradient at all.
                 sample = F.BlockGrad(mean + steps[step])
             squashed = F.tanh(sample) if spec.squash == "tanh" else F.clip(sample, -1, 1)
@@ -310,19 +152,10 @@ class RecurrentAttention(nn.HybridBlock):
         return mean, F.BlockGrad(mean + noise)
 
 
-@mx.init.register
-class Identity(mx.init.Initializer):
-    """Ones on the diagonal, zeros elsewhere."""
-
-    def _init_weight(self, _: str, array: Any) -> None:
-        array[:] = mx.nd.eye(*array.shape)
-
-
-def _image_index(F: Any, image: Any, first_location: Any) -> Any:
-    """Return the image of each rollout, int32 (B * R,): 0 R times, 1 R times, ..."""
+def _image_index(F: Any, image: Any, places: Any) -> Any:
+    """Return the image of each place (B, R, n), int32 (B * R * n,): 0, 0, ..., 1, 1, ..."""
     number = F.reshape(F.contrib.arange_like(image, axis=0), shape=(-1, 1))  # (B, 1)
-    rollout = F.slice_axis(F.zeros_like(first_location), axis=2, begin=0, end=1)  # (B, R, 1)
-    number = F.broadcast_add(number, F.reshape(rollout, shape=(0, -1)))
+    number = F.broadcast_add(number, F.reshape(F.zeros_like(places), shape=(0, -1)))
     return F.cast(F.reshape(number, shape=(-1,)), dtype="int32")
 
 
@@ -332,14 +165,5 @@ def _by_image(F: Any, result: Any, first_location: Any) -> Any:
         result, F.BlockGrad(first_location), lhs_begin=0, lhs_end=1, rhs_begin=0, rhs_end=2
     )
 
-
-CLUTTERED = {"height": 60, "width": 60, "patch_size": 12, "num_patches": 3, "glimpse_scale": 2.0}
-
-SPECS: dict[str, GlimpseSpec] = {
-    "glimpse_mnist": GlimpseSpec(),
-    "glimpse_mnist_209677": GlimpseSpec(locator_hidden=0, squash="tanh", reinforce_to_core=False),
-    "glimpse_translated": GlimpseSpec(**CLUTTERED),  # type: ignore[arg-type]
-    "glimpse_cluttered": GlimpseSpec(**CLUTTERED, core="lstm"),  # type: ignore[arg-type]
-}
 
 FAMILY = {name: (spec, RecurrentAttention) for name, spec in SPECS.items()}

@@ -73,6 +73,11 @@ def create_model(name: str, classes: Optional[int] = None, **overrides: Any) -> 
         raise ModelError(f"cannot build {name}: {error}") from error
 
 
+def spec_of(name: str, **overrides: Any) -> Any:
+    """Return the spec of a network with some fields replaced; ModelError as in `create_model`."""
+    return create_model(name, **overrides).spec
+
+
 def parameter_count(net: nn.HybridBlock) -> tuple[int, int]:
     """Return (trainable parameters, tensors in a parameter file) of an initialized or known net."""
     trainable = tensors = 0

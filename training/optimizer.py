@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from training.errors import UserError
-from training.train_config import TrainConfig
+from training.run_config import RunConfig
 
 UNDECAYED = ("beta", "gamma", "bias")
 
@@ -37,7 +37,7 @@ def freeze_except(net: Any, kept: str) -> None:
     net.apply(use_stored_statistics)
 
 
-def build_trainer(net: Any, config: TrainConfig) -> Any:
+def build_trainer(net: Any, config: RunConfig) -> Any:
     """Return the trainer of an initialized network; unless ``decay_bias``, only weights decay.
 
     Raises

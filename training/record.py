@@ -24,7 +24,7 @@ from typing import IO, Any, Optional, Union
 import numpy as np
 
 from bridge.param_file import write_atomically
-from training.board import Board
+from training.board import Board, NoBoard
 from training.environment import describe
 from training.errors import UserError
 from training.event_file import cut_back_folder
@@ -63,7 +63,8 @@ class Run:
         self.config = dict(config)
         self.epoch = epoch
         self._lock = lock
-        self._board = Board(folder)
+        # Most scripts have no such setting: they always write event files.
+        self._board = Board(folder) if self.config.get("tensorboard", True) else NoBoard()
         self._table = MetricsTable(self.config.get("epochs"))
 
     @classmethod

@@ -34,23 +34,27 @@ class Draw:
         First locations are uniform in [-radius, radius]; 0 is the centre.
     seed
         Of all draws.
+    uniform
+        Noise is uniform in [-1, 1] instead of normal: random gaze, where noise is the location.
     """
 
     steps: int
     std: float
     radius: float = 1.0
     seed: int = 0
+    uniform: bool = False
 
     def __call__(
         self, images: int, rollouts: int, key: Sequence[int], std: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return first locations (images, rollouts, 2) and noise (images, rollouts, steps, 2)."""
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key])))
-        shape = (images, rollouts, 2)
-        first = (2 * rng.random(shape, dtype=np.float32) - 1) * np.float32(self.radius)
+        first = _uniform(rng, (images, rollouts, 2)) * np.float32(self.radius)
         shape = (images, rollouts, self.steps, 2)
         if not std:
             return first, np.zeros(shape, np.float32)
+        if self.uniform:
+            return first, _uniform(rng, shape)
         return first, rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
 
 
@@ -156,8 +160,13 @@ def score_rollouts(
             advance(count)
     if not images:
         raise UserError("there is nothing to evaluate: the loader gave no images")
-    right = right / images
-    return RolloutScores(loss / images, float(right[-1]), *right[:2], right[2:], images)
+    log_mean, prob_mean, *steps = right / images
+    return RolloutScores(loss / images, steps[-1], log_mean, prob_mean, np.array(steps), images)
+
+
+def _uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return float32 numbers in [-1, 1)."""
+    return 2 * rng.random(shape, dtype=np.float32) - 1
 
 
 def _log_probabilities(

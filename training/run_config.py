@@ -68,6 +68,10 @@ class RunConfig:
     resume: Optional[str] = option(None, "run folder to continue", metavar="RUN")
     checkpoint_minutes: float = option(10.0, "minutes between two checkpoints within an epoch")
 
+    def holds_out(self) -> bool:
+        """Return whether training images are held out."""
+        return bool(self.valid_count)
+
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
         check_least(self, 1, "epochs", "batch_size", "eval_every", "lr_patience")
@@ -83,7 +87,7 @@ class RunConfig:
         if self.seed > MAX_SEED:
             raise UserError(f"--seed {self.seed}: must be at most {MAX_SEED}")
         judges = "--early-stopping" if self.early_stopping else "--schedule plateau"
-        if (self.early_stopping or self.schedule == "plateau") and not self.valid_count:
+        if (self.early_stopping or self.schedule == "plateau") and not self.holds_out():
             raise UserError(
                 f"{judges} needs held-out images to judge by: add --valid-count 5000 "
                 "(stopping on the test set would spoil its number)"

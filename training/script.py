@@ -102,7 +102,7 @@ class Script(Generic[C]):
         if result.signal is not None:
             print(f"saved; go on with: python {self.name} --resume {run.folder}")
             return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
-        report(result, run.folder, plot_runs([run.folder]), bool(config.valid_count))
+        report(result, run.folder, plot_runs([run.folder]), config.holds_out())
         return 0
 
     def _saved(self, folder: Path, given: Mapping[str, Any]) -> C:

@@ -1,0 +1,67 @@
+"""From a glimpse task and a configuration to the batches of a run, and what is known of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from training.batches import EvalBatches
+from training.datasets import ImageData, split_validation
+from training.deform import Deformation
+from training.fit import Loaders
+from training.glimpse_batches import GlimpseTrainBatches, draw_split
+from training.glimpse_config import SPEC_FIELDS, GlimpseConfig
+from training.glimpse_tasks import GlimpseTask, draw_test
+from training.loaders import SPLIT_SEED
+from training.record import CONFIG_FILE, read_config
+from training.results import find_result
+
+EVAL_BATCH = 500
+# What a run folder says of a file in it, beside its network.
+KNOWN = ("model", "dataset", "image_size", "std", "std_final")
+
+
+def glimpse_loaders(config: GlimpseConfig, task: GlimpseTask) -> Loaders:
+    """Return training, held-out (or None) and test batches.
+
+    Raises
+    ------
+    UserError
+        When fewer training images are left than one batch needs.
+    """
+    rest, valid = task.dataset.train, None
+    count = config.valid_count or round(config.valid_fraction * len(rest))
+    if count:
+        rest, held_out = split_validation(rest, count, SPLIT_SEED)
+        valid = _batches(draw_split(held_out, task.canvas, SPLIT_SEED))
+    train = GlimpseTrainBatches(
+        rest,
+        config.batch_size,
+        canvas=task.canvas,
+        deformation=Deformation(
+            config.rotate, config.scale, config.shear, config.shift, config.elastic
+        ),
+        seed=config.seed,
+    )
+    return Loaders(train, valid, test_batches(task))
+
+
+def test_batches(task: GlimpseTask) -> EvalBatches:
+    """Return the test images of a task, which are the same in every run."""
+    return _batches(draw_test(task))
+
+
+def _batches(data: ImageData) -> EvalBatches:
+    channels = data.images.shape[3]
+    return EvalBatches(data, EVAL_BATCH, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
+def known_settings(path: Path, index: Path) -> dict[str, Any]:
+    """Return what the index or the run folder says of a parameter file."""
+    row = find_result(path, index)
+    if row:
+        return {"model": row["model"], "dataset": row["dataset"], "std": float(row["std"])}
+    if not (path.parent / CONFIG_FILE).is_file():
+        return {}
+    saved = read_config(path.parent)
+    return {key: saved[key] for key in (*KNOWN, *SPEC_FIELDS) if key in saved}
