@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from gluoncv import model_zoo
-from mxnet import autograd, gluon
+from mxnet import gluon
 
 from model import create_model
 from model.attention_presets import SPECS, AttentionSpec, trunk_layers
@@ -154,19 +154,6 @@ def test_names_are_gluoncvs_after_renaming(ours: str, theirs: str) -> None:
     assert list(rename(dict.fromkeys(names), "head")) == list(found)
 
 
-def _copy_statistics_of(net: gluon.HybridBlock, image: mx.nd.NDArray) -> None:
-    """Run once in training with momentum 0, so that activations keep their size in the depth."""
-
-    def set_momentum(block: gluon.HybridBlock, momentum: float) -> None:
-        if isinstance(block, gluon.nn.BatchNorm):
-            block._kwargs.update(momentum=momentum)
-
-    net.apply(lambda block: set_momentum(block, 0.0))
-    with autograd.train_mode():
-        net(image)
-    net.apply(lambda block: set_momentum(block, 0.9))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ours", "theirs", "size"),
@@ -177,9 +164,10 @@ def _copy_statistics_of(net: gluon.HybridBlock, image: mx.nd.NDArray) -> None:
 )
 def test_forward_equals_gluoncv(ours: str, theirs: str, size: int) -> None:
     expected_net = getattr(model_zoo, theirs)(classes=10)
-    expected_net.initialize(mx.init.MSRAPrelu())
+    # Small residual branches: larger ones multiply rounding differences in 398 layers to 10 %.
+    expected_net.initialize(mx.init.Normal(0.03))
     image = mx.nd.random.normal(shape=(2 if size == 32 else 1, 3, size, size))
-    _copy_statistics_of(expected_net, image)
+    expected = expected_net(image).asnumpy()
     values = {n: p.data() for n, p in expected_net._collect_params_with_prefix().items()}
     net = create_model(ours, classes=10)
     parameters = net._collect_params_with_prefix()
@@ -188,10 +176,9 @@ def test_forward_equals_gluoncv(ours: str, theirs: str, size: int) -> None:
     for name, parameter in parameters.items():
         parameter.initialize(ctx=mx.cpu())
         parameter.set_data(renamed[name])
-    expected = expected_net(image).asnumpy()
     scale = np.abs(expected).max()
     assert scale > 1e-3
-    np.testing.assert_allclose(net(image).asnumpy(), expected, atol=1e-4 * scale)
+    np.testing.assert_allclose(net(image).asnumpy(), expected, atol=2e-5 * scale)
 
 
 def test_448_has_a_stage_0_and_every_tensor_takes_part() -> None:
