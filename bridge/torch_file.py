@@ -123,6 +123,11 @@ def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
         raise _error(path, refusal)
     (params,) = flat.values()
     assert isinstance(params, dict)
+    return without_module(params)
+
+
+def without_module(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Remove the ``module.`` of `DataParallel`, where every name has it."""
     prefix = "module."
     if all(name.startswith(prefix) for name in params):
         return {name[len(prefix) :]: array for name, array in params.items()}

@@ -1,8 +1,10 @@
-"""The three ways in which public code names the tensors of one and the same attention network.
+"""The ways in which public code names the tensors of one and the same attention network.
 
 - ``head``: PistonY/ResidualAttentionNetwork since 2018-10-15, and this project.
 - ``pre``: the same before; only the first module of the networks for 32x32 images differs.
 - ``gluoncv``: gluoncv's ``residual_attentionnet.py``, which puts every group into a sequence.
+- ``torch``: tengshaofeng/ResidualAttentionNetwork-pytorch (see `model.foreign_names`).
+- ``hao``: haoxintong/ResidualAttentionNetwork-Gluon; read, but not written.
 
 A file of one dialect holds the weights that another one wants, under other names: here they are
 renamed, dict to dict, without MXNet. `tests/golden/*_attention*.json` list the names of each.
@@ -15,22 +17,33 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Optional, TypeVar
 
+from model.foreign_names import (
+    OLD_CHILDREN,
+    from_hao,
+    from_torch,
+    is_hao,
+    is_torch,
+    pair,
+    pooled_twice,
+    swap_children,
+    to_torch,
+)
+
 T = TypeVar("T")
 
-HEAD, PRE, GLUONCV = "head", "pre", "gluoncv"
+HEAD, PRE, GLUONCV, TORCH, HAO = "head", "pre", "gluoncv", "torch", "hao"
 TITLES = {
     HEAD: "PistonY HEAD",
     PRE: "PistonY before 2018-10-15",
     GLUONCV: "gluoncv",
+    TORCH: "tengshaofeng's PyTorch",
+    HAO: "haoxintong's Gluon",
 }
+TARGETS = (HEAD, PRE, GLUONCV, TORCH)
+# Wiring of the soft mask (see `model.attention_module`) in the code that a dialect belongs to.
+WIRINGS = {PRE: "legacy", GLUONCV: "legacy", TORCH: "legacy", HAO: "paper"}
 
-_PRE_TO_HEAD = {
-    "down_residual_blocks1": "softmax1_blocks",
-    "middle_2r_blocks": "softmax2_blocks",
-    "up_residual_blocks1": "softmax3_blocks",
-    "conv1_1_blocks": "softmax4_blocks",
-}
-_HEAD_TO_PRE = {new: old for old, new in _PRE_TO_HEAD.items()}
+_FIRST = "attention_module1"
 
 _HEAD_MODULE = re.compile(r"attention_module(\d+)(?:_(\d+))?\.")
 _GLUONCV_MODULE = re.compile(r"attention_module(\d+)\.(\d+)\.")
@@ -39,19 +52,24 @@ _GROUP = r"(attention_module\w+\.(?:first_residual_blocks|softmax\d+_blocks))\."
 _UNIT = r"(?=(?:bn|conv)\d\.)"
 _BARE_UNIT = re.compile(_GROUP + _UNIT)
 _INDEXED_UNIT = re.compile(_GROUP + r"(\d+)\." + _UNIT)
+_TRUNK_UNIT = re.compile(
+    r"(?:residual_block\d+|attention_module\w+\.(?:first_residual|last)_blocks(?:\.\d+)?"
+    r"|attention_module\w+\.trunk_branches\.\d+)\.conv1\.weight$"
+)
 
 
 def detect_dialect(names: Iterable[str]) -> Optional[str]:
-    """Return ``head``, ``pre`` or ``gluoncv``, or None when these are no such attention network."""
+    """Return a key of `TITLES`, or None when these are no such attention network."""
+    known = list(names)
+    if is_hao(known):
+        return HAO
     dialect = None
-    for name in names:
+    for name in known:
         if _GLUONCV_MODULE.match(name):
             return GLUONCV
-        if _HEAD_MODULE.match(name):
-            if name.split(".")[1] in _PRE_TO_HEAD:
-                return PRE
-            dialect = HEAD
-    return dialect
+        if _HEAD_MODULE.match(name) and dialect != PRE:
+            dialect = PRE if name.split(".")[1] in OLD_CHILDREN else HEAD
+    return TORCH if dialect and is_torch(known) else dialect
 
 
 def rename(tensors: Mapping[str, T], target: str) -> dict[str, T]:
@@ -60,46 +78,49 @@ def rename(tensors: Mapping[str, T], target: str) -> dict[str, T]:
     Parameters
     ----------
     tensors
-        Name to anything (array, shape), in any of the dialects. Order is kept.
+        Name to anything (array, shape), in any of the dialects. Order is kept. Only the weight of
+        the classifier changes its shape, when it is an array or a shape: PyTorch has it as
+        (classes, C), the others as (classes, C, 1, 1).
     target
-        ``head``, ``pre`` or ``gluoncv``.
+        One of `TARGETS`.
 
     Returns
     -------
     dict
-        The same values; unchanged names when `tensors` are in no known dialect.
+        The same values, without those that `model.foreign_names` says are never used; unchanged
+        names when `tensors` are in no known dialect, or `target` is ``pre`` and the network has no
+        older names.
 
     Raises
     ------
     ValueError
         When `target` is unknown, or two tensors would get the same name.
     """
-    if target not in TITLES:
-        raise ValueError(f"unknown dialect {target!r}; available: {', '.join(TITLES)}")
+    if target not in TARGETS:
+        raise ValueError(f"unknown dialect {target!r}; available: {', '.join(TARGETS)}")
     source = detect_dialect(tensors)
     if source is None or source == target:
         return dict(tensors)
+    head = _to_head(tensors, source)
+    if target == PRE and pooled_twice(head):
+        table = {new: old for old, new in OLD_CHILDREN.items()}
+        return pair(swap_children(head, {_FIRST: table}), head.values())
+    if target == GLUONCV:
+        return pair([_head_to_gluoncv(name) for name in head], head.values())
+    return to_torch(head) if target == TORCH else head
+
+
+def _to_head(tensors: Mapping[str, T], source: str) -> dict[str, T]:
+    if source == TORCH:
+        return from_torch(tensors)
+    if source == HAO:
+        return from_hao(tensors)
     names = list(tensors)
     if source == PRE:
-        names = [_swap_child(name, _PRE_TO_HEAD) for name in names]
+        names = swap_children(names, {_FIRST: OLD_CHILDREN})
     elif source == GLUONCV:
         names = _gluoncv_to_head(names)
-    if target == PRE:
-        names = [_swap_child(name, _HEAD_TO_PRE) for name in names]
-    elif target == GLUONCV:
-        names = [_head_to_gluoncv(name) for name in names]
-    renamed = dict(zip(names, tensors.values()))
-    if len(renamed) != len(tensors):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two tensors would be called {twice!r} in the dialect {target}")
-    return renamed
-
-
-def _swap_child(name: str, table: Mapping[str, str]) -> str:
-    parts = name.split(".")
-    if parts[0] == "attention_module1" and len(parts) > 1:
-        parts[1] = table.get(parts[1], parts[1])
-    return ".".join(parts)
+    return pair(names, tensors.values())
 
 
 def _head_to_gluoncv(name: str) -> str:
@@ -138,17 +159,19 @@ def describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     details = [f"{len(shapes)} tensors"]
     if shapes:
         details.append(f"{sum(math.prod(shape) for shape in shapes.values()):,} numbers")
-    if shapes.get("fc.weight"):
-        details.append(f"{shapes['fc.weight'][0]} classes")
+    classifier = shapes.get("fc.weight") or shapes.get("output.weight")
+    if classifier:
+        details.append(f"{classifier[0]} classes")
     return f"{_title(shapes)} ({', '.join(details)})"
 
 
 def _title(shapes: Mapping[str, tuple[int, ...]]) -> str:
     dialect = detect_dialect(shapes)
     if dialect is not None:
-        modules = [m[0] for m in map(_HEAD_MODULE.match, rename(shapes, HEAD)) if m]
-        size = {3: "Attention-56", 6: "Attention-92"}.get(len(set(modules)), "attention network")
-        stem = shapes.get("conv1.0.weight", ())
+        named = _to_head(shapes, dialect)
+        # Three layers per unit of the trunk, the stem's and the classifier (36m + 20 in the paper).
+        size = f"Attention-{3 * sum(bool(_TRUNK_UNIT.match(name)) for name in named) + 2}"
+        stem = named.get("conv1.0.weight", ())
         image = " for 224x224 images" if stem[2:] == (7, 7) else ""
         return f"{TITLES[dialect]} {size}{image}"
     names = list(shapes)
@@ -156,8 +179,8 @@ def _title(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return "a file without arrays"
     if names == [str(index) for index in range(len(names))]:
         return "a list of arrays without names"
-    if any(".trunk_branch." in name for name in names):
-        return "haoxintong's ResidualAttentionNetwork-Gluon, which has another topology"
+    if is_torch(names):
+        return "another network, saved by PyTorch"
     if not any("." in name for name in names):
         return "a file with block prefixes as names (HybridBlock.export, Module or save_params)"
     return "another network"

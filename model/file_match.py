@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Optional
+from functools import lru_cache
+from typing import Optional, Union
 
 import numpy as np
 from mxnet import gluon
 
 from bridge.param_file import PathLike
-from model.dialects import describe, detect_dialect, rename
+from bridge.weight_file import read_weight_shapes
+from model.dialects import HEAD, WIRINGS, describe, detect_dialect, rename
 
 # Attributes that hold the classifier, in this project's networks and in gluoncv's.
 CLASS_LAYERS = ("fc", "output")
 SHOWN = 3  # names listed per kind of mismatch
+
+_MODULE = re.compile(r"attention_module(\d+)(?:_\d+)?\.")
 
 Shape = tuple[int, ...]
 Parameters = Mapping[str, gluon.Parameter]
@@ -51,8 +57,12 @@ def check_match(
     parameters: Parameters,
     fresh: Sequence[str],
     path: PathLike,
+    stored: Mapping[str, Shape],
 ) -> None:
-    """Raise LoadError unless names and shapes are the network's; `fresh` names may differ."""
+    """Raise LoadError unless names and shapes are the network's; `fresh` names may differ.
+
+    `stored` has the file's own names and shapes, before `arrays` got the network's dialect.
+    """
     missing = [name for name in parameters if name not in arrays]
     unexpected = [name for name in arrays if name not in parameters]
     wrong = [
@@ -64,7 +74,7 @@ def check_match(
         return
     shapes = {name: array.shape for name, array in arrays.items()}
     own = describe({name: p.shape or () for name, p in parameters.items()})
-    parts = [f"{os.fspath(path)}: looks like {describe(shapes)}, the network is {own}"]
+    parts = [f"{os.fspath(path)}: looks like {describe(stored)}, the network is {own}"]
     if missing:
         parts.append(f"missing in the file: {_some(missing)}")
     if unexpected:
@@ -77,7 +87,7 @@ def check_match(
     classes_only = not (missing or unexpected) and set(wrong) == set(
         class_names(arrays, parameters)
     )
-    raise LoadError(f"{'; '.join(parts)}. {_remedy(shapes, classes_only)}")
+    raise LoadError(f"{'; '.join(parts)}. {_remedy(stored, classes_only)}")
 
 
 def _some(items: Sequence[str], separator: str = ", ") -> str:
@@ -93,40 +103,99 @@ def _remedy(shapes: Mapping[str, Shape], classes_only: bool) -> str:
         )
     name, classes = find_model(shapes)
     if name is not None:
-        return f"Use `--model {name}`, in Python create_model({name!r}, classes={classes})."
+        wiring = _other_wiring(name, detect_dialect(shapes))
+        return f"Use `--model {name}`, in Python create_model({name!r}, classes={classes}{wiring})."
     return "No model of this project fits; give a file that was saved from this network."
 
 
-def find_model(shapes: Mapping[str, Shape]) -> tuple[Optional[str], int]:
-    """Find the model of the registry that a parameter file belongs to.
+def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[str], int]:
+    """Find the model of the registry that a file belongs to.
+
+    Models with the same tensors differ in what they compute: the wiring that belongs to the file's
+    dialect is preferred, then attention residual learning with mixed attention.
 
     Parameters
     ----------
-    shapes
-        Name to shape, as in the file, in any dialect.
+    source
+        The file, of any format that `bridge.weight_file` reads, or name to shape as in the file; in
+        any dialect.
 
     Returns
     -------
     tuple
         Name for `model.create_model`, None when no model fits, and number of classes (0 when the
         file has no known classifier).
-    """
-    from model.registry import ModelError, create_model, list_models  # only needed for advice
 
+    Raises
+    ------
+    bridge.param_file.ParamFileError
+        When the file cannot be read.
+    """
+    from model.registry import list_models  # only needed for advice
+
+    shapes = source if isinstance(source, Mapping) else read_weight_shapes(source)
     heads = [shapes[f"{layer}.weight"] for layer in CLASS_LAYERS if f"{layer}.weight" in shapes]
     if not heads or not heads[0]:
         return None, 0
+    wiring = WIRINGS.get(detect_dialect(shapes) or "", "legacy")
+    try:
+        shapes = rename(shapes, HEAD)
+    except ValueError:  # names of two dialects
+        return None, heads[0][0]
+    modules, stem = _modules(shapes), shapes.get("conv1.0.weight", (0,))[0]
+    candidates = []
     for name in list_models():
-        try:
-            parameters = create_model(name, classes=heads[0][0])._collect_params_with_prefix()
-            named = rename(shapes, detect_dialect(parameters) or "head")
-        except (ModelError, ValueError):
-            continue
-        if named.keys() == parameters.keys() and all(
-            fits(parameters[key].shape, shape) for key, shape in named.items()
-        ):
+        spec = _spec(name)
+        # Building a network takes long: those are built whose spec agrees as far as a spec tells.
+        if getattr(spec, "modules", ()) == modules and getattr(spec, "stem_channels", stem) == stem:
+            plain = (getattr(spec, field, "") for field in ("wiring", "learning", "attention"))
+            other = [given not in ("", w) for given, w in zip(plain, (wiring, "arl", "mixed"))]
+            candidates.append((other, len(name), name))
+    for _, _, name in sorted(candidates):
+        known = network_shapes(name, heads[0][0])
+        if known.keys() == shapes.keys() and all(fits(known[n], shapes[n]) for n in known):
             return name, heads[0][0]
     return None, heads[0][0]
+
+
+def _spec(name: str) -> object:
+    from model.registry import FAMILIES
+
+    return FAMILIES[name][0]
+
+
+def model_wiring(name: Optional[str]) -> Optional[str]:
+    """Return the wiring of a model's soft masks; None without a model or without masks."""
+    return getattr(_spec(name), "wiring", None) if name else None
+
+
+def _other_wiring(name: str, dialect: Optional[str]) -> str:
+    """What `create_model` also needs so that a file of this dialect computes what it did."""
+    trained, has = WIRINGS.get(dialect or ""), model_wiring(name)
+    return f", wiring={trained!r}" if trained and has and trained != has else ""
+
+
+def _modules(shapes: Mapping[str, Shape]) -> tuple[int, ...]:
+    """Number of attention modules per stage, in this project's names; empty without any."""
+    found = {m[0]: m[1] for m in map(_MODULE.match, shapes) if m}
+    counts = Counter(found.values())
+    return tuple(counts[stage] for stage in sorted(counts, key=int))
+
+
+@lru_cache(maxsize=32)
+def network_shapes(name: str, classes: int) -> dict[str, Optional[Shape]]:
+    """Return name to shape of a model of the registry, as `save_parameters` orders them.
+
+    The names are this project's, also for models with older ones. Empty when the model cannot be
+    built for this number of classes.
+    """
+    from model.registry import ModelError, create_model
+
+    try:
+        net = create_model(name, classes=classes)
+    except ModelError:
+        return {}
+    return rename({n: p.shape for n, p in net._collect_params_with_prefix().items()}, HEAD)
 
 
 def differs(arrays: Mapping[str, np.ndarray], parameters: Parameters, name: str) -> bool:

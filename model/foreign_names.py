@@ -1,0 +1,229 @@
+"""Names that other authors' networks give the tensors, to this project's names and back.
+
+- tengshaofeng/ResidualAttentionNetwork-pytorch: PyTorch's words for a batch normalisation, a dense
+  classifier, other names inside the modules of the 32x32 networks, and a projection (``conv4``) in
+  every unit, most of them never used.
+- haoxintong/ResidualAttentionNetwork-Gluon: a flat row ``features.N`` and the paper's wiring of the
+  soft mask. Its modules hold the same units, in other groups.
+
+Facts about both were read in their sources (commits 88ed90f and a4b13d9). Works on names and, for
+the classifier, on arrays or shapes; without MXNet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Optional, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+# Inside a module whose mask has 2 poolings, before 2018-10-15 and in PyTorch; HEAD's name behind.
+OLD_CHILDREN = {
+    "down_residual_blocks1": "softmax1_blocks",
+    "middle_2r_blocks": "softmax2_blocks",
+    "up_residual_blocks1": "softmax3_blocks",
+    "conv1_1_blocks": "softmax4_blocks",
+}
+# The same with 1 pooling or none: PyTorch only.
+TORCH_CHILDREN = {"middle_2r_blocks": "softmax1_blocks", "conv1_1_blocks": "softmax2_blocks"}
+
+_MODULE = re.compile(r"(attention_module\d+(?:_\d+)?)\.([^.]+)")
+_UNUSED = re.compile(r"(?:attention_module\w+\..+|residual_block[56])\.conv4\.weight$")
+_COUNTER = ".num_batches_tracked"
+_NORM_WORDS = {"weight": "gamma", "bias": "beta"}
+_TORCH_WORDS = {"gamma": "weight", "beta": "bias"}
+
+_FEATURE = re.compile(r"features\.(\d+)\.(.+)")
+_HAO_CHILDREN = (
+    (re.compile(r"pre\."), "first_residual_blocks."),
+    (re.compile(r"post\."), "last_blocks."),
+    (re.compile(r"trunk_branch\."), "trunk_branches."),
+)
+_HAO_MASK = re.compile(
+    r"mask_branch\.(down_res_unit|up_res_unit|skip_connection)_(\d+)\.(?:(\d+)\.)?"
+)
+
+
+def pooled_twice(names: Iterable[str]) -> bool:
+    """Tell whether the first module's mask has 2 poolings, in this project's names.
+
+    Those are the networks for 32x32 images; only they had other names before 2018-10-15.
+    """
+    first = {m[2] for m in map(_MODULE.match, names) if m and m[1] == "attention_module1"}
+    return "softmax4_blocks" in first and "softmax5_blocks" not in first
+
+
+def pair(names: list[str], values: Iterable[T]) -> dict[str, T]:
+    """Pair names with values; raises ValueError when a name occurs twice."""
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two tensors would be called {twice!r}")
+    return dict(zip(names, values))
+
+
+def as_pointwise(value: T) -> T:
+    """Give a dense classifier's weight (array or shape) the shape of a 1x1 convolution's."""
+    shape = _shape(value)
+    return _reshaped(value, (*shape, 1, 1)) if shape is not None and len(shape) == 2 else value
+
+
+def as_dense(value: T) -> T:
+    """Give a 1x1 convolution's weight (array or shape) the shape of a dense layer's."""
+    shape = _shape(value)
+    pointwise = shape is not None and len(shape) == 4 and shape[2:] == (1, 1)
+    return _reshaped(value, shape[:2]) if shape is not None and pointwise else value
+
+
+def _shape(value: object) -> Optional[tuple[int, ...]]:
+    if isinstance(value, tuple):
+        return value
+    return value.shape if isinstance(value, np.ndarray) else None
+
+
+def _reshaped(value: Any, shape: tuple[int, ...]) -> Any:
+    return value.reshape(shape) if isinstance(value, np.ndarray) else shape
+
+
+def swap_children(names: Iterable[str], tables: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Rename the children of modules: module name to (old child to new child)."""
+
+    def swap(match: re.Match[str]) -> str:
+        return f"{match[1]}.{tables.get(match[1], {}).get(match[2], match[2])}"
+
+    return [_MODULE.sub(swap, name, count=1) for name in names]
+
+
+def is_torch(names: Iterable[str]) -> bool:
+    """Tell whether batch normalisations are called in PyTorch's words."""
+    known = set(names)
+    return any(
+        name.endswith(".running_mean") and f"{name[: -len('running_mean')]}weight" in known
+        for name in known
+    )
+
+
+def from_torch(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Turn tengshaofeng's names into this project's; unused and counting entries are left out."""
+    kept = {
+        name: value
+        for name, value in tensors.items()
+        if not _UNUSED.match(name) and not name.endswith(_COUNTER)
+    }
+    children: dict[str, set[str]] = {}
+    for match in filter(None, map(_MODULE.match, kept)):
+        children.setdefault(match[1], set()).add(match[2])
+    tables = {
+        module: OLD_CHILDREN if "down_residual_blocks1" in own else TORCH_CHILDREN
+        for module, own in children.items()
+        if "middle_2r_blocks" in own
+    }
+    names = swap_children(kept, tables)
+    named = [
+        _gluon_words(name, f"{old.rpartition('.')[0]}.running_mean" in kept)
+        for name, old in zip(names, kept)
+    ]
+    return {
+        name: as_pointwise(value) if name == "fc.weight" else value
+        for name, value in pair(named, kept.values()).items()
+    }
+
+
+def _gluon_words(name: str, norm: bool) -> str:
+    block, _, word = name.rpartition(".")
+    return f"{block}.{_NORM_WORDS.get(word, word)}" if norm else name
+
+
+def to_torch(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Turn this project's names into tengshaofeng's, without the entries that he never uses."""
+    tables: dict[str, dict[str, str]] = {}
+    if pooled_twice(tensors):
+        four = {new: old for old, new in OLD_CHILDREN.items()}
+        two = {new: old for old, new in TORCH_CHILDREN.items()}
+        large = {m[1] for m in map(_MODULE.match, tensors) if m and m[2] == "softmax4_blocks"}
+        modules = {m[1] for m in map(_MODULE.match, tensors) if m}
+        tables = {module: four if module in large else two for module in modules}
+    names = []
+    for name in swap_children(tensors, tables):
+        block, _, word = name.rpartition(".")
+        names.append(f"{block}.{_TORCH_WORDS.get(word, word)}")
+    return {
+        name: as_dense(value) if name == "fc.weight" else value
+        for name, value in pair(names, tensors.values()).items()
+    }
+
+
+def is_hao(names: Iterable[str]) -> bool:
+    """Tell whether these are names of haoxintong's attention networks."""
+    return any(_FEATURE.match(name) and ".trunk_branch." in name for name in names)
+
+
+def from_hao(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Turn haoxintong's names into this project's."""
+    groups: dict[int, list[str]] = {}
+    for name in tensors:
+        match = _FEATURE.match(name)
+        if match:
+            groups.setdefault(int(match[1]), []).append(match[2])
+    prefixes = _hao_prefixes(groups)
+    names = []
+    for name in tensors:
+        match = _FEATURE.match(name)
+        if match:
+            inner = _hao_module(match[2], groups[int(match[1])])
+            name = prefixes[int(match[1])] + inner.replace("downsample.", "conv4.")
+        names.append(re.sub(r"^output\.", "fc.", name))
+    return {
+        name: as_pointwise(value) if name == "fc.weight" else value
+        for name, value in pair(names, tensors.values()).items()
+    }
+
+
+def _hao_prefixes(groups: Mapping[int, list[str]]) -> dict[int, str]:
+    """What replaces ``features.N.``, from the order and the content of the groups."""
+    prefixes: dict[int, str] = {}
+    stage = modules = 0
+    for index in sorted(groups):
+        inner = groups[index]
+        if any(name.startswith("trunk_branch.") for name in inner):
+            modules += 1
+            suffix = f"_{modules}" if modules > 1 else ""
+            prefixes[index] = f"attention_module{stage}{suffix}."
+        elif any(name.startswith("conv1.") for name in inner):
+            stage, modules = stage + 1, 0
+            prefixes[index] = f"residual_block{stage}."
+        elif inner == ["weight"]:
+            prefixes[index] = "conv1.0."
+        else:
+            prefixes[index] = "mpool2.0." if stage else "conv1.1."
+    return prefixes
+
+
+def _hao_module(inner: str, group: list[str]) -> str:
+    """Name within one module; a unit that is alone in its row has no index here."""
+    levels = [m for m in map(_HAO_MASK.match, group) if m]
+    depth = max((int(m[2]) for m in levels), default=0)
+    match = _HAO_MASK.match(inner)
+    if match:
+        kind, level, index, rest = match[1], int(match[2]), int(match[3] or 0), inner[match.end() :]
+        row = {int(m[3]) for m in levels if m[1] == kind and int(m[2]) == level and m[3]}
+        alone = len(row) < 2
+        if kind == "skip_connection":
+            return f"skip{level}_connection_residual_block.{rest}"
+        if level == depth:  # the units around the lowest map make one row
+            below = index + (max(row) + 1 if kind == "up_res_unit" else 0)
+            return f"softmax{depth}_blocks.{below}.{rest}"
+        step = level if kind == "down_res_unit" else 2 * depth - level
+        return f"softmax{step}_blocks.{rest}" if alone else f"softmax{step}_blocks.{index}.{rest}"
+    if inner.startswith("mask_branch.output."):
+        return inner.replace("mask_branch.output.", f"softmax{2 * max(depth, 1)}_blocks.", 1)
+    for pattern, name in _HAO_CHILDREN:
+        if pattern.match(inner):
+            single = pattern.pattern != r"trunk_branch\." and not any(
+                other.startswith(inner.split(".")[0] + ".1.") for other in group
+            )
+            moved = pattern.sub(name, inner, count=1)
+            return moved.replace(f"{name}0.", name, 1) if single else moved
+    return inner
