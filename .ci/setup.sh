@@ -3,6 +3,7 @@
 #
 #   .ci/setup.sh cpu FOLDER     what training and the tests need, MXNet for the CPU
 #   .ci/setup.sh gpu FOLDER     the same with MXNet for CUDA and the CUDA libraries
+#   .ci/setup.sh bench-torch FOLDER  PyTorch for the CPU, which benchmarks measure against; nothing else
 #   .ci/setup.sh find           print the Python that would be used
 #
 # PYTHON=... names the interpreter. FOLDER/.complete is written last and holds the lock's checksum: a set-up
@@ -23,7 +24,12 @@ if sys.implementation.name == "cpython": print("%d.%d" % sys.version_info[:2])' 
 }
 
 is_fitting() {
-    case "$1" in 3.9 | 3.10 | 3.11) return 0 ;; *) return 1 ;; esac
+    case "$kind $1" in
+    "bench-torch 3.11") return 0 ;;
+    "bench-torch "*) return 1 ;;
+    *" 3.9" | *" 3.10" | *" 3.11") return 0 ;;
+    *) return 1 ;;
+    esac
 }
 
 can_make_venv() {
@@ -90,6 +96,8 @@ find_python() {
 }
 
 no_python() {
+    [ "$kind" != bench-torch ] || fail "Python 3.11 is needed, for the locked PyTorch, and this machine" \
+        "has ${other:+only }${other:-none, }so install it, or name it: PYTHON=/path/to/python3.11"
     fail "Python 3.9, 3.10 or 3.11 is needed, for MXNet 1.9.1 with NumPy 1.23.5, and this machine" \
         "has ${other:+only }${other:-none, }so install one of them, or name it: make PYTHON=/path/to/python3.11"
 }
@@ -97,6 +105,9 @@ no_python() {
 check_platform() {
     case "$kind $(uname -s) $(uname -m)" in
     "cpu Linux x86_64" | "cpu Linux aarch64" | "cpu Darwin x86_64" | "gpu Linux x86_64") ;;
+    "bench-torch Linux x86_64") ;;
+    "bench-torch "*) fail "PyTorch to measure against is locked for Linux on x86_64 only, not for" \
+        "$(uname -s) on $(uname -m)." ;;
     *) fail "MXNet 1.9.1 has no $kind package for $(uname -s) on $(uname -m): it runs on Linux (x86_64;" \
         "without a GPU also aarch64) and on macOS on Intel processors." ;;
     esac
@@ -130,7 +141,7 @@ make_venv() {
 
 install_packages() {
     lock=$(lock_of "$version")
-    if [ "$kind" = gpu ]; then size="about 2 GB"; else size="about 250 MB"; fi
+    case "$kind" in gpu) size="about 2 GB" ;; bench-torch) size="about 220 MB" ;; *) size="about 250 MB" ;; esac
     echo "set-up: fetching $(grep -c '==' "$lock") packages ($size) into $folder, once;" \
         "their hashes are in $lock" >&2
     if [ -n "$uv" ]; then
@@ -142,8 +153,11 @@ install_packages() {
     # --no-compile: what is imported later gets compiled then, and the rest never, which is much quicker.
     # -qq: errors only; a machine's own index settings may make pip warn once for every package.
     "$folder/bin/python" -m pip install -qq --no-user --no-input --disable-pip-version-check --no-compile \
-        --no-deps --only-binary :all: --require-hashes -r "$lock" ||
-        fail "the packages of $lock could not be installed; pip's message is above. Run make again to go on."
+        --no-deps --only-binary :all: --require-hashes -r "$lock" && return
+    [ "$kind" != bench-torch ] || fail "$lock could not be installed; pip's message is above. It names PyTorch's" \
+        "build for the CPU, which not every package index has: name PyTorch's own index of CPU builds in" \
+        "PIP_EXTRA_INDEX_URL, or a folder with the file in PIP_FIND_LINKS."
+    fail "the packages of $lock could not be installed; pip's message is above. Run make again to go on."
 }
 
 # MXNet for CUDA must find the libraries of the nvidia wheels without LD_LIBRARY_PATH.
@@ -154,7 +168,9 @@ install_preload() {
 }
 
 check_import() {
-    message=$("$folder/bin/python" -c 'import mxnet, gluoncv, mxboard' 2>&1 >/dev/null) && return
+    modules="mxnet, gluoncv, mxboard"
+    [ "$kind" != bench-torch ] || modules="numpy, torch"
+    message=$("$folder/bin/python" -c "import $modules" 2>&1 >/dev/null) && return
     case "$message" in
     *libcuda.so.1*)
         echo "set-up: no NVIDIA driver on this machine, so this MXNet cannot be imported here;" \
@@ -176,7 +192,12 @@ find)
     exit 0
     ;;
 cpu | gpu) folder=${2:?folder} ;;
-*) fail "usage: .ci/setup.sh cpu FOLDER | gpu FOLDER | find" ;;
+bench-torch)
+    folder=${2:?folder}
+    # PYTHON names what the project runs in, which may be another version.
+    [ -z "${PYTHON:-}" ] || is_fitting "$(version_of "$PYTHON")" || PYTHON=
+    ;;
+*) fail "usage: .ci/setup.sh cpu FOLDER | gpu FOLDER | bench-torch FOLDER | find" ;;
 esac
 
 is_complete && exit 0

@@ -1,0 +1,64 @@
+"""What a benchmark prints and stores: machine, table, JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bridge.atomic import write_atomically
+from training.environment import describe
+
+QUIET_LOAD = 0.3  # load average above which a machine is not called quiet
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on, with the load average; call it before anything is started."""
+    return {**describe(), "load": [round(x, 2) for x in os.getloadavg()]}
+
+
+def headline(known: Mapping[str, Any]) -> str:
+    """Return the line above a table: processor, load and commit of `environment`."""
+    load = known["load"][0]
+    state = "quiet" if load <= QUIET_LOAD else "NOT quiet"
+    git = known["git"] or {"commit": "unknown", "dirty": False}
+    commit = git["commit"][:7] + (" with changes" if git["dirty"] else "")
+    cores = f"{known['usable_cores']} cores"
+    return f"{known['cpu']}, {cores}; load {load} before the start ({state}); commit {commit}"
+
+
+def header(names: Sequence[str], unit: str) -> str:
+    """Return the two lines that begin a Markdown table of `row`."""
+    columns = [*names, f"{unit}: median (min to max)", "x first (min to max)", "peak MiB"]
+    ruler = ["---"] * len(names) + ["--:"] * 3
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ruler))
+
+
+def row(names: Sequence[str], found: Mapping[str, Any], scale: float = 1e3) -> str:
+    """Return a line of the table.
+
+    Parameters
+    ----------
+    names
+        Of the row.
+    found
+        An entry of `interleave.compare`; its times are in seconds.
+    scale
+        What makes the unit of the table of a second.
+    """
+    low, middle, high = (_three_digits(scale * found[key]) for key in ("min", "median", "max"))
+    factor = found["ratio"]
+    factors = f"{factor['ratio']:.2f} ({factor['min']:.2f} to {factor['max']:.2f})"
+    cells = [*names, f"{middle} ({low} to {high})", factors, f"{found['peak_mib']:.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def store(path: str, record: Mapping[str, Any]) -> None:
+    """Write the record as JSON, making its folder."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
