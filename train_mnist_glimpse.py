@@ -142,29 +142,34 @@ def _prepare(config: GlimpseConfig) -> Prepared:
     import mxnet as mx
     import numpy as np
 
-    from model.hybrid_loss import HybridLoss, LossWeights
     from training.devices import choose_contexts
-    from training.fit import Method
-    from training.glimpse_loaders import glimpse_loaders
-    from training.glimpse_overlay import glimpse_images
-    from training.glimpse_tasks import load_task
-    from training.glimpse_view import look, save_view
+    from training.glimpse_loaders import glimpse_loaders, load_data
     from training.optimizer import build_trainer
-    from training.rollouts import Draw, RolloutObjective, rollout_evaluation
+    from training.task import Task
 
     contexts = choose_contexts(config.gpus)
-    task = load_task(
-        config.dataset,
-        config.data_dir,
-        mirror=config.mirror,
-        download=config.download,
-        size=config.image_size,
-    )
-    loaders = glimpse_loaders(config, task)
+    data = load_data(config)
+    loaders = glimpse_loaders(config, data)
     np.random.seed(config.seed)
     mx.random.seed(config.seed)
-    net = _build(config, task)
+    net = _build(config, data)
     net.initialize(ctx=contexts)
+    if config.finetune and not config.resume:
+        from model.loading import load_parameters
+
+        status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
+        print(f"started from {config.finetune} ({status})")
+    method = _method(config, net, contexts[0], data, loaders)
+    return Prepared(Task(net, build_trainer(net, config), contexts, loaders, method))
+
+
+def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: Any) -> Any:
+    """Return how the network is trained and scored, as `training.task.Method`."""
+    from model.hybrid_loss import HybridLoss, LossWeights
+    from training.glimpse_view import keeper
+    from training.rollouts import Draw, RolloutObjective, rollout_evaluation
+    from training.task import Method
+
     weights = LossWeights(
         config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward
     )
@@ -179,16 +184,9 @@ def _prepare(config: GlimpseConfig) -> Prepared:
         lambda step: config.std_at(step / steps),
     )
     still = Draw(glimpses, 0.0, config.first_radius)
-    shown = loaders.test.data.take(np.arange(min(config.plot_images, len(loaders.test.data))))
-
-    def keep(run: Any, epoch: int) -> None:
-        if config.plot_freq and (epoch % config.plot_freq == 0 or epoch == config.epochs):
-            path = look(net, contexts[0], shown, still, task.dataset.class_names)
-            save_view(run.folder, epoch, path)
-            run.images("glimpses", epoch, glimpse_images(path))
-
-    method = Method(objective, rollout_evaluation(still), keep)
-    return Prepared(net, build_trainer(net, config), contexts, loaders, {"method": method})
+    shown = loaders.test.data.first(config.plot_images)
+    keep = keeper(config, net, context, shown, still, data.dataset.class_names)
+    return Method(objective, rollout_evaluation(still), keep, loss)
 
 
 def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:
@@ -217,8 +215,7 @@ def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Opened:
     from model.loading import load_parameters
     from model.seed_checkpoint import POLICY_STD, from_seed
     from training.devices import choose_contexts
-    from training.glimpse_loaders import known_settings
-    from training.glimpse_tasks import load_task
+    from training.glimpse_loaders import known_settings, load_data
 
     contexts = choose_contexts(config.gpus)
     arrays = None
@@ -227,9 +224,7 @@ def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Opened:
         name, arrays = from_seed(read_weights(path))
         known = {"model": name, "std": POLICY_STD[name]}
     config = GlimpseConfig(**{**known, **given})
-    task = load_task(
-        config.dataset, config.data_dir, mirror=config.mirror, download=config.download
-    )
+    task = load_data(config)
     net, control = (_build(config, task, gaze=gaze) for gaze in ("policy", "noise"))
     for one in (net, control):
         status = load_parameters(one, path, contexts, arrays=arrays)
@@ -240,8 +235,6 @@ def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Opened:
 
 def _open_and(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
     """Score or draw a saved file."""
-    import numpy as np
-
     from training.glimpse_loaders import test_batches
     from training.glimpse_report import report_rollouts
     from training.glimpse_view import look, write_pictures
@@ -252,7 +245,7 @@ def _open_and(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
     batches = test_batches(opened.task)
     draw = Draw(opened.net.spec.num_glimpses, opened.config.final_std, config.first_radius)
     if config.plot:
-        shown = batches.data.take(np.arange(min(config.plot_images, len(batches.data))))
+        shown = batches.data.first(config.plot_images)
         names = opened.task.dataset.class_names
         view = look(opened.net, opened.contexts[0], shown, replace(draw, std=0.0), names)
         output = Path(config.output or Path(path).parent) / f"{Path(path).stem}_glimpses"

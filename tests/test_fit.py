@@ -86,7 +86,7 @@ def start(
     else:
         run = Run.create(folder, to_dict(config), ["test"])
     loaders = build_loaders(config, DATA, 3)
-    return fit.Fit(net, trainer, contexts, loaders, config, run, progress)
+    return fit.Fit(fit.Task(net, trainer, contexts, loaders), config, run, progress)
 
 
 def finish(

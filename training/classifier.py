@@ -14,6 +14,7 @@ from bridge.param_file import read_shapes
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
+from training.task import Task
 from training.train_config import ClassifierConfig
 
 C = TypeVar("C", bound=ClassifierConfig)
@@ -91,7 +92,8 @@ def prepare_classifier(
         freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(config.precision))
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
-    return Prepared(net, build_trainer(net, config), contexts, loaders, files=files)
+    task = Task(net, build_trainer(net, config), contexts, loaders)
+    return Prepared(task, files)
 
 
 def _preprocessing(data: Any, loaders: Any) -> Preprocessing:

@@ -64,6 +64,10 @@ class ImageData:
         masks = None if self.masks is None else self.masks[index]
         return ImageData(self.images[index], self.labels[index], masks)
 
+    def first(self, count: int) -> ImageData:
+        """A copy of the first ``count`` images, or of all when there are fewer."""
+        return self.take(np.arange(min(count, len(self))))
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -6,12 +6,12 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
 from training.averaging import WeightAverage
-from training.batches import EvalBatches, TrainBatches
+from training.batches import EvalBatches
 from training.checkpoint import (
     BEST_FILE,
     LAST_FILE,
@@ -36,16 +36,11 @@ from training.progress import DurationNote, ProgressBar
 from training.record import Run
 from training.run_config import RunConfig
 from training.schedules import schedule_of
+from training.task import Loaders, Method, Task
+
+__all__ = ["Fit", "Loaders", "Method", "Result", "Task"]
 
 SAMPLE_IMAGES = 32
-
-
-class Loaders(NamedTuple):
-    """Batches of one run; ``valid`` is None when no training images are held out."""
-
-    train: TrainBatches
-    valid: Optional[EvalBatches]
-    test: EvalBatches
 
 
 @dataclass(frozen=True)
@@ -57,60 +52,25 @@ class Result:
     signal: Optional[int] = None
 
 
-@dataclass(frozen=True)
-class Method:
-    """How a network is trained and judged; the default is a classifier of whole images.
-
-    Parameters
-    ----------
-    objective
-        See `training.engine.Updater`.
-    evaluate
-        ``evaluate(net, batches, contexts, advance)`` returns `Scores`; None: of logits
-        ``net(image)``.
-    after_epoch
-        ``after_epoch(run, epoch)`` for pictures and further records; the network has the weights
-        that were tested.
-    """
-
-    objective: Optional[Callable[..., Any]] = None
-    evaluate: Optional[Callable[..., Scores]] = None
-    after_epoch: Callable[[Run, int], None] = lambda run, epoch: None
-
-
 class Fit:
     """One training run of `net`, from where `progress` stands to the last epoch.
 
     Parameters
     ----------
-    net, trainer, contexts
-        Initialized network with known shapes, its ``gluon.Trainer`` and the devices of both.
-    loaders
-        Training, held-out and test batches.
+    task
+        What is trained, on what and how.
     config
         Number of epochs, schedule and so on.
     run
         Open record; ``last.param``, ``best.param`` and ``resume.state`` go to its folder.
     progress
         A fresh `Progress`, or the restored one.
-    method
-        What is minimized and how it is scored.
     """
 
-    def __init__(
-        self,
-        net: Any,
-        trainer: Any,
-        contexts: list[Any],
-        loaders: Loaders,
-        config: RunConfig,
-        run: Run,
-        progress: Progress,
-        method: Optional[Method] = None,
-    ) -> None:
-        self.net, self.trainer, self.contexts = net, trainer, contexts
-        self.loaders, self.config, self.run, self.progress = loaders, config, run, progress
-        self.method = method or Method()
+    def __init__(self, task: Task, config: RunConfig, run: Run, progress: Progress) -> None:
+        self.net, self.trainer, self.contexts = net, trainer, contexts = task[:3]
+        self.loaders, self.method = task.loaders, task.method
+        self.config, self.run, self.progress = config, run, progress
         self.updater = Updater(
             net,
             trainer,
@@ -122,7 +82,7 @@ class Fit:
         self.average = WeightAverage(net, config.ema) if config.ema else None
         if self.average and progress.step:
             self.average.load(load_state(run.folder)[1])
-        self._base_rate = schedule_of(config, len(loaders.train))
+        self._base_rate = schedule_of(config, len(self.loaders.train))
         self._saved = self._begun = time.monotonic()
         self._duration = DurationNote()
         self._stop: Callable[[], bool] = lambda: False
@@ -271,7 +231,7 @@ class Fit:
             }
             self.run.histograms(epoch, weights)
         if epoch == 1:
-            self.run.graph(self.net)
+            self.run.graph(self.method.graph or self.net)
         self.run.scalars(epoch, row)
 
     def _record_sample(self, mixup: bool) -> None:

@@ -95,6 +95,9 @@ class GlimpseConfig(RunConfig):
     shift: float = option(0.0, "largest random shift in pixels")
     elastic: float = option(0.0, "elastic distortion in pixels")
 
+    finetune: Optional[str] = option(
+        None, "start from this file; the classifier may have other classes", metavar="FILE"
+    )
     test: Optional[str] = option(None, "score this file", metavar="FILE", group="testing, drawing")
     rollouts_eval: int = option(10, "rollouts whose decisions are averaged, M", flags=("--M",))
     eval_seeds: int = option(5, "evaluations with other first locations and noise")

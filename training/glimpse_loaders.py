@@ -11,7 +11,7 @@ from training.deform import Deformation
 from training.fit import Loaders
 from training.glimpse_batches import GlimpseTrainBatches, draw_split
 from training.glimpse_config import SPEC_FIELDS, GlimpseConfig
-from training.glimpse_tasks import GlimpseTask, draw_test
+from training.glimpse_tasks import GlimpseTask, draw_test, load_task
 from training.loaders import SPLIT_SEED
 from training.record import CONFIG_FILE, read_config
 from training.results import find_result
@@ -19,6 +19,17 @@ from training.results import find_result
 EVAL_BATCH = 500
 # What a run folder says of a file in it, beside its network.
 KNOWN = ("model", "dataset", "image_size", "std", "std_final")
+
+
+def load_data(config: GlimpseConfig) -> GlimpseTask:
+    """Return the data of the configuration's task; UserError as `load_task`."""
+    return load_task(
+        config.dataset,
+        config.data_dir,
+        mirror=config.mirror,
+        download=config.download,
+        size=config.image_size,
+    )
 
 
 def glimpse_loaders(config: GlimpseConfig, task: GlimpseTask) -> Loaders:

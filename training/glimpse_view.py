@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
 from bridge.param_file import ParamFileError, read_params, write_params
 from training.datasets import ImageData
 from training.errors import UserError
+from training.glimpse_config import GlimpseConfig
+from training.glimpse_overlay import glimpse_images
 from training.glimpse_path import GlimpsePath
 from training.rollouts import Draw
 
@@ -55,6 +57,38 @@ def look(
         net.spec.glimpse_scale,
         tuple(class_names),
     )
+
+
+def keeper(
+    config: GlimpseConfig,
+    net: Any,
+    context: Any,
+    data: ImageData,
+    draw: Draw,
+    class_names: Sequence[str],
+) -> Callable[[Any, int], None]:
+    """Return what a training calls after each epoch: some are kept, and shown by TensorBoard."""
+
+    def keep(run: Any, epoch: int) -> None:
+        if config.log_dir and epoch == 1:
+            _link(Path(config.log_dir), run.folder)
+        if config.plot_freq and (epoch % config.plot_freq == 0 or epoch == config.epochs):
+            path = look(net, context, data, draw, class_names)
+            save_view(run.folder, epoch, path)
+            run.images("glimpses", epoch, glimpse_images(path))
+
+    return keep
+
+
+def _link(log_dir: Path, run_folder: Path) -> None:
+    """Put a link to the run into the folder that TensorBoard is to look at."""
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        link = log_dir / run_folder.name
+        if not link.exists():
+            link.symlink_to(run_folder.resolve())
+    except OSError as error:
+        raise UserError(f"--log-dir {log_dir}: cannot put a link there: {error}") from None
 
 
 def save_view(run_folder: Path, epoch: int, path: GlimpsePath) -> None:

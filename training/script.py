@@ -18,6 +18,7 @@ from bridge.param_file import ParamFileError, write_atomically
 from training.config import from_dict, to_dict
 from training.errors import UserError
 from training.run_config import RunConfig
+from training.task import Task
 
 WRONG_INPUT_EXIT = 2
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
@@ -28,17 +29,9 @@ C = TypeVar("C", bound=RunConfig)
 
 
 class Prepared(NamedTuple):
-    """What a training needs beside its settings.
+    """What a training needs beside its settings; ``files`` go into the folder of a new run."""
 
-    ``fit`` are further arguments of `training.fit.Fit`; ``files`` (name to content) are put into
-    the folder of a new run.
-    """
-
-    net: Any
-    trainer: Any
-    contexts: list[Any]
-    loaders: Any
-    fit: Mapping[str, Any] = {}
+    task: Task
     files: Mapping[str, bytes] = {}
 
 
@@ -83,22 +76,20 @@ class Script(Generic[C]):
         if config.resume:
             config = self._saved(Path(config.resume), given)
             progress, *state = load_state(str(config.resume))
-        ready = self.prepare(config)
+        task, files = self.prepare(config)
         if state:
-            restore(ready.net, ready.trainer, *state)
+            restore(task.net, task.trainer, *state)
             warn_threads(progress.threads, describe()["threads"]["effective"])
             run = Run.resume(str(config.resume), progress.epoch)
         else:
             folder = Path(config.run_dir or default_folder(config.dataset, config.model))
             run = Run.create(folder, to_dict(config), [self.name, *argv])
             progress.threads = describe()["threads"]["effective"]
-            for name, content in ready.files.items():
+            for name, content in files.items():
                 write_atomically(folder / name, content)
-        settings: Any = config  # Fit and what `prepare` gave it agree on more than RunConfig
         with run:
-            announce(config, ready.contexts, ready.loaders, run.folder, progress)
-            fit = Fit(*ready[:4], settings, run, progress, **ready.fit)
-            result = fit.run_epochs()
+            announce(config, task.contexts, task.loaders, run.folder, progress)
+            result = Fit(task, config, run, progress).run_epochs()
         if result.signal is not None:
             print(f"saved; go on with: python {self.name} --resume {run.folder}")
             return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
