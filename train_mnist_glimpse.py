@@ -26,7 +26,6 @@ from training.glimpse_config import GlimpseConfig
 from training.script import RESUMABLE, Prepared, Script, exit_code
 
 PROG = "train_mnist_glimpse.py"
-INDEX = Path(__file__).resolve().parent / "mnist_param" / "index.csv"
 # The network for a data set when --model is not given.
 MODELS = {
     "translated": "glimpse_translated",
@@ -219,7 +218,7 @@ def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Opened:
 
     contexts = choose_contexts(config.gpus)
     arrays = None
-    known = known_settings(Path(path), INDEX)
+    known = known_settings(Path(path))
     if detect_format(path) == TORCH:
         name, arrays = from_seed(read_weights(path))
         known = {"model": name, "std": POLICY_STD[name]}

@@ -14,7 +14,7 @@ from training.glimpse_config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse_tasks import GlimpseTask, draw_test, load_task
 from training.loaders import SPLIT_SEED
 from training.record import CONFIG_FILE, read_config
-from training.results import find_result
+from training.results import GLIMPSE_INDEX, find_result
 
 EVAL_BATCH = 500
 # What a run folder says of a file in it, beside its network.
@@ -67,9 +67,9 @@ def _batches(data: ImageData) -> EvalBatches:
     return EvalBatches(data, EVAL_BATCH, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
-def known_settings(path: Path, index: Path) -> dict[str, Any]:
+def known_settings(path: Path) -> dict[str, Any]:
     """Return what the index or the run folder says of a parameter file."""
-    row = find_result(path, index)
+    row = find_result(path, GLIMPSE_INDEX)
     if row:
         return {"model": row["model"], "dataset": row["dataset"], "std": float(row["std"])}
     if not (path.parent / CONFIG_FILE).is_file():

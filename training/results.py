@@ -1,7 +1,8 @@
-"""The index of published parameter files, ``cifar_param/index.csv``: what each one is and scores.
+"""The indices of published parameter files: what each one is and scores.
 
-Columns: file, sha256, model, dataset, normalization, classes, test_acc (last epoch, all test
-images), test_loss, epochs, seed, precision (of the training), hours, hardware, commit, command.
+Columns of ``cifar_param/index.csv``: file, sha256, model, dataset, normalization, classes, test_acc (last epoch, all test
+images), test_loss, epochs, seed, precision (of the training), hours, hardware, commit, command. Those of
+``mnist_param/index.csv`` are explained in ``mnist_param/README.md``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Optional
 
 from bridge.digest import sha256_hex
 
-INDEX = Path(__file__).resolve().parent.parent / "cifar_param" / "index.csv"
+ROOT = Path(__file__).resolve().parent.parent
+INDEX = ROOT / "cifar_param" / "index.csv"
+GLIMPSE_INDEX = ROOT / "mnist_param" / "index.csv"
 
 
 def read_index(path: Path = INDEX) -> list[dict[str, str]]:

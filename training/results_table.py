@@ -1,8 +1,8 @@
-"""Print the README's table of results from ``cifar_param/index.csv``."""
+"""Print the README's tables of results from the indices of published files."""
 
 from __future__ import annotations
 
-from training.results import read_index
+from training.results import GLIMPSE_INDEX, read_index
 
 
 def results_table() -> str:
@@ -21,5 +21,23 @@ def results_table() -> str:
     return "\n".join(lines)
 
 
+def glimpse_table() -> str:
+    """Return one Markdown row per published glimpse model, in the order of the index."""
+    lines = [
+        "| file | task | network | error, 1 rollout | error, 10 rollouts | epochs | hours | command |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in read_index(GLIMPSE_INDEX):
+        single, several = (
+            f"{float(row[f'{kind}_error']):.2f} ± {float(row[f'{kind}_std']):.2f} %"
+            for kind in ("single", "m10")
+        )
+        lines.append(
+            f"| `{row['file']}` | {row['dataset']} | {row['model']} | {single} | {several} | "
+            f"{row['epochs']} | {row['hours']} | `{row['command']}` |"
+        )
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(results_table())
+    print(results_table(), glimpse_table(), sep="\n\n")
