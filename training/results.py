@@ -1,8 +1,9 @@
 """The indices of published parameter files: what each one is and scores.
 
-Columns of ``cifar_param/index.csv``: file, sha256, model, dataset, normalization, classes, test_acc (last epoch, all test
-images), test_loss, epochs, seed, precision (of the training), hours, hardware, commit, command. Those of
-``mnist_param/index.csv`` are explained in ``mnist_param/README.md``.
+Columns of ``cifar_param/index.csv``: file, sha256, model, dataset, normalization, classes, test_acc
+(last epoch, all test images), test_loss, epochs, seed, precision (of the training), hours,
+hardware, commit, command. Those of ``mnist_param/index.csv`` are explained in
+``mnist_param/README.md``.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ def results_table() -> str:
 def glimpse_table() -> str:
     """Return one Markdown row per published glimpse model, in the order of the index."""
     lines = [
-        "| file | task | network | error, 1 rollout | error, 10 rollouts | epochs | hours | command |",
+        "| file | task | network | error, 1 rollout | error, 10 rollouts | epochs | hours | "
+        "command |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in read_index(GLIMPSE_INDEX):
