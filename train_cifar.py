@@ -23,7 +23,7 @@ from typing import Any, Optional
 from training.config import option, parse_overrides
 from training.recipes import RECIPES, with_recipe
 from training.script import Prepared, Script, exit_code
-from training.train_config import TrainConfig
+from training.train_config import ClassifierConfig, TrainConfig
 
 PROG = "train_cifar.py"
 
@@ -108,11 +108,14 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     config = CifarConfig(**with_recipe(RECIPES, given.get("recipe", "pistony"), given))
     config.check()
     if config.list_models:
-        return _list_models()
+        return list_names()
     if config.summary:
-        return _summary(config.summary, config)
+        return summarize(config.summary, config)
     if config.predict or config.masks or config.mask_score:
-        return _inspect(config, given)
+        from training.inspect_file import inspect
+        from training.loaders import open_dataset
+
+        return inspect(config, given, networks(), lambda settings: open_dataset(settings).test)
     if config.test:
         return _test_file(config.test, config, given)
     return Script(PROG, CifarConfig, _prepare).train(config, given, argv)
@@ -123,12 +126,13 @@ def _prepare(config: CifarConfig) -> Prepared:
     from training.label_noise import noise_files
     from training.loaders import build_loaders, open_dataset
 
-    ready = prepare_classifier(config, _networks(), open_dataset, build_loaders)
-    noise = noise_files(ready.loaders.train.data, config.label_noise, config.seed)
+    ready = prepare_classifier(config, networks(), open_dataset, build_loaders)
+    noise = noise_files(ready.task.loaders.train.data, config.label_noise, config.seed)
     return ready._replace(files={**ready.files, **noise})
 
 
-def _networks() -> Any:
+def networks() -> Any:
+    """Return what `training` needs to know of the networks, a `training.classifier.Networks`."""
     from model import create_model
     from model.loading import find_model, load_parameters
     from training.classifier import Networks
@@ -136,22 +140,11 @@ def _networks() -> Any:
     return Networks(create_model, load_parameters, find_model)
 
 
-def _inspect(config: CifarConfig, given: Mapping[str, Any]) -> int:
-    from training import inspect_file
-    from training.loaders import open_dataset
-
-    if config.predict:
-        action = inspect_file.print_predictions
-    else:
-        action = inspect_file.draw_pictures if config.masks else inspect_file.print_mask_scores
-    return action(config, given, _networks(), lambda settings: open_dataset(settings).test)
-
-
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
     from training.classifier import open_classifier
     from training.loaders import evaluation_batches, normalized, open_dataset
 
-    net, contexts, config, status = open_classifier(path, config, given, _networks())[:4]
+    net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
     dataset = normalized(open_dataset(config), config.normalization)
     print(
         f"{path} ({status}): {config.model} on {dataset.name}, normalized by {config.normalization}"
@@ -160,17 +153,19 @@ def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
     return 0
 
 
-def _list_models() -> int:
+def list_names() -> int:
+    """Print the names of the networks."""
     from model import list_models
 
     print("\n".join(list_models()))
     return 0
 
 
-def _summary(name: str, config: CifarConfig) -> int:
-    from model.summary import summarize
+def summarize(name: str, config: ClassifierConfig) -> int:
+    """Print layers, parameters and MACs of a network."""
+    from model import summary
 
-    print(summarize(_networks().build(replace(config, model=name), config.classes or 10)))
+    print(summary.summarize(networks().build(replace(config, model=name), config.classes or 10)))
     return 0
 
 

@@ -159,7 +159,7 @@ def test_masks_are_drawn_and_scored(
     shown = capsys.readouterr().out
     assert "20 images; the object covers" in shown
     rows = [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("| ")]
-    modules = [f"attention_module{stage}" for stage in (1, 2, 3)]
+    modules = [f"attention_module{stage}" for stage in (1, 1, 2, 2, 3, 3)]
     assert rows == ["module", *modules, "a uniform map", "the centre of the image"]
 
 

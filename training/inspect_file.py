@@ -19,6 +19,14 @@ Given = Mapping[str, Any]
 OpenTest = Callable[[Any], Any]  # settings to the data set's test split, an ImageData
 
 
+def inspect(config: Any, given: Given, networks: Networks, open_test: OpenTest) -> int:
+    """Do what one of ``predict``, ``masks`` and ``mask_score`` asks for; return the exit code."""
+    if config.predict:
+        return print_predictions(config, given, networks, open_test)
+    action = draw_pictures if config.masks else print_mask_scores
+    return action(config, given, networks, open_test)
+
+
 def print_predictions(config: Any, given: Given, networks: Networks, open_test: OpenTest) -> int:
     """Print the most probable classes of the pictures; return the exit code.
 

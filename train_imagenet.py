@@ -1,0 +1,80 @@
+"""Train and test Residual Attention Networks on ImageNet or other large photographs.
+
+    python train_imagenet.py --data-dir PATH                  Attention-56, the paper's recipe
+    python train_imagenet.py --data-dir PATH --model attention92_imagenet --size 224
+    python train_imagenet.py --resume runs/NAME               go on where a run stopped
+    python train_imagenet.py --test FILE --data-dir PATH --size 320
+    python train_imagenet.py --predict FILE cat.jpg           top 5 classes of your own pictures
+    python train_imagenet.py --help                           everything else
+
+PATH has train.rec, train.idx, val.rec and val.idx (MXNet's im2rec.py writes them), or
+train/<class>/*.jpg and val/<class>/*.jpg.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Optional
+
+from train_cifar import list_names, networks, summarize, test
+from training.config import parse_overrides
+from training.errors import UserError
+from training.imagenet import ImageNetConfig
+from training.script import Prepared, Script, exit_code
+
+PROG = "train_imagenet.py"
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    given = parse_overrides(ImageNetConfig, argv, PROG, __doc__)
+    from model.loading import LoadError
+    from model.registry import ModelError
+
+    return exit_code(lambda: _run(given, argv), ModelError, LoadError)
+
+
+def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
+    if given.get("schedule", "step") != "step":
+        given = {"lr_steps": (), **given}
+    config = ImageNetConfig(**given)
+    config.check()
+    if config.list_models:
+        return list_names()
+    if config.summary:
+        return summarize(config.summary, config)
+    if config.predict or config.masks or config.mask_score:
+        from training.inspect_file import inspect
+
+        return inspect(config, given, networks(), _no_test_images)
+    if config.test:
+        return _test_file(config.test, config, given)
+    return Script(PROG, ImageNetConfig, _prepare).train(config, given, argv)
+
+
+def _prepare(config: ImageNetConfig) -> Prepared:
+    from training.classifier import prepare_classifier
+    from training.imagenet import build_photo_loaders, open_imagenet
+
+    return prepare_classifier(config, networks(), open_imagenet, build_photo_loaders)
+
+
+def _no_test_images(config: ImageNetConfig) -> NoReturn:
+    raise UserError("test images by number, and their objects, are for train_cifar.py")
+
+
+def _test_file(path: str, config: ImageNetConfig, given: Mapping[str, Any]) -> int:
+    from training.classifier import open_classifier
+    from training.imagenet import open_imagenet, photo_test_batches
+
+    net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
+    data = open_imagenet(config)
+    print(f"{path} ({status}): {config.model} on {data.name}, {config.size}x{config.size}")
+    test(net, contexts, photo_test_batches(config, data, config.classes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
