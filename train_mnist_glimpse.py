@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from training.config import parse_overrides
-from training.glimpse_config import GlimpseConfig
+from training.glimpse_config import TASK_SETTINGS, GlimpseConfig
 from training.script import RESUMABLE, Prepared, Script, exit_code
 
 PROG = "train_mnist_glimpse.py"
@@ -100,7 +100,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
-    config = GlimpseConfig(**given)
+    dataset = given.get("dataset", GlimpseConfig.dataset)
+    config = GlimpseConfig(**{**TASK_SETTINGS.get(dataset, {}), **given})
     config.check()
     if config.plot and Path(config.plot).is_dir():
         return _plot_run(config)
@@ -110,7 +111,7 @@ def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
     if not config.is_train:
         path = Path(str(config.run_dir)) / ("best.param" if config.best else "last.param")
         return _open_and(replace(config, test=str(path)), given)
-    return Script(PROG, GlimpseConfig, _prepare).train(config, given, argv)
+    return Script(PROG, GlimpseConfig, _prepare, _finish).train(config, given, argv)
 
 
 def _in_named_folder(
@@ -186,6 +187,14 @@ def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: A
     shown = loaders.test.data.first(config.plot_images)
     keep = keeper(config, net, context, shown, still, data.dataset.class_names)
     return Method(objective, rollout_evaluation(still), keep, loss)
+
+
+def _finish(config: GlimpseConfig, folder: Path) -> None:
+    """Say what the last file of a training scores, and draw where it looks."""
+    path = str(folder / "last.param")
+    here = {name: getattr(config, name) for name in RESUMABLE}
+    _open_and(replace(config, test=path, plot=None), here)
+    _open_and(replace(config, plot=path), here)
 
 
 def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:

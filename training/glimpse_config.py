@@ -31,6 +31,19 @@ SPEC_FIELDS = (
 )
 
 
+# What is other than the defaults for a data set; found on held-out images. Flags go before them.
+DEFORMED = {"rotate": 10.0, "scale": 0.1, "shear": 0.1, "std_final": 0.05}
+TASK_SETTINGS: dict[str, dict[str, Any]] = {
+    "mnist": {"epochs": 280, "shift": 1.0, **DEFORMED},
+    "translated": {"epochs": 230, **DEFORMED},
+    "cluttered": {"epochs": 230, **DEFORMED},
+    "cluttered100": {"epochs": 230, **DEFORMED},
+    # Few images, so many epochs of few updates.
+    "digits": {"epochs": 250, "batch_size": 64, "plot_freq": 50, "shift": 2.0, **DEFORMED},
+    "digits-translated": {"epochs": 400, "batch_size": 64, "plot_freq": 50, **DEFORMED},
+}
+
+
 @dataclass(frozen=True)
 class GlimpseConfig(RunConfig):
     """Options of ``train_mnist_glimpse.py``."""

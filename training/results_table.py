@@ -23,9 +23,10 @@ def results_table() -> str:
 
 def glimpse_table() -> str:
     """Return one Markdown row per published glimpse model, in the order of the index."""
-    names = ("file", "task", "network", "error, 1 rollout", "error, 10 rollouts", "epochs")
-    names = (*names, "hours", "command")
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    names = (
+        "file | task | network | error, 1 rollout | error, 10 rollouts | epochs | hours | command"
+    )
+    lines = [f"| {names} |", "|---" * (names.count("|") + 1) + "|"]
     for row in read_index(GLIMPSE_INDEX):
         single, several = (
             f"{float(row[f'{kind}_error']):.2f} ± {float(row[f'{kind}_std']):.2f} %"

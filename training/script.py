@@ -48,11 +48,14 @@ class Script(Generic[C]):
     prepare
         Builds network and data from the settings. Everything that can be wrong fails here, before
         a run folder is made. It leaves ``config.finetune`` alone when ``config.resume`` is set.
+    finish
+        Called at the end of a complete training, with its settings and folder.
     """
 
     name: str
     config_class: type[C]
     prepare: Callable[[C], Prepared]
+    finish: Callable[[C, Path], None] = lambda config, folder: None
 
     def train(self, config: C, given: Mapping[str, Any], argv: Sequence[str] = ()) -> int:
         """Train by `config`, or go on with the run ``config.resume``; return the exit code.
@@ -94,6 +97,7 @@ class Script(Generic[C]):
             print(f"saved; go on with: python {self.name} --resume {run.folder}")
             return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
         report(result, run.folder, plot_runs([run.folder]), config.holds_out())
+        self.finish(config, run.folder)
         return 0
 
     def _saved(self, folder: Path, given: Mapping[str, Any]) -> C:
