@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 from training.config import parse_overrides
 from training.glimpse_config import TASK_SETTINGS, GlimpseConfig
@@ -107,11 +107,33 @@ def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
         return _plot_run(config)
     if config.plot or config.test:
         return _open_and(config, given)
+    if config.std_sweep:
+        return _sweep(config, argv)
     config, given = _in_named_folder(config, given)
     if not config.is_train:
         path = Path(str(config.run_dir)) / ("best.param" if config.best else "last.param")
         return _open_and(replace(config, test=str(path)), given)
     return Script(PROG, GlimpseConfig, _prepare, _finish).train(config, given, argv)
+
+
+def _sweep(config: GlimpseConfig, argv: Sequence[str]) -> int:
+    """Train with each deviation of the policy and say which is best on the held-out images."""
+    from training.announce import default_folder
+    from training.metrics import read_metrics
+
+    base = config.run_dir or default_folder(config.dataset, "std")
+    scores = {}
+    for std in config.std_sweep:
+        one = replace(config, std=std, std_sweep=(), run_dir=f"{base}/std-{std:g}")
+        code = Script(PROG, GlimpseConfig, _prepare).train(one, {}, argv)
+        rows = read_metrics(Path(str(one.run_dir)))
+        if code or len(rows) < config.epochs:
+            return code
+        scores[std] = rows[-1]["valid_acc"]
+    for std, score in scores.items():
+        print(f"std {std:g}: held-out accuracy {score:.4f} after {config.epochs} epochs")
+    print(f"best: --std {max(scores, key=lambda std: scores[std]):g}")
+    return 0
 
 
 def _in_named_folder(
@@ -207,23 +229,13 @@ def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:
     )
 
 
-class Opened(NamedTuple):
-    """A saved file in its network."""
-
-    net: Any
-    control: Any
-    contexts: list[Any]
-    config: GlimpseConfig
-    task: Any
-
-
-def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Opened:
+def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
     """Load a parameter file, or a checkpoint of the seed, into the network that it belongs to."""
     from bridge.weight_file import TORCH, detect_format, read_weights
     from model.loading import load_parameters
     from model.seed_checkpoint import POLICY_STD, from_seed
     from training.devices import choose_contexts
-    from training.glimpse_loaders import known_settings, load_data
+    from training.glimpse_loaders import Opened, known_settings, load_data
 
     contexts = choose_contexts(config.gpus)
     arrays = None
@@ -243,32 +255,15 @@ def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Opened:
 
 def _open_and(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
     """Score or draw a saved file."""
-    from training.glimpse_loaders import test_batches
-    from training.glimpse_report import report_rollouts
-    from training.glimpse_view import look, write_pictures
-    from training.rollouts import Draw
+    from training.glimpse_report import print_report
+    from training.glimpse_view import draw_file
 
     path = str(config.plot or config.test)
     opened = _open(path, config, given)
-    batches = test_batches(opened.task)
-    draw = Draw(opened.net.spec.num_glimpses, opened.config.final_std, config.first_radius)
     if config.plot:
-        shown = batches.data.first(config.plot_images)
-        names = opened.task.dataset.class_names
-        view = look(opened.net, opened.contexts[0], shown, replace(draw, std=0.0), names)
-        output = Path(config.output or Path(path).parent) / f"{Path(path).stem}_glimpses"
-        print("wrote", ", ".join(map(str, write_pictures(view, output))))
-        return 0
-    report = report_rollouts(
-        opened.net,
-        opened.control,
-        batches,
-        opened.contexts,
-        draw,
-        config.rollouts_eval,
-        config.eval_seeds,
-    )
-    print("\n".join(report.lines()))
+        draw_file(opened, config, Path(path))
+    else:
+        print_report(opened, config)
     return 0
 
 

@@ -95,6 +95,9 @@ class GlimpseConfig(RunConfig):
     histogram_every: int = option(0, "epochs between two weight histograms; 0: none")
     std: float = option(0.15, "standard deviation of the policy")
     std_final: Optional[float] = option(None, "the same at the end; between them it is linear")
+    std_sweep: tuple[float, ...] = option(
+        (), "train with each of these and name the best on the held-out images"
+    )
     rollouts: int = option(1, "rollouts per image in training")
     first_radius: float = option(1.0, "given first locations are uniform in [-r, r]; 0: the centre")
     reinforce_weight: float = option(0.1, "weight of the policy term")
@@ -135,7 +138,11 @@ class GlimpseConfig(RunConfig):
         check_least(self, 0, "intermediate_weight", "plot_epoch")
         if not 0 <= self.valid_fraction < 1:
             raise UserError(f"--valid-fraction {self.valid_fraction}: must be 0 or more, below 1")
-        for std in (self.std, self.final_std):
+        if self.std_sweep and not self.holds_out():
+            raise UserError(
+                "--std-sweep needs held-out images to judge by: add --valid-fraction 0.1"
+            )
+        for std in (self.std, self.final_std, *self.std_sweep):
             if not 0 < std <= 1:
                 raise UserError(f"--std {std}: must be more than 0 and at most 1")
 

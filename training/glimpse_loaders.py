@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.batches import EvalBatches
 from training.datasets import ImageData, split_validation
@@ -15,10 +15,25 @@ from training.glimpse_tasks import GlimpseTask, draw_test, load_task
 from training.loaders import SPLIT_SEED
 from training.record import CONFIG_FILE, read_config
 from training.results import GLIMPSE_INDEX, find_result
+from training.rollouts import Draw
 
 EVAL_BATCH = 500
 # What a run folder says of a file in it, beside its network.
 KNOWN = ("model", "dataset", "image_size", "std", "std_final")
+
+
+class Opened(NamedTuple):
+    """A saved file in its network and in the control whose noise is the location; its data."""
+
+    net: Any
+    control: Any
+    contexts: list[Any]
+    config: GlimpseConfig
+    task: GlimpseTask
+
+    def draw(self, config: GlimpseConfig) -> Draw:
+        """Return draws with the file's deviation of the policy."""
+        return Draw(self.net.spec.num_glimpses, self.config.final_std, config.first_radius)
 
 
 def load_data(config: GlimpseConfig) -> GlimpseTask:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from training.glimpse_config import GlimpseConfig
+from training.glimpse_loaders import Opened, test_batches
 from training.rollouts import Draw, RolloutScores, score_rollouts
 
 
@@ -116,6 +118,20 @@ def report_rollouts(
         seeds,
         single[0].images,
     )
+
+
+def print_report(opened: Opened, config: GlimpseConfig) -> None:
+    """Score a saved file on its test images and print how."""
+    report = report_rollouts(
+        opened.net,
+        opened.control,
+        test_batches(opened.task),
+        opened.contexts,
+        opened.draw(config),
+        config.rollouts_eval,
+        config.eval_seeds,
+    )
+    print("\n".join(report.lines()))
 
 
 def _over_seeds(values: Sequence[float]) -> MeanStd:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -13,6 +14,7 @@ from bridge.param_file import ParamFileError, read_params, write_params
 from training.datasets import ImageData
 from training.errors import UserError
 from training.glimpse_config import GlimpseConfig
+from training.glimpse_loaders import Opened, test_batches
 from training.glimpse_overlay import glimpse_images
 from training.glimpse_path import GlimpsePath
 from training.rollouts import Draw
@@ -142,3 +144,13 @@ def write_pictures(path: GlimpsePath, output: Path) -> list[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     still, moving = (output.with_name(output.name + ending) for ending in (".png", ".gif"))
     return [plot_paths(path, still), animate_paths(path, moving)]
+
+
+def draw_file(opened: Opened, config: GlimpseConfig, path: Path) -> None:
+    """Draw where a saved file looks on the first test images, with mean locations."""
+    shown = test_batches(opened.task).data.first(config.plot_images)
+    still = replace(opened.draw(config), std=0.0)
+    names = opened.task.dataset.class_names
+    view = look(opened.net, opened.contexts[0], shown, still, names)
+    output = Path(config.output or path.parent) / f"{path.stem}_glimpses"
+    print("wrote", ", ".join(map(str, write_pictures(view, output))))
