@@ -26,8 +26,6 @@ class Task:
 
     Parameters
     ----------
-    model
-        Name of the network in our registry.
     size
         Height and width of the images, pixels.
     patch_size, num_patches
@@ -38,7 +36,6 @@ class Task:
         Images per training step and per evaluated batch.
     """
 
-    model: str
     size: int
     patch_size: int
     num_patches: int
@@ -52,8 +49,8 @@ class Task:
 
 
 TASKS = {
-    "mnist": Task("glimpse_mnist", 28, 8, 1),
-    "translated": Task("glimpse_translated", 60, 12, 3),
+    "mnist": Task(28, 8, 1),
+    "translated": Task(60, 12, 3),
 }
 
 

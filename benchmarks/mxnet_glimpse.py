@@ -40,8 +40,18 @@ def build(config: Config) -> tuple[Any, Any]:
     from model.hybrid_loss import HybridLoss, LossWeights
 
     task = TASKS[config.task]
-    # As in the seed, and so in the PyTorch model: the policy's gradient ends at the core.
-    net = create_model(task.model, glimpse_inputs.CLASSES, reinforce_to_core=False)
+    # The seed's sizes and gradient flow, as in the PyTorch model; other presets are larger.
+    net = create_model(
+        "glimpse_mnist_242317",
+        glimpse_inputs.CLASSES,
+        height=task.size,
+        width=task.size,
+        patch_size=task.patch_size,
+        num_patches=task.num_patches,
+        glimpse_scale=2.0,
+        num_glimpses=task.num_glimpses,
+        pad_value=0.0,
+    )
     net.initialize()
     loss = HybridLoss(net, LossWeights(reinforce=glimpse_inputs.REINFORCE_WEIGHT))
     loss.hybridize(static_alloc=True, static_shape=True)
