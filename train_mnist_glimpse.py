@@ -144,11 +144,13 @@ def _in_named_folder(
     from training.glimpse_flags import RESUME_THIS_MODEL
 
     again = config.resume == RESUME_THIS_MODEL
+    if config.resume and not again and not config.is_train:
+        return replace(config, run_dir=config.resume), given
     if config.run_dir or not (config.checkpoint_dir or again or not config.is_train):
         return config, given
     spec = spec_of(_model_name(config), **config.spec())
     folder = str(config.named_folder(spec.num_glimpses, spec.patch_size, spec.glimpse_scale))
-    if not again:
+    if not again or not config.is_train:
         return replace(config, run_dir=folder), given
     # The flags that were given again have named the folder; the run has them on record.
     kept = {name: given[name] for name in RESUMABLE if name in given}

@@ -11,6 +11,7 @@ the centre is pixel ``trunc((l + 1) / 2 * L)``, and the patch of scale ``i`` has
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +55,10 @@ class Retina:
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "channels", "patch_size", "num_patches", "scale"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not math.isfinite(self.pad_value):
+            raise ValueError(f"pad_value must be a finite number, got {self.pad_value}")
         for size in self.sizes:
             if size % self.patch_size:
                 raise ValueError(

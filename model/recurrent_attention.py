@@ -88,10 +88,11 @@ class RecurrentAttention(nn.HybridBlock):
         The result is (B, R, T, K, C, G, G): K scales, G pixels on each side.
         """
         spec = self.spec
-        index = _image_index(mx.nd, image, locations[:, :, :, 0])
-        seen = self.retina.glimpses(
-            mx.nd, self.retina.pyramid(mx.nd, image), index, locations.reshape((-1, 2))
-        )
+        with image.context:  # where numbers are counted that no argument brings along
+            index = _image_index(mx.nd, image, locations[:, :, :, 0])
+            seen = self.retina.glimpses(
+                mx.nd, self.retina.pyramid(mx.nd, image), index, locations.reshape((-1, 2))
+            )
         size = spec.patch_size
         return seen.reshape((*locations.shape[:3], spec.num_patches, spec.channels, size, size))
 
@@ -124,7 +125,8 @@ class RecurrentAttention(nn.HybridBlock):
                     mean = F.zeros_like(mean)
                 # Without BlockGrad the noise would cancel and the policy have no gradient at all.
                 sample = F.BlockGrad(mean + steps[step])
-            squashed = F.tanh(sample) if spec.squash == "tanh" else F.clip(sample, -1, 1)
+            tanh = spec.squash == "tanh" and spec.gaze == "policy"
+            squashed = F.tanh(sample) if tanh else F.clip(sample, -1, 1)
             location = squashed if step or spec.first_location != "given" else first
             means.append(mean)
             samples.append(sample)
@@ -134,6 +136,9 @@ class RecurrentAttention(nn.HybridBlock):
             hiddens.append(hidden)
         hidden = F.stack(*hiddens, axis=1)  # (M, T, hidden)
         baseline = F.reshape(self.baseliner(F.BlockGrad(hidden)), shape=(0, 0))
+        if spec.num_glimpses == 1:  # Gluon's trainer wants a gradient of what nobody asks, too
+            unused = self.locator(F.BlockGrad(hiddens[0]))
+            baseline = baseline + 0 * F.sum(unused, axis=1, keepdims=True)
         results = [self.classifier(hidden), baseline]
         results += [F.stack(*parts, axis=1) for parts in (means, samples, locations)]
         return tuple(_by_image(F, result, first_location) for result in results)
@@ -149,6 +154,8 @@ class RecurrentAttention(nn.HybridBlock):
         else:
             small = F.contrib.AdaptiveAvgPooling2D(image, output_size=CONTEXT_SIZE)
             mean = F.take(self.context(F.Flatten(small)), index)
+        if self.spec.gaze == "noise":
+            mean = F.zeros_like(mean)
         return mean, F.BlockGrad(mean + noise)
 
 

@@ -34,6 +34,8 @@ def from_seed(arrays: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndarr
             f"a PyTorch file without {missing[0]}: only checkpoints of "
             "kevinzakka/recurrent-visual-attention are read here"
         )
+    if arrays["sensor.fc1.weight"].ndim != 2:
+        raise LoadError(f"sensor.fc1.weight is {arrays['sensor.fc1.weight'].shape}, not a matrix")
     weight = arrays["sensor.fc1.weight"].astype(np.float64)
     bias = arrays["sensor.fc1.bias"] - weight.sum(axis=1) * (MEAN / STD)
     changed = {

@@ -45,7 +45,7 @@ def evaluate(
         When there are no images, or images, labels and network do not belong together.
     """
     loss_sum, correct, images, full = 0.0, 0, 0, 0
-    for image, label in map(_image_and_label, batches):
+    for image, label in map(image_and_label, batches):
         count = len(image)
         if not count:
             continue
@@ -61,7 +61,14 @@ def evaluate(
     return Scores(loss_sum / images, correct / images, images)
 
 
-def _image_and_label(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+def image_and_label(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return images float32 (N, C, H, W) and labels int64 (N,) of what a loader yields.
+
+    Raises
+    ------
+    UserError
+        When it is no pair of such arrays.
+    """
     try:
         image, label = _array(batch[0]), _array(batch[1])
     except (TypeError, IndexError, KeyError) as error:
@@ -74,6 +81,14 @@ def _image_and_label(batch: Any) -> tuple[np.ndarray, np.ndarray]:
             "needed are (N, C, H, W) and (N,)"
         )
     return image.astype(np.float32, copy=False), label.reshape(-1).astype(np.int64)
+
+
+def check_labels(label: np.ndarray, classes: int) -> None:
+    """Raise UserError when a label is none of the network's classes."""
+    if label.min() < 0 or label.max() >= classes:
+        raise UserError(
+            f"labels from {label.min()} to {label.max()} for a network of {classes} classes"
+        )
 
 
 def _array(value: Any) -> np.ndarray:
@@ -113,11 +128,7 @@ def _last_line(error: BaseException) -> str:
 
 def _cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Return the cross-entropy (N,) in nats in float64."""
-    classes = logits.shape[1]
-    if label.min() < 0 or label.max() >= classes:
-        raise UserError(
-            f"labels from {label.min()} to {label.max()} for a network of {classes} classes"
-        )
+    check_labels(label, logits.shape[1])
     logits = logits.astype(np.float64)
     top = logits.max(axis=1)
     with np.errstate(invalid="ignore"):  # not finite in, not finite out: for the caller to judge

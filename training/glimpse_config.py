@@ -136,6 +136,8 @@ class GlimpseConfig(RunConfig):
         check_least(self, 1, "rollouts", "image_size", "rollouts_eval", "eval_seeds", "plot_images")
         check_least(self, 0, "first_radius", "reinforce_weight", "baseline_weight", "plot_freq")
         check_least(self, 0, "intermediate_weight", "plot_epoch")
+        if not self.first_radius <= 1:
+            raise UserError(f"--first-radius {self.first_radius}: must be 0 to 1")
         if not 0 <= self.valid_fraction < 1:
             raise UserError(f"--valid-fraction {self.valid_fraction}: must be 0 or more, below 1")
         if self.std_sweep and not self.holds_out():

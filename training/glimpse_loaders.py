@@ -19,7 +19,7 @@ from training.rollouts import Draw
 
 EVAL_BATCH = 500
 # What a run folder says of a file in it, beside its network.
-KNOWN = ("model", "dataset", "image_size", "std", "std_final")
+KNOWN = ("model", "dataset", "image_size", "std", "std_final", "first_radius")
 
 
 class Opened(NamedTuple):
@@ -31,9 +31,9 @@ class Opened(NamedTuple):
     config: GlimpseConfig
     task: GlimpseTask
 
-    def draw(self, config: GlimpseConfig) -> Draw:
-        """Return draws with the file's deviation of the policy."""
-        return Draw(self.net.spec.num_glimpses, self.config.final_std, config.first_radius)
+    def draw(self) -> Draw:
+        """Return draws with the policy and the first locations that the file was trained with."""
+        return Draw(self.net.spec.num_glimpses, self.config.final_std, self.config.first_radius)
 
 
 def load_data(config: GlimpseConfig) -> GlimpseTask:

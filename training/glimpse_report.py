@@ -127,7 +127,7 @@ def print_report(opened: Opened, config: GlimpseConfig) -> None:
         opened.control,
         test_batches(opened.task),
         opened.contexts,
-        opened.draw(config),
+        opened.draw(),
         config.rollouts_eval,
         config.eval_seeds,
     )

@@ -69,7 +69,15 @@ def keeper(
     draw: Draw,
     class_names: Sequence[str],
 ) -> Callable[[Any, int], None]:
-    """Return what a training calls after each epoch: some are kept, and shown by TensorBoard."""
+    """Return what a training calls after each epoch: some are kept, and shown by TensorBoard.
+
+    Raises
+    ------
+    UserError
+        When the folder for TensorBoard cannot be made.
+    """
+    if config.log_dir:
+        _make(Path(config.log_dir))
 
     def keep(run: Any, epoch: int) -> None:
         if config.log_dir and epoch == 1:
@@ -84,13 +92,20 @@ def keeper(
 
 def _link(log_dir: Path, run_folder: Path) -> None:
     """Put a link to the run into the folder that TensorBoard is to look at."""
+    _make(log_dir)
     try:
-        log_dir.mkdir(parents=True, exist_ok=True)
         link = log_dir / run_folder.name
         if not link.exists():
             link.symlink_to(run_folder.resolve())
     except OSError as error:
         raise UserError(f"--log-dir {log_dir}: cannot put a link there: {error}") from None
+
+
+def _make(log_dir: Path) -> None:
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--log-dir {log_dir}: cannot make this folder: {error}") from None
 
 
 def save_view(run_folder: Path, epoch: int, path: GlimpsePath) -> None:
@@ -149,7 +164,7 @@ def write_pictures(path: GlimpsePath, output: Path) -> list[Path]:
 def draw_file(opened: Opened, config: GlimpseConfig, path: Path) -> None:
     """Draw where a saved file looks on the first test images, with mean locations."""
     shown = test_batches(opened.task).data.first(config.plot_images)
-    still = replace(opened.draw(config), std=0.0)
+    still = replace(opened.draw(), std=0.0)
     names = opened.task.dataset.class_names
     view = look(opened.net, opened.contexts[0], shown, still, names)
     output = Path(config.output or path.parent) / f"{path.stem}_glimpses"

@@ -15,7 +15,7 @@ import numpy as np
 
 from training.engine import Measured, Part
 from training.errors import UserError
-from training.evaluation import Scores
+from training.evaluation import Scores, check_labels, image_and_label
 
 MAX_ROWS = 4096  # rollouts that are evaluated at once
 
@@ -126,7 +126,8 @@ def score_rollouts(
     net
         Network that gives logits (B, R, T, classes) first.
     batches
-        Of training.batches.Batch; the last may be short.
+        `training.batches.Batch` objects, or (image, label) pairs as a gluon ``DataLoader`` yields
+        them. The last may be short.
     contexts
         The first one computes.
     draw
@@ -139,13 +140,16 @@ def score_rollouts(
     Raises
     ------
     UserError
-        When there are no images.
+        When there are no images, or images, labels and network do not belong together.
     """
     loss, images = 0.0, 0
     right: np.ndarray = np.zeros(0)
-    for number, batch in enumerate(batches):
-        log_probs = _log_probabilities(net, batch.image, contexts[0], draw, rollouts, number)
-        label, count = batch.label, len(batch.label)
+    for number, (image, label) in enumerate(map(image_and_label, batches)):
+        count = len(label)
+        if not count:
+            continue
+        log_probs = _log_probabilities(net, image, contexts[0], draw, rollouts, number)
+        check_labels(label, log_probs.shape[3])
         hits = log_probs.argmax(axis=3) == label[:, None, None]  # (B, R, T)
         last = log_probs[:, :, -1]  # (B, R, classes)
         loss -= float(np.take_along_axis(last, label[:, None, None], 2).mean(axis=1).sum())
