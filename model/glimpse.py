@@ -87,6 +87,8 @@ class Retina:
         A level with windows of ``w`` pixels is (C, H + w + 1, W + w + 1): its first and last rows
         and columns are windows next to the image, which see only padding.
         """
+        # MXNet crashes in an eager backward pass to a padding whose own gradient is blocked.
+        image = F.BlockGrad(image)
         levels = []
         for window in self._windows():
             level = F.pad(
@@ -124,7 +126,7 @@ class Retina:
         x, y = (
             F.floor(F.clip((axis + 1) * (0.5 * length), 0, length))
             for axis, length in zip(
-                F.split(location, num_outputs=2, axis=1), (self.width, self.height)
+                F.split(F.BlockGrad(location), num_outputs=2, axis=1), (self.width, self.height)
             )
         )  # (M, 1) each: the centre's column and row
         sizes = [
