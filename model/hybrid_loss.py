@@ -126,8 +126,8 @@ class HybridLoss(nn.HybridBlock):
         """
         spec = self.net.spec
         first = spec.policy_steps.start
-        if first >= spec.num_glimpses:
-            return F.zeros_like(_last(F, reward))
+        if first >= spec.num_glimpses:  # Gluon wants every input in use
+            return F.broadcast_mul(_last(F, reward), F.reshape(F.zeros_like(std), shape=(1, 1)))
 
         def chosen(x: Any) -> Any:
             return F.slice_axis(x, axis=2, begin=first, end=spec.num_glimpses)

@@ -136,9 +136,9 @@ class RecurrentAttention(nn.HybridBlock):
             hiddens.append(hidden)
         hidden = F.stack(*hiddens, axis=1)  # (M, T, hidden)
         baseline = F.reshape(self.baseliner(F.BlockGrad(hidden)), shape=(0, 0))
-        if spec.num_glimpses == 1:  # Gluon's trainer wants a gradient of what nobody asks, too
-            unused = self.locator(F.BlockGrad(hiddens[0]))
-            baseline = baseline + 0 * F.sum(unused, axis=1, keepdims=True)
+        if spec.num_glimpses == 1:  # Gluon wants inputs and parameters in use, and gradients of all
+            unused = 0 * self.locator(F.BlockGrad(hiddens[0])) + F.zeros_like(steps[0])
+            baseline = baseline + F.sum(unused, axis=1, keepdims=True)
         results = [self.classifier(hidden), baseline]
         results += [F.stack(*parts, axis=1) for parts in (means, samples, locations)]
         return tuple(_by_image(F, result, first_location) for result in results)
