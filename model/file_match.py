@@ -16,8 +16,8 @@ from bridge.param_file import PathLike
 from bridge.weight_file import read_weight_shapes
 from model.dialects import HEAD, WIRINGS, describe, detect_dialect, rename
 
-# Attributes that hold the classifier, in this project's networks and in gluoncv's.
-CLASS_LAYERS = ("fc", "output")
+# Where networks have their classifier: attention networks, other Gluon networks, glimpse models.
+CLASS_LAYERS = ("fc", "output", "classifier.fc")
 SHOWN = 3  # names listed per kind of mismatch
 
 _MODULE = re.compile(r"attention_module(\d+)(?:_\d+)?\.")
@@ -45,7 +45,7 @@ def class_names(arrays: Mapping[str, np.ndarray], parameters: Parameters) -> tup
     return tuple(
         name
         for name, parameter in parameters.items()
-        if name.split(".")[0] in CLASS_LAYERS
+        if name.rpartition(".")[0] in CLASS_LAYERS
         and name in arrays
         and not fits(parameter.shape, arrays[name].shape)
         and fits((0, *parameter.shape[1:]), arrays[name].shape)
