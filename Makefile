@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train test lint types format bench board gpu test-gpu-install lock setup clean
+.PHONY: help train train-glimpse test lint types format bench board gpu test-gpu-install lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
 PYTHON ?=
@@ -19,6 +19,9 @@ train: setup  ## train a small Attention-56 on the embedded images, within minut
 	@run=$(RUN_DIR); n=1; while [ -e "$$run" ]; do n=$$((n + 1)); run=$(RUN_DIR)-$$n; done; \
 	set -x; $(VENV)/bin/python train_cifar.py $(TRAIN_ARGS) --run-dir "$$run"
 
+train-glimpse: setup  ## train the glimpse model on embedded handwritten digits, within minutes
+	$(VENV)/bin/python train_mnist_glimpse.py --dataset digits
+
 test: setup  ## run the tests (real data: ATTENTION_DATA=FOLDER; a part: PYTEST_ARGS=tests/test_x.py)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
@@ -33,8 +36,8 @@ format: setup  ## format the code, and mend what can be mended without thought
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
 
-bench: setup  ## measure the input pipeline and the training speed
-	@for file in benchmarks/*.py; do (set -x; $(VENV)/bin/python "$$file") || exit 1; done
+bench: setup  ## measure input pipeline, training speed and, against PyTorch, the glimpse model
+	@failed=0; for file in benchmarks/bench_*.py; do (set -x; $(VENV)/bin/python "$$file") || failed=1; done; exit $$failed
 
 board: setup  ## show the curves of all runs in TensorBoard (PORT=6006)
 	$(VENV)/bin/python -m tensorboard.main --logdir runs --port $(PORT)
@@ -52,5 +55,5 @@ setup:  ## only set up .venv
 	@.ci/setup.sh cpu $(VENV)
 
 clean:  ## remove the environments and caches; runs stay
-	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock .venv-torch .venv-torch.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
