@@ -82,7 +82,7 @@ def test_going_on_equals_never_having_stopped(
     first = Training(optimizer, contexts)
     for seed in range(3):
         first.step(seed)
-    progress = Progress(1, 2, 3, 18, 1.25, 7.5, 0.1, 9.75, 0.5, 1, 2, {"note": "x"})
+    progress = Progress(1, 2, 3, 18, 1.25, 7.5, 0.1, 9.75, 0.5, 1, 2, {"reward": 2.5}, 1, 3)
     save_state(tmp_path, first.net, first.trainer, progress)
     second = Training(optimizer, contexts)
     loaded, arrays, meta = load_state(tmp_path)
