@@ -137,6 +137,20 @@ def test_searches_data_then_gluon_without_a_folder(tiny: TinyCifar, tmp_path: Pa
         cifar.load_cifar("cifar10", download=False)
 
 
+def test_coarse_labels_have_a_name_of_their_own(tiny: TinyCifar, tmp_path: Path) -> None:
+    tiny.write(tmp_path, "cifar100", "bin")
+    fine, coarse = (
+        datasets.load_dataset(name, str(tmp_path), download=False)
+        for name in ("cifar100", "cifar100-coarse")
+    )
+    assert [(d.name, d.classes) for d in (fine, coarse)] == [
+        ("cifar100", 100),
+        ("cifar100-coarse", 20),
+    ]
+    np.testing.assert_array_equal(fine.train.images, coarse.train.images)
+    np.testing.assert_array_equal(coarse.test.labels, tiny.records["cifar100"]["test.bin"][:, 0])
+
+
 def test_coarse_labels(tiny: TinyCifar, tmp_path: Path) -> None:
     tiny.write(tmp_path, "cifar100", "bin")
     dataset = load("cifar100", tmp_path, coarse=True)

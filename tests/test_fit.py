@@ -24,9 +24,10 @@ from training.datasets import Dataset, ImageData
 from training.engine import Scores, Updater, evaluate
 from training.errors import UserError
 from training.interruption import Interruption
-from training.loaders import IMAGENET_MEAN, build_loaders
+from training.loaders import build_loaders
 from training.metrics import read_metrics
 from training.optimizer import build_trainer
+from training.preprocessing import IMAGENET_MEAN
 from training.record import Run
 from training.train_config import TrainConfig
 

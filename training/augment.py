@@ -1,4 +1,6 @@
-"""Batched image augmentation in NumPy: crop, flip, shift, cutout, normalisation, mixup, labels.
+"""Batched image augmentation in NumPy: crop, flip, shift, normalisation, mixup, labels.
+
+Colours are changed in ``colour.py``, rectangles cut out in ``cutout.py``.
 
 Every function is pure: it reads a whole batch, leaves its argument alone and returns a new array.
 Randomness comes only from the ``numpy.random.Generator`` handed in, and no draw depends on the
@@ -15,15 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from training.colour import colour_jitter
+from training.cutout import Range, cutout_square, random_erasing
 from training.errors import UserError
 
-Range = tuple[float, float]  # lowest and highest value
 CUTOUT_KINDS = ("none", "square", "erasing")
-
-# Rectangles are drawn again until one fits, several per image at once; a 32x32 image rarely needs a
-# second round, and an image into which nothing fits stays as it is after the last one.
-_ERASING_TRIES = 8
-_ERASING_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,16 @@ class Augmentation:
     Parameters
     ----------
     pad
-        Pixels of zero padding on each side before a random crop back to the original size; 0
-        switches it off.
+        Pixels of zero padding on each side before a random crop; 0: none.
+    crop_size
+        Edge of the random crop in pixels; 0: the size that the image has without the padding.
     flip
         Mirror each image left to right with probability 1/2.
     shift
         Largest shift as a fraction of height and width, in [0, 1); 0 switches it off.
+    jitter
+        Brightness, contrast and saturation are each scaled by 1 - jitter to 1 + jitter
+        (:func:`training.colour.colour_jitter`); 0 switches it off.
     cutout
         ``none``, ``square`` (:func:`cutout_square`) or ``erasing`` (:func:`random_erasing`).
     cutout_prob
@@ -60,8 +62,10 @@ class Augmentation:
     """
 
     pad: int = 4
+    crop_size: int = 0
     flip: bool = True
     shift: float = 0.0
+    jitter: float = 0.0
     cutout: str = "none"
     cutout_prob: float = 0.5
     cutout_size: int = 16
@@ -73,7 +77,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         checks = (
             ("pad", self.pad >= 0, "0 or more pixels"),
+            ("crop_size", self.crop_size >= 0, "0 (the image's size) or more pixels"),
             ("shift", 0 <= self.shift < 1, "a fraction of the image, 0 <= shift < 1"),
+            ("jitter", 0 <= self.jitter < 1, "0 (off) or more and less than 1"),
             ("cutout", self.cutout in CUTOUT_KINDS, "one of " + ", ".join(CUTOUT_KINDS)),
             ("cutout_prob", 0 <= self.cutout_prob <= 1, "a probability, 0 to 1"),
             ("cutout_size", self.cutout_size >= 1, "1 or more pixels"),
@@ -100,17 +106,21 @@ class Augmentation:
 def augment(
     images: np.ndarray, augmentation: Augmentation, mean: Sequence[float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Crop, shift, flip and cut out as ``augmentation`` says; uint8 (N, H, W, C) in and out.
+    """Crop, shift, flip, jitter and cut out as ``augmentation`` says; uint8 (N, H, W, C) in, out.
+
+    Height and width change where ``crop_size`` says so.
 
     The cutout comes last, on the image that the network sees. PistonY's script erases the padded
     40x40 image before the crop, so that there a part of the rectangle can be cropped away.
     """
-    if augmentation.pad:
-        images = pad_crop(images, augmentation.pad, rng)
+    if augmentation.pad or augmentation.crop_size:
+        images = pad_crop(images, augmentation.pad, rng, size=augmentation.crop_size)
     if augmentation.shift:
         images = random_shift(images, augmentation.shift, rng)
     if augmentation.flip:
         images = random_flip(images, rng)
+    if augmentation.jitter:
+        images = colour_jitter(images, augmentation.jitter, rng)
     if augmentation.cutout == "square":
         images = cutout_square(
             images, augmentation.cutout_size, mean, rng, prob=augmentation.cutout_prob
@@ -126,18 +136,38 @@ def augment(
     return images
 
 
-def pad_crop(images: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarray:
-    """Surround each (H, W) image with ``pad`` pixels of 0 and crop (H, W) at a random place.
+def pad_crop(
+    images: np.ndarray, pad: int, rng: np.random.Generator, *, size: int = 0
+) -> np.ndarray:
+    """Surround each (H, W) image with ``pad`` pixels of 0 and crop it at a random place.
 
-    All (2 * pad + 1) ** 2 places are equally likely. The padding is black in raw pixels, before the
-    normalisation, as in the usual Gluon scripts; padding with the mean (0 after the normalisation)
-    is a different augmentation.
+    The crop is (H, W), or (``size``, ``size``) where that is not 0. All places are equally likely.
+    The padding is black in raw pixels, before the normalisation, as in the usual Gluon scripts;
+    padding with the mean (0 after the normalisation) is a different augmentation.
+
+    Raises
+    ------
+    UserError
+        When the crop is larger than the padded image.
     """
     count, height, width, channels = images.shape
+    rows, columns = (size, size) if size else (height, width)
+    check_crop(size, pad, (height, width))
     padded = np.zeros((count, height + 2 * pad, width + 2 * pad, channels), images.dtype)
     padded[:, pad : pad + height, pad : pad + width] = images
-    top, left = rng.integers(0, 2 * pad + 1, (2, count))
-    return _crop(padded, top, left, height, width)
+    top = rng.integers(0, height + 2 * pad - rows + 1, count)
+    left = rng.integers(0, width + 2 * pad - columns + 1, count)
+    return _crop(padded, top, left, rows, columns)
+
+
+def check_crop(size: int, pad: int, shape: tuple[int, int]) -> None:
+    """Raise UserError when a crop of ``size`` is larger than an image (H, W) with its padding."""
+    largest = min(shape) + 2 * pad
+    if size > largest:
+        raise UserError(
+            f"a crop of {size}x{size} does not fit into images of {shape[0]}x{shape[1]} with "
+            f"{pad} pixels of padding; choose at most {largest}"
+        )
 
 
 def random_shift(images: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -170,84 +200,6 @@ def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     flipped = images.copy()
     flipped[chosen] = images[chosen, :, ::-1]
     return flipped
-
-
-def cutout_square(
-    images: np.ndarray,
-    size: int,
-    mean: Sequence[float],
-    rng: np.random.Generator,
-    *,
-    prob: float = 1.0,
-) -> np.ndarray:
-    """Fill a ``size`` x ``size`` square around a random pixel with the mean colour.
-
-    The border clips the square. ``mean`` is per channel in [0, 1] and is rounded to the nearest of
-    256 levels, so that the square is 0 after the normalisation up to that rounding. Source: DeVries
-    and Taylor 2017, https://arxiv.org/abs/1708.04552.
-    """
-    count, height, width, _ = images.shape
-    chosen = rng.random(count) < prob
-    rows = rng.integers(0, height, count) - size // 2
-    columns = rng.integers(0, width, count) - size // 2
-    colour = np.rint(np.asarray(mean) * 255).astype(images.dtype)
-    filled = images.copy()
-    for index in np.flatnonzero(chosen):
-        top, left = rows[index], columns[index]
-        filled[index, max(top, 0) : top + size, max(left, 0) : left + size] = colour
-    return filled
-
-
-def random_erasing(
-    images: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    prob: float = 0.5,
-    area: Range = (0.02, 0.4),
-    aspect: Range = (0.3, 1 / 0.3),
-) -> np.ndarray:
-    """Fill one random rectangle per image, with probability ``prob``, with one random grey.
-
-    The grey is 0 to 255, the same in all channels. Area (fraction of the image) and aspect ratio
-    (height / width) are uniform in their ranges, the corner is uniform over the image, and all four
-    are drawn again until the rectangle lies inside: large rectangles are therefore rarer than small
-    ones. Source: Zhong et al. 2017, https://arxiv.org/abs/1708.04896, with the constants of
-    PistonY's CIFAR script.
-    """
-    count, height, width, _ = images.shape
-    chosen = rng.random(count) < prob
-    grey = rng.integers(0, 256, count)
-    top, left, rows, columns = _rectangles(count, (height, width), area, aspect, rng)
-    erased = images.copy()
-    for index in np.flatnonzero(chosen):
-        y, x = top[index], left[index]
-        erased[index, y : y + rows[index], x : x + columns[index]] = grey[index]
-    return erased
-
-
-def _rectangles(
-    count: int, size: tuple[int, int], area: Range, aspect: Range, rng: np.random.Generator
-) -> np.ndarray:
-    """Top, left, rows, columns (4, count) of rectangles inside an image, or 0, 0, 0, 0."""
-    height, width = size
-    found = np.zeros((4, count), np.int64)
-    pending = np.arange(count)
-    for _ in range(_ERASING_ROUNDS):
-        shape = (_ERASING_TRIES, len(pending))
-        pixels = rng.uniform(*area, shape) * (height * width)
-        ratio = rng.uniform(*aspect, shape)
-        rows = np.sqrt(pixels * ratio).astype(np.int64)
-        columns = np.sqrt(pixels / ratio).astype(np.int64)
-        top = rng.integers(0, height, shape)
-        left = rng.integers(0, width, shape)
-        fits = (top + rows <= height) & (left + columns <= width)
-        done = np.flatnonzero(fits.any(axis=0))
-        first = fits.argmax(axis=0)[done]
-        found[:, pending[done]] = np.stack([top, left, rows, columns])[:, first, done]
-        pending = np.delete(pending, done)
-        if not len(pending):
-            break
-    return found
 
 
 def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

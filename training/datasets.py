@@ -1,22 +1,22 @@
 """What a data set is here, the names that ``--dataset`` knows, and the validation split.
 
-Reading order: this file, then ``cifar.py`` (CIFAR-10/100), ``mnist.py``, ``shapes.py`` and
-``digits.py`` (embedded), ``image_folder.py`` (a user's own images); ``digests.py`` and
-``download.py`` serve ``cifar.py`` and ``mnist.py``.
+Reading order: this file, then ``cifar.py`` (CIFAR-10/100), ``stl10.py``, ``mnist.py``,
+``shapes.py`` and ``digits.py`` (embedded), ``image_folder.py`` (a user's own images);
+``digests.py`` and ``download.py`` serve those that are downloaded.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
 
 from training.errors import UserError
 
-NAMES = ("cifar10", "cifar100", "shapes", "mnist", "digits")
+NAMES = ("cifar10", "cifar100", "cifar100-coarse", "stl10", "shapes", "mnist", "digits")
 FOLDER_PREFIX = "folder:"
 
 
@@ -110,16 +110,17 @@ def load_dataset(
     Parameters
     ----------
     name : str
-        ``cifar10``, ``cifar100`` (100 fine classes), ``mnist``, ``shapes`` and ``digits``
-        (embedded, need no file) or ``folder:PATH``
+        ``cifar10``, ``cifar100`` (100 fine classes), ``cifar100-coarse`` (the same images in 20
+        classes), ``stl10`` (96x96), ``mnist``, ``shapes`` and ``digits`` (embedded, need no file)
+        or ``folder:PATH``
         (:func:`training.image_folder.load_image_folder`).
     data_dir : str, optional
-        Where CIFAR or MNIST is; it must exist when given. Without it: ``./data``, then
+        Where CIFAR, STL-10 or MNIST is; it must exist when given. Without it: ``./data``, then
         ``$MXNET_HOME/datasets/<name>``, where Gluon keeps it.
     mirror : str, optional
         A URL or a local folder that holds the files to download; tried before the other places.
     download : bool
-        Whether CIFAR or MNIST may be downloaded when no file is found.
+        Whether CIFAR, STL-10 or MNIST may be downloaded when no file is found.
 
     Raises
     ------
@@ -127,10 +128,16 @@ def load_dataset(
         Unknown name, missing, damaged or unreachable data.
     """
     # Each reader imports the classes above, hence the imports inside.
-    if name in ("cifar10", "cifar100"):
+    if name in ("cifar10", "cifar100", "cifar100-coarse"):
         from training.cifar import load_cifar
 
-        return load_cifar(name, data_dir, mirror=mirror, download=download)
+        files, _, kind = name.partition("-")
+        data = load_cifar(files, data_dir, mirror=mirror, download=download, coarse=bool(kind))
+        return replace(data, name=name)
+    if name == "stl10":
+        from training.stl10 import load_stl10
+
+        return load_stl10(data_dir, mirror=mirror, download=download)
     if name == "mnist":
         from training.mnist import load_mnist
 

@@ -1,4 +1,4 @@
-"""Size and full digest of every file of CIFAR and MNIST that this project reads: one table.
+"""Size and full digest of every file of CIFAR, MNIST and STL-10 that this project reads: one table.
 
 Keys are ``<data set>/<file name>``. Sources:
 
@@ -6,6 +6,9 @@ Keys are ``<data set>/<file name>``. Sources:
           ``gluon/data/vision/datasets.py`` (sha1).
 [authors] the table on https://www.cs.toronto.edu/~kriz/cifar.html (md5 of the archives).
 [tv]      ``torchvision/datasets/cifar.py`` (md5 of the python batches).
+[tv-stl]  ``torchvision/datasets/stl10.py`` (md5); the sizes follow from the numbers of images that
+          the authors' page gives. Nobody here has read the real files: no sha256 but the next.
+[tfds]    ``url_checksums/stl10.txt`` of TensorFlow Datasets (size and sha256 of the archive).
 [keras]   ``keras/datasets/cifar10.py`` and ``cifar100.py`` (sha256 of the python archives).
 [ruby]    torchvision-ruby, ``cifar10.rb`` and ``cifar100.rb`` (sha256 of the binary version).
 
@@ -199,6 +202,19 @@ TABLE: dict[str, tuple[FileDigest, ...]] = {
             md5="eb9058c3a382ffc7106e4002c42a8d85",
         ),
     ),
+    # STL-10: md5 [tv-stl]; sha256 of the archive [tfds]. Images are 27,648 bytes, labels 1.
+    "stl10/stl10_binary.tar.gz": (
+        FileDigest(
+            2_640_397_119,
+            sha256="f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866",
+            md5="91f7769df0f17e558f3565bffb0c7dfb",
+        ),
+    ),
+    "stl10/train_X.bin": (FileDigest(138_240_000, md5="918c2871b30a85fa023e0c44e0bee87f"),),
+    "stl10/train_y.bin": (FileDigest(5_000, md5="5a34089d4802c674881badbb80307741"),),
+    "stl10/test_X.bin": (FileDigest(221_184_000, md5="7f263ba9f9e0b06b93213547f721ac82"),),
+    "stl10/test_y.bin": (FileDigest(8_000, md5="36f9794fa4beb8a2c72628de14fa638e"),),
+    "stl10/unlabeled_X.bin": (FileDigest(2_764_800_000, md5="5242ba1fed5e4be9e1e742405eb56ca4"),),
     # MNIST: sha1 of the .gz [gluon]; the rest computed from files with these sha1.
     "mnist/train-images-idx3-ubyte.gz": (
         FileDigest(

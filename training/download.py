@@ -26,6 +26,7 @@ MNIST_URLS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist",
     "https://storage.googleapis.com/cvdf-datasets/mnist",
 )
+STL10_URL = "https://ai.stanford.edu/~acoates/stl10"
 GLUON_URL = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com"
 
 
@@ -40,12 +41,12 @@ class DownloadFailed(Exception):
 def candidates(dataset: str, file_name: str, mirror: Optional[str] = None) -> list[str]:
     """Where to look for a file, in order: mirror, the authors' page, Gluon's repository.
 
-    MNIST has two public copies in place of the authors' page.
+    MNIST has two public copies in place of the authors' page; Gluon does not keep STL-10.
 
     Parameters
     ----------
     dataset : str
-        ``cifar10``, ``cifar100`` or ``mnist``: Gluon's folder name.
+        ``cifar10``, ``cifar100`` or ``mnist``: Gluon's folder name; or ``stl10``.
     file_name : str
         Name of the file.
     mirror : str, optional
@@ -62,11 +63,10 @@ def candidates(dataset: str, file_name: str, mirror: Optional[str] = None) -> li
         The mirror has another scheme, or is a local folder that does not exist.
     """
     gluon = os.environ.get("MXNET_GLUON_REPO") or GLUON_URL
-    published = MNIST_URLS if dataset == "mnist" else (AUTHORS_URL,)
-    places = [
-        *(f"{url}/{file_name}" for url in published),
-        f"{gluon.rstrip('/')}/gluon/dataset/{dataset}/{file_name}",
-    ]
+    published = {"mnist": MNIST_URLS, "stl10": (STL10_URL,)}.get(dataset, (AUTHORS_URL,))
+    places = [f"{url}/{file_name}" for url in published]
+    if dataset != "stl10":
+        places.append(f"{gluon.rstrip('/')}/gluon/dataset/{dataset}/{file_name}")
     if mirror is None:
         return places
     try:

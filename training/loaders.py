@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from training.augment import check_crop
 from training.batches import EvalBatches, TrainBatches
 from training.datasets import Dataset, ImageData, load_dataset, split_validation
 from training.errors import UserError
 from training.fit import Loaders
 from training.label_noise import add_label_noise
-from training.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from training.preprocessing import FIGURES
 from training.train_config import TrainConfig
 
 EVAL_BATCH = 128
@@ -34,8 +35,10 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
     Raises
     ------
     UserError
-        When fewer training images are left than one batch needs.
+        When fewer training images are left than one batch needs, or a crop is larger than they.
     """
+    _, height, width, _ = dataset.train.images.shape
+    check_crop(config.crop_size, config.pad, (height, width))
     dataset = normalized(dataset, config.normalization)
     rest, valid = dataset.train, None
     if config.valid_count:
@@ -63,9 +66,10 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
 
 def normalized(dataset: Dataset, normalization: str) -> Dataset:
     """Return the data set with the mean and std that `normalization` names."""
-    if normalization == "dataset":
+    if normalization not in FIGURES:
         return dataset
-    return replace(dataset, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    mean, std = FIGURES[normalization]
+    return replace(dataset, mean=mean, std=std)
 
 
 def evaluation_batches(data: ImageData, dataset: Dataset) -> EvalBatches:

@@ -20,6 +20,12 @@ PREPROCESSING_FILE = "preprocessing.json"
 # What torchvision and Gluon's model zoo use; the first files of PistonY were trained with these.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of CIFAR-10, the standard deviations those of single images on average. The RAM-ResNet repository,
+# like bearpaw's, takes them for every data set.
+RAM_MEAN = (0.4914, 0.4822, 0.4465)
+RAM_STD = (0.2023, 0.1994, 0.2010)
+# Beside the data set's own, by the name of the setting `normalization`.
+FIGURES = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "ram": (RAM_MEAN, RAM_STD)}
 IMAGENET_CROP = 0.875  # 224 of 256 pixels
 CIFAR_SIZE = 32
 
@@ -110,6 +116,7 @@ def preprocessing_of(path: Path, config: Any) -> Preprocessing:
 
         data = open_dataset(config)
         known = Preprocessing(data.train.images.shape[1], data.mean, data.std, data.class_names)
-    if config.normalization == "imagenet":
-        known = replace(known, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    if config.normalization in FIGURES:
+        mean, std = FIGURES[config.normalization]
+        known = replace(known, mean=mean, std=std)
     return known

@@ -14,7 +14,7 @@ from training.errors import UserError
 from training.run_config import RunConfig, check_least
 
 INITIALIZERS = ("msra", "xavier")
-NORMALIZATIONS = ("dataset", "imagenet")
+NORMALIZATIONS = ("dataset", "imagenet", "ram")
 # Those of model.attention_module, which `training` does not import.
 WIRINGS = ("legacy", "paper")
 LEARNINGS = ("arl", "nal")
@@ -37,7 +37,9 @@ class ClassifierConfig(RunConfig):
         None, "activation of the masks; default: the network's", choices=ATTENTIONS
     )
     normalization: str = option(
-        "dataset", "mean and std: the data set's own, or ImageNet's", choices=NORMALIZATIONS
+        "dataset",
+        "mean and std: the data set's own, ImageNet's, or those of the RAM-ResNet repository",
+        choices=NORMALIZATIONS,
     )
     init: str = option("msra", "initializer of convolutions", choices=INITIALIZERS)
 
@@ -94,7 +96,9 @@ class TrainConfig(ClassifierConfig):
     """
 
     dataset: str = option(
-        "cifar10", "cifar10, cifar100, shapes (embedded) or folder:PATH (your own images)"
+        "cifar10",
+        "cifar10, cifar100, cifar100-coarse, stl10, shapes (embedded) or folder:PATH (your own "
+        "images)",
     )
     train_count: int = option(0, "use only this many training images; 0: all")
     label_noise: float = option(
@@ -104,7 +108,9 @@ class TrainConfig(ClassifierConfig):
         metavar="CLEAN_RATIO",
     )
     pad: int = option(4, "pixels of padding before the random crop; 0: no crop")
+    crop_size: int = option(0, "edge of the random crop in pixels; 0: as large as the image")
     shift: float = option(0.0, "largest random shift, as a fraction of the image")
+    jitter: float = option(0.0, "strength of random brightness, contrast and saturation; 0: none")
     cutout: str = option("erasing", "cutout", choices=CUTOUT_KINDS)
     cutout_prob: float = option(0.5, "probability of the cutout per image")
     cutout_size: int = option(16, "edge of the square cutout in pixels")
@@ -124,8 +130,10 @@ class TrainConfig(ClassifierConfig):
         """Return the part of the configuration that says what is done to a training batch."""
         return Augmentation(
             pad=self.pad,
+            crop_size=self.crop_size,
             flip=self.flip,
             shift=self.shift,
+            jitter=self.jitter,
             cutout=self.cutout,
             cutout_prob=self.cutout_prob,
             cutout_size=self.cutout_size,
