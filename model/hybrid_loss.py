@@ -137,13 +137,11 @@ class HybridLoss(nn.HybridBlock):
         squares = F.broadcast_div(F.square(deviation), 2 * F.square(std))
         log_pi = -F.sum(F.broadcast_add(squares, F.log(std) + 0.5 * LOG_TWO_PI), axis=3)
         steps = spec.num_glimpses
-        before = F.slice_axis(rollouts.baselines, axis=2, begin=0, end=max(steps - 1, 1))
+        baselines = F.BlockGrad(rollouts.baselines)
+        before = F.slice_axis(baselines, axis=2, begin=0, end=max(steps - 1, 1))
         if first == 0 and steps > 1:
-            before = F.concat(
-                F.slice_axis(rollouts.baselines, axis=2, begin=0, end=1), before, dim=2
-            )
-        advantage = F.BlockGrad(chosen(reward) - before)
-        return F.sum(-log_pi * advantage, axis=2)
+            before = F.concat(F.slice_axis(baselines, axis=2, begin=0, end=1), before, dim=2)
+        return F.sum(-log_pi * (chosen(reward) - before), axis=2)
 
 
 def _last(F: Any, x: Any) -> Any:

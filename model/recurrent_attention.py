@@ -124,7 +124,7 @@ class RecurrentAttention(nn.HybridBlock):
                 if spec.gaze == "noise":
                     mean = F.zeros_like(mean)
                 # Without BlockGrad the noise would cancel and the policy have no gradient at all.
-                sample = F.BlockGrad(mean + steps[step])
+                sample = F.BlockGrad(mean) + steps[step]
             tanh = spec.squash == "tanh" and spec.gaze == "policy"
             squashed = F.tanh(sample) if tanh else F.clip(sample, -1, 1)
             location = squashed if step or spec.first_location != "given" else first
@@ -156,7 +156,7 @@ class RecurrentAttention(nn.HybridBlock):
             mean = F.take(self.context(F.Flatten(small)), index)
         if self.spec.gaze == "noise":
             mean = F.zeros_like(mean)
-        return mean, F.BlockGrad(mean + noise)
+        return mean, F.BlockGrad(mean) + noise
 
 
 def _image_index(F: Any, image: Any, places: Any) -> Any:
