@@ -96,7 +96,8 @@ def test_scores_count_every_image_once(
     rollouts: int, max_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_ROWS", max_rows)
-    draw, net, seen = Draw(STEPS, 0.1, seed=3), Fake(), []
+    draw, net = Draw(STEPS, 0.1, seed=3), Fake()
+    seen: list[int] = []
     scores = score_rollouts(net, batches_of(23, 8), CPU, draw, rollouts, seen.append)
     assert seen == [8, 8, 7]
     assert sum(net.rows) == 23 * rollouts
