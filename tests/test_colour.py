@@ -84,5 +84,5 @@ def test_small_crops_take_every_place_of_the_padded_image() -> None:
     assert crops.shape == (4000, 3, 3, 1)
     windows = {padded[y : y + 3, x : x + 3].tobytes() for y in range(6) for x in range(6)}
     assert {np.ascontiguousarray(crop[:, :, 0]).tobytes() for crop in crops} == windows
-    with pytest.raises(UserError, match="9x9 does not fit into images of 6x6 with 1 .* at most 8"):
+    with pytest.raises(UserError, match=r"9x9 does not fit into images of 6x6 with 1 .* at most 8"):
         pad_crop(image, 1, np.random.default_rng(0), size=9)
