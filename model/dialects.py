@@ -5,6 +5,8 @@
 - ``gluoncv``: gluoncv's ``residual_attentionnet.py``, which puts every group into a sequence.
 - ``torch``: tengshaofeng/ResidualAttentionNetwork-pytorch (see `model.foreign_names`).
 - ``hao``: haoxintong/ResidualAttentionNetwork-Gluon; read, but not written.
+- ``resnet``: this project's CIFAR ResNets; ``torch-resnet``: zhongshsh/RAM's and bearpaw's (see
+  `model.resnet_names`).
 
 A file of one dialect holds the weights that another one wants, under other names: here they are
 renamed, dict to dict, without MXNet. `tests/golden/*_attention*.json` list the names of each.
@@ -28,18 +30,28 @@ from model.foreign_names import (
     swap_children,
     to_torch,
 )
+from model.resnet_names import (
+    from_torch_resnet,
+    is_resnet,
+    is_torch_resnet,
+    resnet_depth,
+    to_torch_resnet,
+)
 
 T = TypeVar("T")
 
 HEAD, PRE, GLUONCV, TORCH, HAO = "head", "pre", "gluoncv", "torch", "hao"
+RESNET, TORCH_RESNET = "resnet", "torch-resnet"
 TITLES = {
     HEAD: "PistonY HEAD",
     PRE: "PistonY before 2018-10-15",
     GLUONCV: "gluoncv",
     TORCH: "tengshaofeng's PyTorch",
     HAO: "haoxintong's Gluon",
+    RESNET: "this project's",
+    TORCH_RESNET: "zhongshsh/RAM's PyTorch",
 }
-TARGETS = (HEAD, PRE, GLUONCV, TORCH)
+TARGETS = (HEAD, PRE, GLUONCV, TORCH, RESNET, TORCH_RESNET)
 # Wiring of the soft mask (see `model.attention_module`) in the code that a dialect belongs to.
 WIRINGS = {PRE: "legacy", GLUONCV: "legacy", TORCH: "legacy", HAO: "paper"}
 
@@ -59,8 +71,12 @@ _TRUNK_UNIT = re.compile(
 
 
 def detect_dialect(names: Iterable[str]) -> Optional[str]:
-    """Return a key of `TITLES`, or None when these are no such attention network."""
+    """Return a key of `TITLES`, or None when these are no such network."""
     known = list(names)
+    if is_resnet(known):
+        return RESNET
+    if is_torch_resnet(known):
+        return TORCH_RESNET
     if is_hao(known):
         return HAO
     dialect = None
@@ -82,7 +98,8 @@ def rename(tensors: Mapping[str, T], target: str) -> dict[str, T]:
         the classifier changes its shape, when it is an array or a shape: PyTorch has it as
         (classes, C), the others as (classes, C, 1, 1).
     target
-        One of `TARGETS`.
+        One of `TARGETS`. Of a CIFAR ResNet, ``torch`` and ``torch-resnet`` are PyTorch's names and
+        all others this project's.
 
     Returns
     -------
@@ -101,6 +118,9 @@ def rename(tensors: Mapping[str, T], target: str) -> dict[str, T]:
     source = detect_dialect(tensors)
     if source is None or source == target:
         return dict(tensors)
+    if source in (RESNET, TORCH_RESNET):
+        own = from_torch_resnet(tensors) if source == TORCH_RESNET else dict(tensors)
+        return to_torch_resnet(own) if target in (TORCH, TORCH_RESNET) else own
     head = _to_head(tensors, source)
     if target == PRE and pooled_twice(head):
         table = {new: old for old, new in OLD_CHILDREN.items()}
@@ -167,6 +187,8 @@ def describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def _title(shapes: Mapping[str, tuple[int, ...]]) -> str:
     dialect = detect_dialect(shapes)
+    if dialect in (RESNET, TORCH_RESNET):
+        return f"{TITLES[dialect]} ResNet-{resnet_depth(shapes)}"
     if dialect is not None:
         named = _to_head(shapes, dialect)
         # Three layers per unit of the trunk, the stem's and the classifier (36m + 20 in the paper).

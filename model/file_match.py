@@ -147,6 +147,8 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
     for name in list_models():
         spec = _spec(name)
         # Building a network takes long: those are built whose spec agrees as far as a spec tells.
+        if not getattr(spec, "may_fit", lambda _: True)(shapes):
+            continue
         if getattr(spec, "modules", ()) == modules and getattr(spec, "stem_channels", stem) == stem:
             plain = (getattr(spec, field, "") for field in ("wiring", "learning", "attention"))
             other = [given not in ("", w) for given, w in zip(plain, (wiring, "arl", "mixed"))]

@@ -14,12 +14,14 @@ from typing import Any, Callable, Optional
 
 from mxnet.gluon import nn
 
+from model.ram_resnet import FAMILY as RESNET
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.residual_attention_network import FAMILY as ATTENTION
 
-FAMILIES: dict[str, tuple[Any, Callable[..., nn.HybridBlock]]] = {**ATTENTION, **GLIMPSE}
+FAMILIES: dict[str, tuple[Any, Callable[..., nn.HybridBlock]]] = {**ATTENTION, **GLIMPSE, **RESNET}
 
 DEFAULT_CLASSES = 10
+LISTED, NEAREST = 40, 12  # names in a message: all up to so many, else only the nearest
 
 
 class ModelError(Exception):
@@ -94,4 +96,8 @@ def parameter_count(net: nn.HybridBlock) -> tuple[int, int]:
 def _unknown(what: str, given: str, available: list[str]) -> str:
     close = difflib.get_close_matches(str(given), available, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"unknown {what} {given!r}{hint} Available: {', '.join(available)}"
+    listed = ", ".join(available)
+    if len(available) > LISTED:
+        near = difflib.get_close_matches(str(given), available, n=NEAREST, cutoff=0.0)
+        listed = f"{', '.join(near)}, ... ({len(available)} in all, see list_models())"
+    return f"unknown {what} {given!r}{hint} Available: {listed}"
