@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
-from bridge.param_file import read_shapes
+from bridge.weight_file import read_weight_shapes
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
@@ -19,7 +19,7 @@ from training.train_config import ClassifierConfig
 
 C = TypeVar("C", bound=ClassifierConfig)
 # Settings that change the network; None leaves what its name says.
-OVERRIDES = ("wiring", "learning", "attention")
+OVERRIDES = ("wiring", "learning", "attention", "depth", "steps", "w_init", "b_init")
 # Settings that a parameter file's row in the index, or its run, answers.
 KNOWN = ("model", "dataset", "normalization", *OVERRIDES)
 
@@ -74,7 +74,7 @@ def prepare_classifier(
     networks.build(config, config.classes or 10)
     start = None if config.resume else config.finetune
     if start:
-        read_shapes(start)
+        read_weight_shapes(start)
     data = open_data(config)
     classes = config.classes or data.classes
     if classes < data.classes:
@@ -123,7 +123,7 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
 
     known = {**known_of(Path(path)), **given}
     contexts = choose_contexts(config.gpus)
-    found, classes = networks.find({name: shape for name, (shape, _) in read_shapes(path).items()})
+    found, classes = networks.find(read_weight_shapes(path))
     config = replace(
         config,
         model=known.get("model") or found or config.model,
