@@ -9,6 +9,9 @@
     python train_cifar.py --mask-score FILE                   how well masks find the object
     python train_cifar.py --help                              everything else
 
+The flags of zhongshsh/RAM work too (``--arch ram --dataset cifar100 --block-name bottleneck --depth
+164 --epochs 164 --schedule 81 122 --wd 1e-4 --info depth164``, and ``--resume FILE --e``).
+
 `test` can be imported: it scores any network of the project with any gluon ``DataLoader``.
 """
 
@@ -21,8 +24,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from training.config import option, parse_overrides
+from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.recipes import RECIPES, with_recipe
 from training.script import Prepared, Script, exit_code
+from training.seed_log import changed_settings, checkpoint_file, evaluation_lines
 from training.train_config import ClassifierConfig, TrainConfig
 
 PROG = "train_cifar.py"
@@ -34,6 +39,9 @@ class CifarConfig(TrainConfig):
 
     recipe: str = option(
         "pistony", "settings to start from; single flags change them", choices=tuple(RECIPES)
+    )
+    seed_format: bool = option(
+        False, "write log.txt, checkpoint.param and model_best.param as zhongshsh/RAM does"
     )
 
 
@@ -97,11 +105,28 @@ def test(
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    given = parse_overrides(CifarConfig, argv, PROG, __doc__)
+    return exit_code(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    given = _given(argv)
     from model.loading import LoadError
     from model.registry import ModelError
 
     return exit_code(lambda: _run(given, argv), ModelError, LoadError)
+
+
+def _given(argv: Sequence[str]) -> Mapping[str, Any]:
+    """Return the settings that a command line names, in our flags or in those of zhongshsh/RAM."""
+    given = parse_overrides(CifarConfig, translate_ram_flags(argv), PROG, __doc__)
+    note = note_on_ram_flags(argv)
+    if note:
+        print(note)
+    if given.get("resume") and is_ram_command(argv):
+        from training.record import read_config
+
+        return {**changed_settings(given, read_config(given["resume"])), "resume": given["resume"]}
+    return given
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
@@ -141,15 +166,21 @@ def networks() -> Any:
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
-    from training.classifier import open_classifier
+    from training.classifier import known_of, open_classifier
     from training.loaders import evaluation_batches, normalized, open_dataset
 
+    if config.seed_format:
+        path = checkpoint_file(path)
+        if not known_of(Path(path)):  # the authors' own file
+            given = {"normalization": "ram", **given}
     net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
     dataset = normalized(open_dataset(config), config.normalization)
     print(
         f"{path} ({status}): {config.model} on {dataset.name}, normalized by {config.normalization}"
     )
-    test(net, contexts, evaluation_batches(dataset.test, dataset))
+    scores = test(net, contexts, evaluation_batches(dataset.test, dataset))
+    if config.seed_format:
+        print(evaluation_lines(*scores))
     return 0
 
 

@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import numpy as np
@@ -17,8 +18,10 @@ from training import cifar, datasets
 from training.cifar_files import FORMATS, PIXELS
 from training.digests import TABLE, FileDigest
 from training.errors import UserError
+from training.preprocessing import preprocessing_of
 
 IMAGES = 20
+COARSE = cifar.CIFAR100_COARSE_CLASSES
 
 
 def records_of(name: str, seed: int) -> np.ndarray:
@@ -149,6 +152,15 @@ def test_coarse_labels_have_a_name_of_their_own(tiny: TinyCifar, tmp_path: Path)
     ]
     np.testing.assert_array_equal(fine.train.images, coarse.train.images)
     np.testing.assert_array_equal(coarse.test.labels, tiny.records["cifar100"]["test.bin"][:, 0])
+
+
+def test_coarse_classes_are_known_without_the_data() -> None:
+    for name, classes in (("cifar100", cifar.CIFAR100_CLASSES), ("cifar100-coarse", COARSE)):
+        known = preprocessing_of(
+            Path("x.param"), SimpleNamespace(dataset=name, normalization="ram")
+        )
+        assert known.class_names == classes
+        assert (known.size, known.std) == (32, (0.2023, 0.1994, 0.2010))
 
 
 def test_coarse_labels(tiny: TinyCifar, tmp_path: Path) -> None:

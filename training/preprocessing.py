@@ -108,9 +108,10 @@ def preprocessing_of(path: Path, config: Any) -> Preprocessing:
 
     if config.dataset == "imagenet":
         return Preprocessing(config.size, IMAGENET_MEAN, IMAGENET_STD, crop=IMAGENET_CROP)
-    if config.dataset in CLASS_NAMES:
-        mean, std = MEAN[config.dataset], STD[config.dataset]
-        known = Preprocessing(CIFAR_SIZE, mean, std, CLASS_NAMES[config.dataset][-1])
+    files, _, labels = config.dataset.partition("-")
+    if files in CLASS_NAMES and labels in ("", "coarse"):
+        names = CLASS_NAMES[files][0 if labels else -1]
+        known = Preprocessing(CIFAR_SIZE, MEAN[files], STD[files], names)
     else:
         from training.loaders import open_dataset
 

@@ -35,6 +35,7 @@ from training.metrics import (
     cut_back_metrics,
     metrics_row,
 )
+from training.seed_log import write_seed_files
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -169,6 +170,8 @@ class Run:
             self._board.epoch(row)
             self._board.flush()
             append_metrics(self.folder, row)
+            if self.config.get("seed_format"):
+                write_seed_files(self.folder)
         self.epoch = epoch
         for text in self._table.lines(row):
             print(text, flush=True)

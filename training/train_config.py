@@ -36,6 +36,14 @@ class ClassifierConfig(RunConfig):
     attention: Optional[str] = option(
         None, "activation of the masks; default: the network's", choices=ATTENTIONS
     )
+    depth: Optional[int] = option(
+        None, "layers of a CIFAR ResNet of any depth; default: the network's"
+    )
+    steps: Optional[int] = option(
+        None, "linear steps of a recurrent gate (ram); default: the network's"
+    )
+    w_init: Optional[float] = option(None, "first weights of a gate; default: the network's")
+    b_init: Optional[float] = option(None, "first offsets of a gate; default: the network's")
     normalization: str = option(
         "dataset",
         "mean and std: the data set's own, ImageNet's, or those of the RAM-ResNet repository",
