@@ -136,6 +136,7 @@ class ResNetSpec:
             and ("conv3.weight" in inner) == (self.block == "bottleneck")
             and ("bn1.gamma" in shapes) == (self.version == 1)
             and (GATE_TENSORS[self.attention] in inner if self.attention != "none" else not gated)
+            and ("gate.w" in inner) == (self.attention == "ram")
             and (self.attention != "ram" or has_steps)
             and (self.attention != "ram" or f"gate.bn{self.steps}.gamma" not in inner)
         )

@@ -125,7 +125,7 @@ def test_statistics_by_stage() -> None:
     with autograd.record():  # the gate is steep until its normalisation knows the deviation
         net(image)
     dead = net.layer3.units[1].gate.w
-    dead.set_data(mx.nd.zeros(dead.shape))
+    dead.set_data(mx.nd.full(dead.shape, 9e-4))
     statistics = gate_statistics(net, image)
     assert [statistics[f"gate_alive{k}"] for k in (1, 2, 3, "")] == [1, 1, 0.5, 128 / 160]
     gates = net.gates(image)
@@ -134,6 +134,17 @@ def test_statistics_by_stage() -> None:
     assert statistics["gate_mean3"] == pytest.approx(stage.mean(), rel=1e-5)
     assert statistics["gate_std3"] == pytest.approx(stage.std(axis=1).mean(), rel=1e-5)
     assert 0 < statistics["gate_std"] < 0.5
+
+
+def test_gates_are_those_of_their_units() -> None:
+    net = create_model("resnet20_ram", **THIN)
+    net.initialize()
+    for stage, index, unit in net.units():
+        unit.gate.b.set_data(mx.nd.full(unit.gate.b.shape, stage + index / 10))
+    for (stage, index), gate in net.gates(mx.nd.array(IMAGE)).items():
+        expected = 1 / (1 + np.exp(-(stage + index / 10)))
+        np.testing.assert_allclose(gate.asnumpy(), expected, rtol=1e-6)
+        assert gate.shape == (3, 4 * THIN["channels"][stage - 1])
 
 
 @pytest.mark.parametrize(
