@@ -21,9 +21,11 @@ def _net(
     net = create_model("attention56", classes=4, modules=modules, attention=attention, **THIN)
     net.initialize(mx.init.MSRAPrelu())
     assert isinstance(net, ResidualAttentionNetwork)
-    image = mx.nd.random.normal(shape=(8, 3, 16, 24))
-    with autograd.train_mode():
-        net(image)  # running statistics that are not 0 and 1
+    for name, parameter in net._collect_params_with_prefix().items():
+        if name.endswith("running_mean"):
+            parameter.set_data(mx.nd.random.normal(0, 0.1, shape=parameter.shape))
+        elif name.endswith("running_var"):
+            parameter.set_data(mx.nd.random.uniform(0.5, 2, shape=parameter.shape))
     return net
 
 
@@ -82,11 +84,19 @@ def test_maps_leave_network_and_gradients_alone() -> None:
     for name, parameter in _trained(net):
         np.testing.assert_array_equal(parameter.grad().asnumpy(), gradients[name], err_msg=name)
     _restore(net, state)
-    with autograd.train_mode():
-        net.attention_maps(image)  # not even then do running statistics move
     assert list(net._collect_params_with_prefix()) == names
     for name, parameter in net._collect_params_with_prefix().items():
         np.testing.assert_array_equal(parameter.data().asnumpy(), state[name], err_msg=name)
+
+
+def test_maps_use_the_running_statistics_even_while_training() -> None:
+    net = _net(modules=(1, 1, 1))
+    image = mx.nd.random.normal(shape=(2, 3, 16, 16))
+    expected = _by_hand(net, image)
+    with autograd.record():
+        found = net.attention_maps(image)
+    for name, mask in found.items():
+        np.testing.assert_allclose(mask.asnumpy(), expected[name], atol=1e-5, err_msg=name)
 
 
 def _trained(net: gluon.HybridBlock) -> list[tuple[str, gluon.Parameter]]:

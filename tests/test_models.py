@@ -58,8 +58,9 @@ def _calibrate(net: gluon.HybridBlock, image: mx.nd.NDArray) -> None:
         )
 
     set_momentum(0.0)
-    with autograd.train_mode():
-        net(image)
+    with autograd.record():
+        logits = net(image)
+    logits.backward()  # this, and not the forward pass, is where MXNet sets the statistics
     set_momentum(0.9)
 
 
