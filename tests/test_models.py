@@ -153,7 +153,10 @@ def test_gradients_equal_gluoncv_in_float64(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(
         "model.attention_module.upsample_like",
-        lambda F, low, high: F.contrib.BilinearResize2D(low, high, mode="like"),
+        # gluoncv's form. In `like` mode the backward pass writes without looking at its request.
+        lambda F, low, high: F.contrib.BilinearResize2D(
+            low, height=high.shape[2], width=high.shape[3]
+        ),
     )
     theirs, ours = cifar_residualattentionnet56(), create_model("attention56")
     _initialized(theirs)
