@@ -181,7 +181,11 @@ def test_cbam(maps: np.ndarray) -> None:
     y = maps * channel[:, :, None, None]
     both = np.pad(np.stack([y.max(1), y.mean(1)], 1), ((0, 0), (0, 0), (3, 3), (3, 3)))
     (weight,) = _p(gate, "spatial.weight")
-    windows = np.lib.stride_tricks.sliding_window_view(both, (7, 7), axis=(2, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        both,
+        (7, 7),
+        axis=(2, 3),  # type: ignore[call-overload]  # its stub takes one axis
+    )
     logits = np.einsum("nchwij,ocij->nohw", windows, weight) / np.sqrt(1 + 1e-5)
     found = gate(mx.nd.array(maps, dtype="float64")).asnumpy()
     np.testing.assert_allclose(found, y * _sigmoid(logits), rtol=1e-6, atol=1e-9)

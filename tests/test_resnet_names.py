@@ -91,7 +91,11 @@ def _convolve(x: np.ndarray, weight: np.ndarray, stride: int = 1) -> np.ndarray:
     size = weight.shape[2]
     pad = size // 2
     x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        x,
+        (size, size),
+        axis=(2, 3),  # type: ignore[call-overload]  # its stub takes one axis
+    )
     return np.einsum("nchwij,ocij->nohw", windows[:, :, ::stride, ::stride], weight)
 
 
