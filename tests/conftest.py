@@ -1,11 +1,13 @@
-"""Fixtures of all tests: seeds drawn from the test's name, and the folder of real data."""
+"""Fixtures of all tests: seeds drawn from the test's name, real data, writers of PyTorch files."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,3 +31,15 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("needs real data: set ATTENTION_DATA to a folder with cifar10/ and cifar100/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def torch_files() -> Any:
+    """The writers of PyTorch files in test_torch_file.py, which need no PyTorch."""
+    path = Path(__file__).with_name("test_torch_file.py")
+    spec = importlib.util.spec_from_file_location("torch_files", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -30,18 +29,6 @@ from model.residual_attention_network import (
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
-
-
-@pytest.fixture(scope="session")
-def torch_files() -> Any:
-    """The writers of PyTorch files in test_torch_file.py, which need no PyTorch."""
-    path = Path(__file__).with_name("test_torch_file.py")
-    spec = importlib.util.spec_from_file_location("torch_files", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def filled(net: Any, size: int = 32) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,6 @@ from model.loading import LoadError, load_parameters
 
 CHANNELS = (4, 8, 8)
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="module")
-def torch_files() -> Any:
-    """The writers of PyTorch files in test_torch_file.py, which need no PyTorch."""
-    path = Path(__file__).with_name("test_torch_file.py")
-    spec = importlib.util.spec_from_file_location("torch_files", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _saved(torch_files: Any, folder: Path, state: Arrays, form: str) -> Path:

@@ -5,7 +5,6 @@ The checkpoints are built here, in the format that PyTorch wrote in 2018, with r
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -23,18 +22,6 @@ from model.loading import LoadError, load_parameters
 from model.seed_checkpoint import POLICY_STD, from_seed
 
 MEAN, STD = 0.1307, 0.3081  # what the seed normalises MNIST with
-
-
-@pytest.fixture(scope="module")
-def torch_files() -> ModuleType:
-    """The writers of PyTorch's formats in test_torch_file.py."""
-    path = Path(__file__).with_name("test_torch_file.py")
-    spec = importlib.util.spec_from_file_location("torch_files_of_the_seed", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def weights(hidden_layer: bool, values: int = 64) -> OrderedDict[str, np.ndarray]:

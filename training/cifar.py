@@ -17,6 +17,7 @@ from training.datasets import Dataset, ImageData
 from training.digests import TABLE
 from training.download import DownloadFailed, candidates, exclusive, fetch
 from training.errors import UserError
+from training.places import base_folder, gluon_folder
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -112,22 +113,10 @@ def search_places(name: str, data_dir: Optional[str] = None) -> list[str]:
         ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
     """
     form = FORMATS[name]
-    base = os.path.expanduser(data_dir) if data_dir else "data"
-    if data_dir and not os.path.isdir(base):
-        state = "is not a folder" if os.path.exists(base) else "does not exist"
-        raise UserError(
-            f"the data folder {data_dir} {state}; expected a folder with {_expected_files(form)}, "
-            f"in itself or in {name}/ or datasets/{name}/. Create it to download {form.title} "
-            "there, or leave the option out"
-        )
+    expected = f"{_expected_files(form)}, in itself or in {name}/ or datasets/{name}/"
+    base = base_folder(data_dir, expected, form.title)
     places = [base, os.path.join(base, name), os.path.join(base, "datasets", name)]
     return places if data_dir else [*places, gluon_folder(name)]
-
-
-def gluon_folder(name: str) -> str:
-    """Where Gluon keeps the data set: ``$MXNET_HOME/datasets/<name>``, ``~/.mxnet`` by default."""
-    home = os.environ.get("MXNET_HOME") or os.path.join("~", ".mxnet")
-    return os.path.join(os.path.expanduser(home), "datasets", name)
 
 
 def _locate(form: Format, data_dir: Optional[str], mirror: Optional[str], download: bool) -> Source:

@@ -15,11 +15,11 @@ from typing import Optional
 
 import numpy as np
 
-from training.cifar import gluon_folder
 from training.datasets import Dataset, ImageData
 from training.digests import TABLE, mismatch
 from training.download import DownloadFailed, candidates, exclusive, fetch
 from training.errors import UserError
+from training.places import base_folder, gluon_folder
 
 # Images before labels, in the order train, test.
 FILES = (
@@ -77,14 +77,8 @@ def search_places(data_dir: Optional[str] = None) -> list[str]:
     UserError
         ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
     """
-    base = os.path.expanduser(data_dir) if data_dir else "data"
-    if data_dir and not os.path.isdir(base):
-        state = "is not a folder" if os.path.exists(base) else "does not exist"
-        raise UserError(
-            f"the data folder {data_dir} {state}; expected a folder with {_expected_files()}, in "
-            "itself or in mnist/, MNIST/raw/ or datasets/mnist/. Create it to download MNIST "
-            "there, or leave the option out"
-        )
+    expected = f"{_expected_files()}, in itself or in mnist/, MNIST/raw/ or datasets/mnist/"
+    base = base_folder(data_dir, expected, "MNIST")
     below = ("mnist", os.path.join("MNIST", "raw"), os.path.join("datasets", "mnist"))
     places = [base, *(os.path.join(base, name) for name in below)]
     return places if data_dir else [*places, gluon_folder("mnist")]

@@ -21,11 +21,11 @@ from typing import Any, Optional
 
 import numpy as np
 
-from training.cifar import gluon_folder
 from training.datasets import Dataset, ImageData, channel_statistics
 from training.digests import TABLE, Hasher
 from training.download import DownloadFailed, candidates, exclusive, fetch
 from training.errors import UserError
+from training.places import base_folder, gluon_folder
 
 CLASS_NAMES = (
     "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
@@ -121,14 +121,8 @@ def search_places(data_dir: Optional[str] = None) -> list[str]:
     UserError
         ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
     """
-    base = os.path.expanduser(data_dir) if data_dir else "data"
-    if data_dir and not os.path.isdir(base):
-        state = "is not a folder" if os.path.exists(base) else "does not exist"
-        raise UserError(
-            f"the data folder {data_dir} {state}; expected a folder with {_expected_files()}, in "
-            f"itself, in stl10/ or in {ARCHIVE_FOLDER}/. Create it to download STL-10 there, or "
-            "leave the option out"
-        )
+    expected = f"{_expected_files()}, in itself, in stl10/ or in {ARCHIVE_FOLDER}/"
+    base = base_folder(data_dir, expected, "STL-10")
     own = [base, os.path.join(base, "stl10"), os.path.join(base, "datasets", "stl10")]
     tops = own if data_dir else [*own, gluon_folder("stl10")]
     return [place for top in tops for place in (top, os.path.join(top, ARCHIVE_FOLDER))]
