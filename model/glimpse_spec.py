@@ -128,6 +128,7 @@ SPECS: dict[str, GlimpseSpec] = {
     ),
     "glimpse_mnist_242317": GlimpseSpec(reinforce_to_core=False, pad_value=SEED_PAD),
     "glimpse_translated": GlimpseSpec(**SIXTY),  # type: ignore[arg-type]
-    "glimpse_cluttered": GlimpseSpec(**SIXTY),  # type: ignore[arg-type]
-    "glimpse_cluttered8": GlimpseSpec(**SIXTY, num_glimpses=8),  # type: ignore[arg-type]
+    # With a core of 256 too, the training accuracy on cluttered stayed below the test accuracy.
+    "glimpse_cluttered": GlimpseSpec(**SIXTY, hidden_size=512),  # type: ignore[arg-type]
+    "glimpse_cluttered8": GlimpseSpec(**SIXTY, hidden_size=512, num_glimpses=8),  # type: ignore[arg-type]
 }
