@@ -31,11 +31,14 @@ class Networks(NamedTuple):
     load: Callable[..., Any]
     find: Callable[[Mapping[str, tuple[int, ...]]], tuple[Optional[str], int]]
 
-    def build(self, config: ClassifierConfig, classes: int) -> Any:
-        """Return the network that the settings describe, uninitialized."""
+    def build(self, config: ClassifierConfig, classes: int, **norms: Any) -> Any:
+        """Return the network that the settings describe, uninitialized.
+
+        `norms` are those of `training.devices.norm_arguments`.
+        """
         chosen = {name: getattr(config, name) for name in OVERRIDES}
         overrides = {name: value for name, value in chosen.items() if value is not None}
-        return self.create(config.model, classes, **overrides)
+        return self.create(config.model, classes, **overrides, **norms)
 
 
 def prepare_classifier(
@@ -66,12 +69,18 @@ def prepare_classifier(
     import mxnet as mx
     import numpy as np
 
-    from training.devices import choose_contexts, hybridize_options, use_precision
+    from training.devices import (
+        choose_contexts,
+        hybridize_options,
+        norm_arguments,
+        use_precision,
+    )
     from training.optimizer import build_trainer, freeze_except, initializer
 
     contexts = choose_contexts(config.gpus)
     # Looked at before the data is loaded, so that a wrong name does not first download a data set.
-    networks.build(config, config.classes or 10)
+    norms = norm_arguments(config.sync_batch_norm, contexts)
+    networks.build(config, config.classes or 10, **norms)
     start = None if config.resume else config.finetune
     if start:
         read_weight_shapes(start)
@@ -83,7 +92,7 @@ def prepare_classifier(
     use_precision(config.precision, contexts)
     np.random.seed(config.seed)  # the initializers of MXNet draw from both
     mx.random.seed(config.seed)
-    net = networks.build(config, classes)
+    net = networks.build(config, classes, **norms)
     net.initialize(initializer(config.init), ctx=contexts)
     if start:
         status = networks.load(net, start, contexts, allow_classes_mismatch=True)

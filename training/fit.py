@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from training.checkpoint import (
     save_parameters,
     save_state,
 )
+from training.distributed import ALONE, Group
 from training.engine import (
     EpochHooks,
     Scores,
@@ -36,6 +38,7 @@ from training.progress import DurationNote, ProgressBar
 from training.record import Run
 from training.run_config import RunConfig
 from training.schedules import schedule_of
+from training.shared_steps import Agreement, evaluate_together, statistics_everywhere
 from training.task import Loaders, Method, Task
 
 __all__ = ["Fit", "Loaders", "Method", "Result", "Task"]
@@ -65,12 +68,17 @@ class Fit:
         Open record; ``last.param``, ``best.param`` and ``resume.state`` go to its folder.
     progress
         A fresh `Progress`, or the restored one.
+    group
+        The workers that train together; the first one keeps the record.
     """
 
-    def __init__(self, task: Task, config: RunConfig, run: Run, progress: Progress) -> None:
+    def __init__(
+        self, task: Task, config: RunConfig, run: Run, progress: Progress, group: Group = ALONE
+    ) -> None:
         self.net, self.trainer, self.contexts = net, trainer, contexts = task[:3]
         self.loaders, self.method = task.loaders, task.method
         self.config, self.run, self.progress = config, run, progress
+        self.group, self._writes = group, not group.rank
         self.updater = Updater(
             net,
             trainer,
@@ -78,6 +86,7 @@ class Fit:
             config.micro_batch,
             self.method.objective,
             config.clip_gradient,
+            group,
         )
         self.average = WeightAverage(net, config.ema) if config.ema else None
         if self.average and progress.step:
@@ -86,6 +95,7 @@ class Fit:
         self._saved = self._begun = time.monotonic()
         self._duration = DurationNote()
         self._stop: Callable[[], bool] = lambda: False
+        self._agreement = Agreement(group, lambda: self._stop(), self._due)
 
     def run_epochs(self) -> Result:
         """Train to the end, or until a signal; the folder can be resumed from in either case.
@@ -110,9 +120,10 @@ class Fit:
                     scores = self._finish_epoch() or scores
                 except Interrupted:
                     self._save()
-                    return Result(progress, scores, interruption.signal)
-                if interruption.stop() and progress.epoch < self.config.epochs:
-                    return Result(progress, scores, interruption.signal)
+                    return Result(progress, scores, interruption.signal or signal.SIGTERM)
+                if self.group.any(interruption.stop()) and progress.epoch < self.config.epochs:
+                    # None when another worker was asked to stop.
+                    return Result(progress, scores, interruption.signal or signal.SIGTERM)
         if progress.epoch < self.config.epochs:
             print(f"stopped early: no better held-out accuracy since epoch {progress.best_epoch}")
         return Result(progress, scores)
@@ -133,6 +144,7 @@ class Fit:
             len(train) * train.batch_size,
             f"epoch {progress.epoch + 1}/{self.config.epochs}",
             done=progress.batch * train.batch_size,
+            quiet=not self._writes,
         ) as bar:
 
             def after_step(state: Progress, images: int) -> None:
@@ -142,16 +154,20 @@ class Fit:
                     acc=state.correct_sum / state.images,
                 )
                 self._duration.tell(bar, images, state.step, self.config.epochs, len(train))
-                minutes = (time.monotonic() - self._saved) / 60
-                if self.config.checkpoint_minutes and minutes >= self.config.checkpoint_minutes:
+                if self._agreement.due():
                     self._save()
 
             update = self.average.update if self.average else lambda step: None
-            hooks = EpochHooks(after_step, self._stop, update)
+            agreement = self._agreement
+            hooks = EpochHooks(after_step, agreement.stop, update, agreement.total)
             try:
                 return train_one_epoch(self.updater, batches, self.rate, progress, hooks)
             finally:
                 batches.close()  # type: ignore[attr-defined]
+
+    def _due(self) -> bool:
+        minutes = (time.monotonic() - self._saved) / 60
+        return 0 < self.config.checkpoint_minutes <= minutes
 
     def _finish_epoch(self) -> Optional[Scores]:
         progress, config = self.progress, self.config
@@ -166,7 +182,7 @@ class Fit:
         }
         for name, total in progress.terms.items():
             row[f"train_{name}"] = total / max(progress.images, 1)
-        average_statistics(self.net)
+        average_statistics(self.net, self._statistics())
         valid = test = None
         with self.average.applied() if self.average else nullcontext():
             if last or (progress.epoch + 1) % config.eval_every == 0:
@@ -178,9 +194,10 @@ class Fit:
                         row[f"{name}_loss"], row[f"{name}_acc"] = scores.loss, scores.acc
             judged = valid or test
             best = judged is not None and judged.acc > progress.best_acc
-            if best:
+            if best and self._writes:
                 save_parameters(self.net, self.run.folder / BEST_FILE)
-            self.method.after_epoch(self.run, progress.epoch + 1)
+            if self._writes:
+                self.method.after_epoch(self.run, progress.epoch + 1)
         plain_layout(self.net)
         now = time.monotonic()
         progress.wall_sec += now - self._begun
@@ -204,15 +221,16 @@ class Fit:
             progress.drops, progress.waited = progress.drops + 1, 0
 
     def _evaluate(self, name: str, batches: EvalBatches) -> Scores:
-        with ProgressBar(len(batches.data), f"  {name}") as bar:
+        share = math.ceil(len(batches.data) / self.group.size)
+        with ProgressBar(share, f"  {name}", quiet=not self._writes) as bar:
 
             def advance(images: int) -> None:
                 bar.advance(images)
-                if self._stop():
+                if self.group.size == 1 and self._stop():  # several workers end it together
                     raise Interrupted
 
             score = self.method.evaluate or evaluate
-            scores = score(self.net, batches, self.contexts, advance)
+            scores = evaluate_together(self.group, score, self.net, batches, self.contexts, advance)
         if not math.isfinite(scores.loss):
             raise UserError(
                 f"the training diverged: the {name} loss after epoch {self.progress.epoch + 1} is "
@@ -252,11 +270,18 @@ class Fit:
             self.progress.wall_sec += now - self._begun
             self._begun = now
         # Last the state: a finished run has nothing left to do that would renew the other file.
-        with self.average.applied() if self.average else nullcontext():
-            save_parameters(self.net, self.run.folder / LAST_FILE)
+        if self._writes:
+            with self.average.applied() if self.average else nullcontext():
+                save_parameters(self.net, self.run.folder / LAST_FILE)
         self._save_state()
         self._saved = time.monotonic()
 
     def _save_state(self) -> None:
         average = self.average.arrays() if self.average else None
-        save_state(self.run.folder, self.net, self.trainer, self.progress, average)
+        everywhere = self._statistics()
+        if self._writes:
+            save_state(self.run.folder, self.net, self.trainer, self.progress, average, everywhere)
+
+    def _statistics(self) -> Optional[dict[str, np.ndarray]]:
+        """Return the running statistics of all workers, where there are several."""
+        return statistics_everywhere(self.group, self.net) if self.group.size > 1 else None

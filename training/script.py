@@ -12,18 +12,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Generic, NamedTuple, TypeVar
+from typing import Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
 from bridge.param_file import ParamFileError, write_atomically
+from training.checkpoint import Progress
 from training.config import from_dict, to_dict
+from training.distributed import NONE, Group
 from training.errors import UserError
+from training.record import Run
 from training.run_config import RunConfig
 from training.task import Task
 
 WRONG_INPUT_EXIT = 2
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
 # Settings that may be another at a resume: where things are, not what is computed.
-RESUMABLE = ("data_dir", "mirror", "download", "gpus", "checkpoint_minutes")
+RESUMABLE = ("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "distributed")
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -67,38 +70,82 @@ class Script(Generic[C]):
         UserError
             For settings, data or a run folder that cannot be used.
         """
-        from training.announce import announce, default_folder, report, warn_threads
-        from training.checkpoint import Progress, load_state, restore
-        from training.environment import describe
-        from training.fit import Fit
-        from training.plot import plot_runs
-        from training.record import Run
+        from training.shared_run import OtherWorkerFailed, joined, shared_folder
 
         check_resume(given)
-        progress, state = Progress(), None
-        if config.resume:
-            config = self._saved(Path(config.resume), given)
-            progress, *state = load_state(str(config.resume))
-        task, files = self.prepare(config)
-        if state:
-            restore(task.net, task.trainer, *state)
-            warn_threads(progress.threads, describe()["threads"]["effective"])
-            run = Run.resume(str(config.resume), progress.epoch)
-        else:
-            folder = Path(config.run_dir or default_folder(config.dataset, config.model))
-            run = Run.create(folder, to_dict(config), [self.name, *argv])
-            progress.threads = describe()["threads"]["effective"]
-            for name, content in files.items():
-                write_atomically(folder / name, content)
-        with run:
-            announce(config, task.contexts, task.loaders, run.folder, progress)
-            result = Fit(task, config, run, progress).run_epochs()
+        try:
+            with joined(config) as group, shared_folder(group, config.resume) as source:
+                return self._train(config, given, argv, group, source)
+        except OtherWorkerFailed:
+            return WRONG_INPUT_EXIT
+
+    def _train(
+        self,
+        config: C,
+        given: Mapping[str, Any],
+        argv: Sequence[str],
+        group: Group,
+        source: Optional[Path],
+    ) -> int:
+        """Train as one of the workers of `group`; a resume reads the run from `source`."""
+        from training.announce import announce, report, restart_command
+        from training.checkpoint import load_state, restore
+        from training.fit import Fit
+        from training.plot import plot_runs
+        from training.shared_run import agree, own_devices, scaled, share_weights, together
+
+        def ready() -> tuple[C, Prepared, Optional[tuple]]:
+            chosen, state = scaled(config, group), None
+            if config.resume:
+                chosen, state = self._saved(Path(str(source)), given), load_state(str(source))
+            prepared = self.prepare(own_devices(chosen, group))
+            task = prepared.task
+            if state:
+                restore(task.net, task.trainer, *state[1:], group.rank * len(task.contexts))
+            return chosen, prepared, state
+
+        config, (task, files), state = together(group, ready)
+        progress = state[0] if state else Progress()
+        agree(group, config, task)
+        if not state:
+            share_weights(group, task.net)
+        with together(group, lambda: self._record(config, argv, group, source, progress)) as run:
+            if not group.rank:
+                for name, content in ({} if state else files).items():
+                    write_atomically(run.folder / name, content)
+                announce(config, task.contexts, task.loaders, run.folder, progress, group.size)
+            result = Fit(task, config, run, progress, group).run_epochs()
         if result.signal is not None:
-            print(f"saved; go on with: python {self.name} --resume {run.folder}")
+            if not group.rank:
+                print(f"saved; go on with: {restart_command(self.name, config, group, run.folder)}")
             return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
-        report(result, run.folder, plot_runs([run.folder]), config.holds_out())
-        self.finish(config, run.folder)
+        if not group.rank:
+            report(result, run.folder, plot_runs([run.folder]), config.holds_out())
+            self.finish(config, run.folder)
         return 0
+
+    def _record(
+        self,
+        config: C,
+        argv: Sequence[str],
+        group: Group,
+        source: Optional[Path],
+        progress: Progress,
+    ) -> Run:
+        """Return the open record of a new or resumed run; the first worker alone keeps one."""
+        from training.announce import default_folder, warn_changes
+        from training.environment import describe
+        from training.shared_run import Follower
+
+        if group.rank:
+            return Follower(str(source))
+        threads = describe()["threads"]["effective"]
+        if config.resume:
+            warn_changes(progress, threads, group.size)
+            return Run.resume(str(source), progress.epoch)
+        progress.threads, progress.workers = threads, group.size
+        folder = Path(config.run_dir or default_folder(config.dataset, config.model))
+        return Run.create(folder, to_dict(config), [self.name, *argv])
 
     def _saved(self, folder: Path, given: Mapping[str, Any]) -> C:
         """Return the settings of a run, with what may be another at a resume."""
@@ -106,6 +153,8 @@ class Script(Generic[C]):
 
         saved = from_dict(self.config_class, read_config(folder))
         here = {name: given[name] for name in RESUMABLE if name in given}
+        if hasattr(saved, "distributed"):
+            here["distributed"] = given.get("distributed", NONE)
         config = replace(saved, **here, resume=str(folder))
         config.check()
         return config
