@@ -1,12 +1,13 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse test lint types format bench board gpu test-gpu-install lock setup clean
+.PHONY: help train train-glimpse test lint types format bench board gpu test-gpu-install horovod test-distributed lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
 PYTHON ?=
 export PYTHON
 VENV = .venv
 VENV_GPU = .venv-gpu
+VENV_HOROVOD = .venv-horovod
 RUN_DIR = runs/shapes
 TRAIN_ARGS = --recipe quick --model attention56_small --dataset shapes --epochs 5
 PYTEST_ARGS =
@@ -48,6 +49,13 @@ gpu:  ## set up .venv-gpu: MXNet for CUDA 11.7 with its libraries, 3 GB
 test-gpu-install: gpu  ## check that .venv-gpu finds its CUDA libraries, also without a GPU (needs gcc)
 	@.ci/test_gpu_install.sh $(VENV_GPU)
 
+horovod:  ## set up .venv-horovod: Horovod built for MXNet on Python 3.10 (JOBS=1: with one compiler at a time)
+	@.ci/setup.sh horovod $(VENV_HOROVOD)
+
+test-distributed: setup horovod  ## train with 2 processes on the loopback by Horovod and by MXNet's parameter server
+	$(VENV)/bin/python -m pytest tests/test_launch.py tests/test_distributed.py $(PYTEST_ARGS)
+	$(VENV_HOROVOD)/bin/python -m pytest tests/test_horovod.py $(PYTEST_ARGS)
+
 lock:  ## resolve the dependencies anew into requirements/ (newest versions: LOCK_ARGS=--upgrade)
 	.ci/lock.sh $(LOCK_ARGS)
 
@@ -55,5 +63,5 @@ setup:  ## only set up .venv
 	@.ci/setup.sh cpu $(VENV)
 
 clean:  ## remove the environments and caches; runs stay
-	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock .venv-torch .venv-torch.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock $(VENV_HOROVOD) $(VENV_HOROVOD).lock .venv-torch .venv-torch.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

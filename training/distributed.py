@@ -6,6 +6,7 @@ array over all workers. Everything else here is made of it. `Group` itself is th
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -110,8 +111,7 @@ class HorovodGroup(Group):
     """Workers that ``horovodrun`` has started."""
 
     def __init__(self) -> None:
-        import horovod.mxnet as hvd
-
+        hvd = _load_horovod()
         hvd.init()
         self._hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
@@ -207,7 +207,7 @@ def open_group(engine: str) -> Group:
             )
         return ALONE
     if engine == HOROVOD:
-        _require_horovod()
+        _load_horovod()
     if started != engine:
         raise UserError(
             f"--distributed {engine} trains with several processes, which one command starts: "
@@ -225,9 +225,13 @@ def started_by(variables: Mapping[str, str]) -> Optional[str]:
     return None
 
 
-def _require_horovod() -> None:
+def _load_horovod() -> Any:
+    """Return ``horovod.mxnet``."""
+    # Horovod makes the symbols of libmxnet.so global, an old protobuf among them. MXBoard's protobuf
+    # would crash with these, unless it has found its own before.
+    importlib.import_module("google.protobuf.descriptor")
     try:
-        import horovod.mxnet  # noqa: F401
+        return importlib.import_module("horovod.mxnet")
     except ImportError as error:
         raise UserError(
             f"--distributed horovod needs Horovod built for MXNet ({error}): make horovod builds "
