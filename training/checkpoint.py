@@ -142,8 +142,8 @@ def _other_devices(
     arrays = {}
     for name, parameter in net._collect_params_with_prefix().items():
         if parameter.grad_req == "null":
-            own = (data.asnumpy() for data in parameter.list_data())
-            first, *others = everywhere[name] if everywhere else own
+            own = [data.asnumpy() for data in parameter.list_data()]
+            first, *others = (everywhere or {}).get(name, own)
             for device, value in enumerate(others, 1):
                 if not np.array_equal(first, value):
                     arrays[f"device:{device}:{name}"] = value

@@ -54,44 +54,58 @@ class Group:
             Name of the purpose; shapes and types are the same at every call.
         """
 
-    def sum(self, values: Any) -> np.ndarray:
-        """Return the sums of float64 `values` over all workers, an array of the same shape."""
+    def first(self, values: np.ndarray) -> np.ndarray:
+        """Return the float32 `values` of worker 0; those of the others have the same shape."""
         import mxnet as mx
 
-        values = np.array(values, np.float64)
-        if self.size > 1 and values.size:
-            flat = values.reshape(-1)
+        result = np.array(values, np.float32)
+        if self.size > 1:
+            flat = result.reshape(-1)
+            flat *= not self.rank
             for begin in range(0, flat.size, CHUNK):
                 part = flat[begin : begin + CHUNK]
-                array = mx.nd.array(part, ctx=mx.cpu(), dtype="float64")
+                array = mx.nd.array(part, ctx=mx.cpu(), dtype="float32")
                 self.sum_arrays([[array]], f"host{part.size}")
                 part[:] = array.asnumpy()
-        return values
+        return result
 
     def gather(self, values: Any) -> np.ndarray:
-        """Return `values` of all workers as float64 (size, ...); no bit of a float32 is lost."""
+        """Return float64 `values` of all workers as (size, ...), to the last bit.
+
+        They travel as sums of three float32, so that the engines need no other type; beyond
+        float32's range they become infinite.
+        """
+        import mxnet as mx
+
         values = np.asarray(values, np.float64)
-        slots = np.zeros((self.size, *values.shape))
-        slots[self.rank] = values
-        return self.sum(slots)
+        if self.size == 1 or not values.size:
+            return np.stack([values] * self.size)
+        slots: np.ndarray = np.zeros((self.size, 3, *values.shape), np.float32)
+        rest = values
+        for place in range(3):
+            slots[self.rank, place] = rest
+            finite = np.isfinite(slots[self.rank, place])
+            rest = np.where(finite, rest - np.where(finite, slots[self.rank, place], 0), 0)
+        array = mx.nd.array(slots.reshape(-1), ctx=mx.cpu(), dtype="float32")
+        self.sum_arrays([[array]], f"host{slots.size}")
+        return array.asnumpy().reshape(slots.shape).astype(np.float64).sum(axis=1)
+
+    def sum(self, values: Any) -> np.ndarray:
+        """Return the float64 sums of `values` over all workers, the same bits on each."""
+        total: np.ndarray = self.gather(values).sum(axis=0)
+        return total
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is up on any worker; it also waits for all of them."""
-        return bool(self.sum([float(flag)])[0])
+        return bool(self.gather([float(flag)]).any())
 
     def broadcast(self, content: bytes) -> bytes:
         """Return what worker 0 has as `content`."""
         if self.size == 1:
             return content
-        length = int(self.sum([0.0 if self.rank else float(len(content))])[0])
-        filled = bytes(length) if self.rank else content
-        parts = []
-        for begin in range(0, length, CHUNK):
-            part: np.ndarray = np.zeros(CHUNK)  # always of one size, which the engines know
-            piece = np.frombuffer(filled[begin : begin + CHUNK], np.uint8)
-            part[: len(piece)] = piece
-            parts.append(self.sum(part)[: len(piece)].astype(np.uint8).tobytes())
-        return b"".join(parts)
+        length = int(self.gather([float(len(content))])[0, 0])
+        whole = self.first(np.frombuffer(bytes(length) if self.rank else content, np.uint8))
+        return whole.astype(np.uint8).tobytes()
 
     def lost(self, error: BaseException) -> bool:
         """Return whether `error` means that another worker is no longer there."""

@@ -18,10 +18,10 @@ def average_statistics(net: Any, everywhere: Optional[Mapping[str, np.ndarray]] 
     import mxnet as mx
 
     for name, parameter in net._collect_params_with_prefix().items():
-        several = everywhere or len(parameter.list_ctx()) > 1
+        several = name in (everywhere or ()) or len(parameter.list_ctx()) > 1
         if parameter.grad_req == "null" and several:
             own = [data.asnumpy() for data in parameter.list_data()]
-            values = everywhere[name] if everywhere else np.stack(own)
+            values = (everywhere or {}).get(name, np.stack(own))
             if (values != values[0]).any():
                 mean = values.mean(axis=0, dtype=np.float64).astype(values.dtype)
                 parameter.set_data(mx.nd.array(mean, dtype=mean.dtype))

@@ -173,8 +173,7 @@ def share_weights(group: Group, net: Any) -> None:
         return
     for parameter in net._collect_params_with_prefix().values():
         value = parameter.list_data()[0].asnumpy()
-        first = group.sum(np.zeros(value.shape) if group.rank else value)
-        parameter.set_data(mx.nd.array(first, dtype=value.dtype))
+        parameter.set_data(mx.nd.array(group.first(value), dtype=value.dtype))
     mx.nd.waitall()
 
 

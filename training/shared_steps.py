@@ -12,14 +12,15 @@ from training.evaluation import Scores
 
 
 def statistics_everywhere(group: Group, net: Any) -> dict[str, np.ndarray]:
-    """Return what is not trained (running statistics) on all devices of all workers.
+    """Return the running statistics of batch norms on all devices of all workers.
 
-    By structural name: (devices of all workers, ...), worker by worker.
+    By structural name: (devices of all workers, ...), worker by worker. What else is not trained is
+    the same everywhere.
     """
     own = {
         name: np.stack([data.asnumpy() for data in parameter.list_data()])
         for name, parameter in net._collect_params_with_prefix().items()
-        if parameter.grad_req == "null"
+        if name.endswith(("running_mean", "running_var"))
     }
     if group.size == 1 or not own:
         return own
