@@ -241,8 +241,8 @@ def started_by(variables: Mapping[str, str]) -> Optional[str]:
 
 def _load_horovod() -> Any:
     """Return ``horovod.mxnet``."""
-    # Horovod makes the symbols of libmxnet.so global, an old protobuf among them. MXBoard's protobuf
-    # would crash with these, unless it has found its own before.
+    # Horovod makes the symbols of libmxnet.so global, an old protobuf among them. MXBoard's
+    # protobuf would crash with these, unless it has found its own before.
     importlib.import_module("google.protobuf.descriptor")
     try:
         return importlib.import_module("horovod.mxnet")

@@ -138,6 +138,7 @@ def join_first_machine(where: str, workers: int, local: int) -> Plan:
     peer.settimeout(WAIT_SEC + CONNECT_SEC)
     answer = _hear_line(peer)
     if answer is None or "error" in answer:
+        peer.close()
         reason = answer["error"] if answer else "it has ended before all workers were there"
         raise UserError(f"--join {where}: the first machine says no: {reason}")
     peer.settimeout(None)
@@ -153,7 +154,7 @@ def _listener(address: str, port: int) -> socket.socket:
     try:
         listener.bind((address, port))
         listener.listen()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
@@ -171,9 +172,9 @@ def _connect(host: str, port: int, where: str) -> socket.socket:
             peer = socket.create_connection((host, port), timeout=10)
             _keep_alive(peer)
             return peer
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            unknown = isinstance(error, (socket.gaierror, OverflowError))
+            unknown = not isinstance(error, OSError) or isinstance(error, socket.gaierror)
             if unknown or time.monotonic() > end:
                 raise UserError(
                     f"--join {where}: {reason}. Start the first machine's command before, with "
