@@ -127,24 +127,51 @@ def assert_checkpoint_is_good(run: Path) -> int:
 def test_a_killed_worker_ends_the_job_and_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
     run, launcher = tmp_path / "run", [sys.executable, "-m", "training.launch", "-n", "2", "--"]
     with Job([*launcher, *training_words(pictures, run)], str(run)) as job:
-        eventually((run / "metrics.jsonl").exists, "epoch")
-        begin = time.monotonic()
-        os.kill(eventually(lambda: job.worker(1), "worker 1"), signal.SIGKILL)
-        code, output = job.end()
-    assert time.monotonic() - begin < 60
+        code, output = killed(job, run)
     assert code == 128 + 9
     assert "error: worker 1 was ended by signal 9 (SIGKILL, as the system does when" in output
     assert f"start this command again with --resume {run} after --" in output
     step = assert_checkpoint_is_good(run)
-    assert step > 0
     with Job([*launcher, "--resume", str(run)], str(run)) as job:
-        eventually(lambda: load_state(run)[0].step > step, "further checkpoint")
-        job.process.send_signal(signal.SIGTERM)
-        code, output = job.end()
+        code, output = stopped_after(job, run, step)
     assert code == 0, output
     assert f"saved; go on with: python -m training.launch -n 2 -- --resume {run}" in output
     assert "warning" not in output
     assert assert_checkpoint_is_good(run) > step
+
+
+def test_the_same_with_horovod(pictures: Path, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("horovodrun")
+    if not program.exists():
+        pytest.skip("Horovod is not installed here: make test-distributed builds it")
+    run, script = tmp_path / "run", [sys.executable, "train_cifar.py", "--distributed", "horovod"]
+    launcher = [sys.executable, str(program), "-np", "2", "-H", "localhost:2", *script]
+    with Job([*launcher, *training_words(pictures, run)], str(run)) as job:
+        code, output = killed(job, run)
+    assert code != 0
+    assert "another worker of this training is no longer there" in output
+    assert "Process 1 exit with status code" in output
+    step = assert_checkpoint_is_good(run)
+    with Job([*launcher, "--resume", str(run)], str(run)) as job:
+        stopped_after(job, run, step)  # horovodrun gives its workers five seconds to save
+    assert assert_checkpoint_is_good(run) > step
+
+
+def killed(job: Job, run: Path) -> tuple[int, str]:
+    """Kill the second worker in the middle of the training; what the launcher says."""
+    eventually((run / "metrics.jsonl").exists, "epoch")
+    begin = time.monotonic()
+    os.kill(eventually(lambda: job.worker(1), "worker 1"), signal.SIGKILL)
+    code, output = job.end()
+    assert time.monotonic() - begin < 60
+    return code, output
+
+
+def stopped_after(job: Job, run: Path, step: int) -> tuple[int, str]:
+    """Ask the launcher to stop after further steps; what it says."""
+    eventually(lambda: load_state(run)[0].step > step, "further checkpoint")
+    job.process.send_signal(signal.SIGTERM)
+    return job.end()
 
 
 SLEEPER = "import time; time.sleep(600)"
