@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -64,13 +64,14 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {  # model, overrides, 
 OFFSETS = {"w": 0.5, "b": -1.0}  # of gates
 
 
-def run(case: str) -> dict[str, np.ndarray]:
-    """Return the arrays of a case, by name; all are float64."""
+def run(case: str, prepare: Callable[[Any], Any] = lambda net: None) -> dict[str, np.ndarray]:
+    """Return the arrays of a case, by name; all are float64. `prepare` is given the network."""
     import mxnet as mx
     from mxnet import autograd, gluon
 
     model, overrides, size, seed = CASES[case]
     net, image, label = _prepared(model, overrides, size, seed)
+    prepare(net)
     found = {"infer": net(image).asnumpy()}
     trainer = gluon.Trainer(
         net.collect_params(), "nag", {"learning_rate": RATE, "momentum": 0.9, "wd": 1e-4}

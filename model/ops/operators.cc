@@ -1,7 +1,7 @@
 // The operators as MXNet sees them; every array is float32 and dense.
 #include <exception>
 
-#include "lib_api.h"
+#include <mxnet/lib_api.h>
 #include "maps.h"
 #include "unit.h"
 
@@ -62,7 +62,8 @@ class UnitOperator : public Operator {
  protected:
   void forward(Tensors* in, Tensors* out) override {
     const attn::UnitSpec spec(attributes_);
-    if (!unit_) {
+    if (!unit_ || shape_ != (*in)[0].shape) {
+      shape_ = (*in)[0].shape;
       std::vector<attn::Shape> kernels;
       for (int i = 0; i < spec.convolutions + (spec.projected ? 1 : 0); ++i)
         kernels.push_back(shape_of((*in)[1 + 5 * i].shape));
@@ -79,6 +80,7 @@ class UnitOperator : public Operator {
 
  private:
   std::unique_ptr<attn::Unit> unit_;
+  std::vector<int64_t> shape_;
 };
 
 class PoolOperator : public Operator {
@@ -87,7 +89,10 @@ class PoolOperator : public Operator {
 
  protected:
   void forward(Tensors* in, Tensors* out) override {
-    if (!pool_) pool_.reset(new attn::MaxPool(shape_of((*in)[0].shape)));
+    if (!pool_ || shape_ != (*in)[0].shape) {
+      shape_ = (*in)[0].shape;
+      pool_.reset(new attn::MaxPool(shape_of(shape_)));
+    }
     pool_->forward((*in)[0].data<float>(), (*out)[0].data<float>());
   }
   void backward(Tensors* in, Tensors* out) override {
@@ -96,6 +101,7 @@ class PoolOperator : public Operator {
 
  private:
   std::unique_ptr<attn::MaxPool> pool_;
+  std::vector<int64_t> shape_;
 };
 
 class UpsampleOperator : public Operator {
