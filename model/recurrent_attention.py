@@ -113,6 +113,7 @@ class RecurrentAttention(nn.HybridBlock):
         state_size = spec.hidden_size * (2 if spec.core == "lstm" else 1)
         state = F.dot(F.zeros_like(first), F.zeros((2, state_size)))  # (M, state)
         mean, sample = self._first(F, image, first, index, steps[0], params)
+        lookup = retina.lookup(F, index)
         hiddens: list[Any] = []
         means: list[Any] = []
         samples: list[Any] = []
@@ -131,7 +132,7 @@ class RecurrentAttention(nn.HybridBlock):
             means.append(mean)
             samples.append(sample)
             locations.append(location)
-            patches = retina.glimpses(F, pyramid, index, location)
+            patches = retina.glimpses(F, pyramid, index, location, lookup)
             hidden, state = self.rnn(self.sensor(patches, location), state)
             hiddens.append(hidden)
         hidden = F.stack(*hiddens, axis=1)  # (M, T, hidden)
