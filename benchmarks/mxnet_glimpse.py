@@ -31,6 +31,7 @@ class Config:
     """Settings of the worker; the number of threads is OMP_NUM_THREADS."""
 
     task: str = option("mnist", "what is learned", choices=tuple(TASKS))
+    operator: bool = option(True, "use the operator in C++ where it was compiled")
     worker: bool = option(False, "answer requests; without it, one line of figures is printed")
 
 
@@ -53,6 +54,8 @@ def build(config: Config) -> tuple[Any, Any]:
         pad_value=0.0,
     )
     net.initialize()
+    if config.operator:
+        net.use_operator()  # the graph where it was not compiled
     loss = HybridLoss(net, LossWeights(reinforce=glimpse_inputs.REINFORCE_WEIGHT))
     loss.hybridize(static_alloc=True, static_shape=True)
     net.hybridize(static_alloc=True, static_shape=True)
@@ -136,6 +139,7 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
         "versions": {"mxnet": mx.__version__, "numpy": np.__version__},
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "parameters": sum(int(np.prod(p.shape)) for p in net.collect_params().values()),
+        "operator": net.uses_operator,
     }
     steps = build_steps(config, net, loss)
     return about, {"time": timed(steps, mx.nd.waitall), "forward": forward_action(config)}
