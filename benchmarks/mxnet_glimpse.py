@@ -1,5 +1,6 @@
 """Our recurrent attention model as it is trained and scored: a worker of bench_glimpse.py.
 
+It takes the operator in C++ where that was compiled (`model.operators`), as the training does.
 A training step is `training.engine.Updater.step` with the objective that ``train_mnist_glimpse.py``
 minimizes, and the reading of its sums; an evaluation is `training.rollouts.score_rollouts` of one
 batch, one rollout of each image with mean locations.
@@ -133,6 +134,9 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     """Build the network; see `serve`."""
     import mxnet as mx
 
+    from training.threads import copy_on_one_thread
+
+    copy_on_one_thread()  # as the training does
     mx.random.seed(0)
     net, loss = build(config)
     about = {
