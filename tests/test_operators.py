@@ -146,7 +146,7 @@ def test_what_the_operator_does_not_know_stays_a_graph(
 ) -> None:
     net = build(**overrides)
     assert not net.use_operator() and not net.uses_operator
-    assert outputs_and_gradients(net, inputs_for(net, 2))
+    assert net(*inputs_for(net, 2))[0].shape == (2, 3, 3, 4)
 
 
 def test_back_to_the_graph_for_an_export(library: Path, tmp_path: Path) -> None:
