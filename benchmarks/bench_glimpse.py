@@ -3,7 +3,8 @@
 Time of a training step and of an evaluated image, ours, PyTorch with the seed's loop over the
 images and PyTorch batched, batch 128. Before anything is timed, all must agree on one forward pass
 with the same parameters, first locations and noise. PyTorch runs in .venv-torch, which is set up
-when it is missing; our operator in C++ is compiled first, where there is a compiler. Takes about four minutes on a quiet machine; use no other.
+when it is missing; our operator in C++ is compiled first, where there is a compiler. Takes about
+four minutes on a quiet machine; use no other.
 """
 
 from __future__ import annotations
