@@ -5,10 +5,12 @@
 // products, activations stay in the caches, the gradient of a layer's weights is one product over
 // all glimpses, and a thread works on its own images from the first glimpse to the last.
 #include <cmath>
+#include <sstream>
 #include <string>
 
-#include "matmul.h"
+#include "gradients.h"
 #include "mxnet/lib_api.h"
+#include "retina.h"
 
 using namespace mxnet::ext;  // NOLINT: as MXNet's own examples do
 using glimpse::Floats;
@@ -53,15 +55,14 @@ void mask(float* gradient, const float* activation, size_t count) {
 class Rollouts : public CustomStatefulOp {
  public:
   explicit Rollouts(const Attributes& a)
-      : glimpses_(number(a, "num_glimpses")), patch_(number(a, "patch_size")),
-        octaves_(number(a, "octaves")), multiply_(number(a, "multiply")),
-        tanh_(number(a, "tanh")), to_core_(number(a, "reinforce_to_core")),
-        layers_(layer_count(a)), pad_(std::stof(a.at("pad_value"))) {
-    std::string rest = a.at("windows");  // as in 1x2x4
-    for (size_t end = 0; end != std::string::npos; rest = rest.substr(std::min(end + 1, rest.size()))) {
-      end = rest.find('x');
-      windows_.push_back(std::stoi(rest.substr(0, end)));
-    }
+      : glimpses_(number(a, "num_glimpses")), octaves_(number(a, "octaves")),
+        multiply_(number(a, "multiply")), tanh_(number(a, "tanh")),
+        to_core_(number(a, "reinforce_to_core")), layers_(layer_count(a)) {
+    retina_.patch = number(a, "patch_size");
+    retina_.pad = std::stof(a.at("pad_value"));
+    std::istringstream windows(a.at("windows"));  // as in 1x2x4
+    for (std::string window; std::getline(windows, window, 'x');)
+      retina_.windows.push_back(std::stoi(window));
   }
 
   MXReturnValue Forward(std::vector<MXTensor>* in, std::vector<MXTensor>* out,
@@ -96,9 +97,9 @@ class Rollouts : public CustomStatefulOp {
 
   void read_shapes(const std::vector<MXTensor>& in) {
     const auto& image = in[kImage].shape;
-    channels_ = image[1];
-    height_ = image[2];
-    width_px_ = image[3];
+    retina_.channels = image[1];
+    retina_.height = image[2];
+    retina_.width = image[3];
     rollouts_ = in[kFirst].shape[1];
     rows_ = image[0] * rollouts_;
     for (int layer = 0; layer < layers_; ++layer) {
@@ -221,48 +222,10 @@ class Rollouts : public CustomStatefulOp {
         features[2 + 4 * octave + axis] = std::sin(angle);
         features[4 + 4 * octave + axis] = std::cos(angle);
       }
-    const int x = centre(place[0], width_px_), y = centre(place[1], height_);
+    const auto& shape = in[kImage].shape;
     const float* image = static_cast<const float*>(in[kImage].data_ptr) +
-                         size_t(row / rollouts_) * channels_ * height_ * width_px_;
-    float* seen = &seen_[at(step, row) * depth_[kFc1]];
-    for (int window : windows_)
-      for (int channel = 0; channel < channels_; ++channel, seen += patch_ * patch_)
-        patch(image + size_t(channel) * height_ * width_px_, x, y, window, seen);
-  }
-
-  static int centre(float place, int length) {
-    const float pixel = (place + 1.f) * (0.5f * length);
-    return int(std::floor(std::min(std::max(pixel, 0.f), float(length))));
-  }
-
-  void patch(const float* image, int x, int y, int window, float* to) const {
-    const int size = patch_ * window, left = x - size / 2, top = y - size / 2;
-    const int from = std::min(std::max(-left, 0), size);  // columns inside of the image
-    const int until = std::max(std::min(width_px_ - left, size), from);
-    Floats sums(size);
-    for (int i = 0; i < patch_; ++i, to += patch_) {
-      std::fill(sums.begin(), sums.end(), 0.f);
-      for (int line = top + i * window; line < top + (i + 1) * window; ++line) {
-        if (line < 0 || line >= height_) {
-          for (int j = 0; j < size; ++j) sums[j] += pad_;
-          continue;
-        }
-        const float* pixels = image + size_t(line) * width_px_ + left;
-        for (int j = 0; j < from; ++j) sums[j] += pad_;
-        for (int j = from; j < until; ++j) sums[j] += pixels[j];
-        for (int j = until; j < size; ++j) sums[j] += pad_;
-      }
-      if (window == 1) {
-        std::memcpy(to, sums.data(), patch_ * sizeof(float));
-        continue;
-      }
-      const float share = 1.f / (window * window);
-      for (int j = 0; j < patch_; ++j) {
-        float sum = 0;
-        for (int k = 0; k < window; ++k) sum += sums[j * window + k];
-        to[j] = sum * share;
-      }
-    }
+                         row / rollouts_ * (shape[1] * shape[2] * shape[3]);
+    retina_.look(image, place[0], place[1], &seen_[at(step, row) * depth_[kFc1]]);
   }
 
   // Backward for the rows [begin, end): gradients of all layers' results.
@@ -330,61 +293,36 @@ class Rollouts : public CustomStatefulOp {
   }
 
   void weight_gradients(std::vector<MXTensor>* out) {
-    const bool two = layers_ == kLayers;
     struct Part {
-      const float *result, *input;
-      int rows;
+      const Floats &result, &input;
     };
-    const int all = glimpses_ * rows_, moved = all - rows_;  // no state and no choice before the first
-    const float* where_out = multiply_ ? where_out_grad_.data() : glimpse_grad_.data();
-    const Part parts[kLayers] = {
-        {what_grad_.data(), seen_.data(), all},
-        {where_grad_.data(), features_.data(), all},
-        {glimpse_grad_.data(), what_.data(), all},
-        {where_out, where_.data(), all},
-        {core_grad_.data(), glimpse_.data(), all},
-        {core_grad_.data() + size_t(rows_) * width_[kI2h], core_.data(), moved},
-        {two ? located_grad_.data() : mean_grad_.data(), core_.data(), moved},
-        {mean_grad_.data(), located_.data(), moved},
-    };
-    std::vector<std::pair<int, int>> jobs;
-    for (int layer = 0; layer < layers_; ++layer)
-      for (int s = 0; s < glimpse::strips(depth_[layer]); ++s) jobs.emplace_back(layer, s);
-#pragma omp parallel
-    {
-#pragma omp for schedule(dynamic)
-      for (int layer = 0; layer < layers_; ++layer) {
-        const Part& part = parts[layer];
-        glimpse::pack_left(part.result, part.rows, width_[layer], &left_[layer]);
-        float* bias = out->at(kWeights + 2 * layer + 1).data<float>();
-        std::fill(bias, bias + width_[layer], 0.f);
-        // The bias is there for a state of zeros too.
-        const float* row = layer == kH2h ? core_grad_.data() : part.result;
-        for (int k = 0; k < (layer == kH2h ? all : part.rows); ++k, row += width_[layer])
-          for (int j = 0; j < width_[layer]; ++j) bias[j] += row[j];
-      }
-#pragma omp for schedule(dynamic)
-      for (size_t job = 0; job < jobs.size(); ++job) {
-        const int layer = jobs[job].first, column = jobs[job].second * glimpse::kStrip;
-        const Part& part = parts[layer];
-        const int width = std::min(glimpse::kStrip, depth_[layer] - column);
-        Floats strip(size_t(part.rows) * glimpse::kStrip);
-        glimpse::pack_strip(part.input + column, depth_[layer], part.rows, width, strip.data());
-        glimpse::strip_product(width_[layer], part.rows, left_[layer].data(), 1, glimpse::kTile,
-                               part.rows * glimpse::kTile, strip.data(),
-                               out->at(kWeights + 2 * layer).data<float>() + column, depth_[layer],
-                               width, false);
-      }
+    const Floats& where = multiply_ ? where_out_grad_ : glimpse_grad_;
+    const Floats& located = layers_ == kLayers ? located_grad_ : mean_grad_;
+    const Part parts[kLayers] = {{what_grad_, seen_},     {where_grad_, features_},
+                                 {glimpse_grad_, what_},  {where, where_},
+                                 {core_grad_, glimpse_},  {core_grad_, core_},
+                                 {located, core_},        {mean_grad_, located_}};
+    const int all = glimpses_ * rows_;
+    std::vector<glimpse::LayerGradient> layers;
+    for (int layer = 0; layer < layers_; ++layer) {
+      // There is no state and no choice before the first glimpse.
+      const int rows = layer < kH2h ? all : all - rows_;
+      const float* result = parts[layer].result.data();
+      const float* moved = layer == kH2h ? result + size_t(rows_) * width_[layer] : result;
+      layers.push_back({width_[layer], depth_[layer], moved, parts[layer].input.data(), rows,
+                        result, layer == kH2h ? all : rows,
+                        out->at(kWeights + 2 * layer).data<float>(),
+                        out->at(kWeights + 2 * layer + 1).data<float>()});
     }
+    glimpse::weight_gradients(layers, &left_);
   }
 
-  const int glimpses_, patch_, octaves_, multiply_, tanh_, to_core_, layers_;
-  const float pad_;
-  std::vector<int> windows_;
-  int channels_ = 0, height_ = 0, width_px_ = 0, rollouts_ = 0, rows_ = 0;
+  const int glimpses_, octaves_, multiply_, tanh_, to_core_, layers_;
+  glimpse::Retina retina_;
+  int rollouts_ = 0, rows_ = 0;
   int width_[kLayers] = {}, depth_[kLayers] = {};
   Packed forward_[kLayers], backward_[kLayers];
-  Floats left_[kLayers];
+  std::vector<Floats> left_;
   // Of every glimpse, (T, M, n).
   Floats seen_, features_, what_, where_, what_out_, where_out_, glimpse_, core_, located_;
   Floats what_grad_, where_grad_, where_out_grad_, glimpse_grad_, core_grad_, mean_grad_,
