@@ -202,6 +202,33 @@ def test_a_failure_to_compile_is_told_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+BITS = """
+import hashlib, sys
+from pathlib import Path
+from model import operators
+from tests.test_operators import build, inputs_for, outputs_and_gradients
+operators.FOLDER = Path(sys.argv[1])
+net = build(combine="multiply", height=28, width=28, num_patches=3)
+assert net.use_operator()
+found = outputs_and_gradients(net, inputs_for(net, 41))
+parts = ("means", "sensor", "rnn", "locator")  # the heads are MXNet's own products
+values = b"".join(v.tobytes() for k, v in found.items() if k.startswith(parts))
+print(hashlib.sha256(values).hexdigest())
+"""
+
+
+def test_bits_do_not_depend_on_the_number_of_threads(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = set()
+    for threads in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        command = [sys.executable, "-c", BITS, str(library.parent)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
 COUNT = """
 import os, sys
 import mxnet as mx, numpy as np
