@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def steps(name: str, config: Config) -> dict[str, Callable[[], list[tuple[float,
         mark()
         return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:])]
 
-    return {variant: lambda v=variant: step(v) for variant in config.variants}
+    return {variant: partial(step, variant) for variant in config.variants}
 
 
 def measure(name: str, config: Config) -> dict[str, Any]:
