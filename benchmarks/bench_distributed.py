@@ -25,14 +25,14 @@ from typing import Any, Optional
 import numpy as np
 
 # Also as `python benchmarks/bench_distributed.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from benchmarks.report import environment, headline, store
+from training.config import option, parse
+from training.distributed import DIST_SYNC, ENGINES, HOROVOD, NONE
+from training.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.report import environment, headline, store  # noqa: E402
-from training.config import option, parse  # noqa: E402
-from training.distributed import DIST_SYNC, ENGINES, HOROVOD, NONE  # noqa: E402
-from training.errors import UserError  # noqa: E402
-
 CASES = {
     "1 process, 1 thread": (NONE, 1, 1),
     "1 process, 2 threads": (NONE, 1, 2),
