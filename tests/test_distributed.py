@@ -209,7 +209,12 @@ def test_a_batch_that_is_too_small_for_all() -> None:
 def test_folders_may_differ_between_machines() -> None:
     seen: list[np.ndarray] = []
     for config in (TrainConfig(run_dir="a", data_dir="b"), TrainConfig(), TrainConfig(seed=1)):
-        agree(Pretended(other=lambda mine: seen.append(mine) or mine), config, task())
+
+        def note(mine: np.ndarray) -> np.ndarray:
+            seen.append(mine)
+            return mine
+
+        agree(Pretended(other=note), config, task())
     assert seen[0][3] == seen[1][3] != seen[2][3]
 
 

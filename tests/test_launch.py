@@ -223,7 +223,7 @@ def crew_of(*programs: str) -> Crew:
 
 
 def until_one_has_ended(crew: Crew) -> list[Ended]:
-    return eventually(crew.step, "end of a process")  # type: ignore[no-any-return]
+    return eventually(crew.step, "end of a process")
 
 
 def test_output_is_handed_on_line_by_line(capfd: pytest.CaptureFixture) -> None:
@@ -332,7 +332,7 @@ def plans_of(total: int, first: int, others: list[tuple[int, int]]) -> list[Any]
 
     where = f"127.0.0.1:{port}"
     gather = lambda: gather_machines("127.0.0.1", port, total, first, 1)  # noqa: E731
-    actions = [gather, *(lambda o=o: join_first_machine(where, *o) for o in others)]  # type: ignore[misc]
+    actions = [gather, *(lambda o=o: join_first_machine(where, *o) for o in others)]
     threads = [threading.Thread(target=run, args=pair) for pair in enumerate(actions)]
     for thread in threads:
         thread.start()

@@ -133,8 +133,8 @@ def fit(group: Group, contexts: Sequence[Any], folder: Path, stop_at: int = 0) -
     progress = Progress()
     with shared_folder(group, str(folder) if going else None) as source:
         if going:
-            progress, *state = load_state(str(source))
-            restore(net, trainer, *state, group.rank * len(contexts))
+            progress, arrays, meta = load_state(str(source))
+            restore(net, trainer, arrays, meta, group.rank * len(contexts))
         if group.rank:
             run: Run = Follower(str(source))
         else:
