@@ -58,9 +58,12 @@ test-gpu-install: gpu  ## check that .venv-gpu finds its CUDA libraries, also wi
 horovod:  ## set up .venv-horovod: Horovod built for MXNet on Python 3.10 (JOBS=1: with one compiler at a time)
 	@.ci/setup.sh horovod $(VENV_HOROVOD)
 
-test-distributed: setup horovod  ## train with 2 processes on the loopback by Horovod and by MXNet's parameter server
+# Exit code 3 of the set-up: Horovod cannot be had on this machine. Its message says what is missing.
+test-distributed: setup  ## train with 2 processes on the loopback by MXNet's parameter server, then by Horovod
 	$(VENV)/bin/python -m pytest tests/test_launch.py tests/test_distributed.py $(PYTEST_ARGS)
-	$(VENV_HOROVOD)/bin/python -m pytest tests/test_horovod.py $(PYTEST_ARGS)
+	@.ci/setup.sh horovod $(VENV_HOROVOD) || { code=$$?; [ $$code = 3 ] || exit $$code; \
+	echo "NOT TESTED: Horovod, which this machine cannot have as it is (above); dist_sync has passed" >&2; exit 0; }; \
+	set -x; $(VENV_HOROVOD)/bin/python -m pytest tests/test_launch.py tests/test_distributed.py -k horovod $(PYTEST_ARGS)
 
 lock:  ## resolve the dependencies anew into requirements/ (newest versions: LOCK_ARGS=--upgrade)
 	.ci/lock.sh $(LOCK_ARGS)

@@ -10,13 +10,14 @@
 #
 # PYTHON=... names the interpreter. FOLDER/.complete is written last and holds the lock's checksum: a set-up
 # that was interrupted, or whose lock has changed since, is made anew; a finished one costs nothing.
-# Exit code 2: this machine lacks something that a person has to install.
+# Exit code 2: this machine lacks something that a person has to install. 3, `horovod` alone: what it lacks is
+# Python 3.10 or the platform, so that Horovod cannot be had here as it is.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
 fail() {
     echo "error: $*" >&2
-    exit 2
+    exit "${code:-2}"
 }
 
 # Prints 3.11 for a CPython 3.11 that really runs: a pyenv shim of a version that is not selected does not.
@@ -98,7 +99,7 @@ find_python() {
 }
 
 no_python() {
-    [ "$kind" != horovod ] || fail "Python 3.10 is needed, the one that Horovod was built on with MXNet, and this" \
+    [ "$kind" != horovod ] || code=3 fail "Python 3.10 is needed, the one that Horovod was built on with MXNet, and this" \
         "machine has ${other:+only }${other:-none, }so install it, or name it: PYTHON=/path/to/python3.10." \
         "Without Horovod, python -m training.launch trains with several processes too."
     [ "$kind" != bench-torch ] || fail "Python 3.11 is needed, for the locked PyTorch, and this machine" \
@@ -111,7 +112,7 @@ check_platform() {
     case "$kind $(uname -s) $(uname -m)" in
     "cpu Linux x86_64" | "cpu Linux aarch64" | "cpu Darwin x86_64" | "gpu Linux x86_64") ;;
     "bench-torch Linux x86_64" | "horovod Linux x86_64") ;;
-    "horovod "*) fail "Horovod is built here on Linux on x86_64 only, not on $(uname -s) on $(uname -m);" \
+    "horovod "*) code=3 fail "Horovod is built here on Linux on x86_64 only, not on $(uname -s) on $(uname -m);" \
         "python -m training.launch trains with several processes too." ;;
     "bench-torch "*) fail "PyTorch to measure against is locked for Linux on x86_64 only, not for" \
         "$(uname -s) on $(uname -m)." ;;

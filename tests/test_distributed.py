@@ -19,6 +19,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from training.classifier import Networks, _choose_graph
 from training.devices import check_kvstore, choose_contexts, norm_arguments
 from training.distributed import ALONE, Group, open_group
 from training.errors import UserError
@@ -275,6 +276,20 @@ def test_a_worker_that_was_not_told(no_launcher: Any) -> None:
     no_launcher.setenv("HOROVOD_SIZE", "2")
     with pytest.raises(UserError, match="add --distributed horovod"):
         open_group("none")
+
+
+def test_fused_operators_are_left_out_beside_horovod(capsys: pytest.CaptureFixture) -> None:
+    def fuse(net: Any) -> str:
+        return "fused operators"
+
+    networks = Networks(None, None, None, fuse, ValueError)  # type: ignore[arg-type]
+    for engine in ("none", "dist_sync"):
+        _choose_graph(None, TrainConfig(distributed=engine), ONE, networks)
+        assert capsys.readouterr().out == "training steps by fused operators\n"
+    _choose_graph(None, TrainConfig(distributed="horovod"), ONE, networks)
+    assert "MXNet's own operators (they crash beside Horovod" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--fused on: they crash beside Horovod"):
+        _choose_graph(None, TrainConfig(distributed="horovod", fused="on"), ONE, networks)
 
 
 def test_contexts_on_the_cpu() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from bridge.weight_file import read_weight_shapes
+from training.distributed import HOROVOD
 from training.environment import remember
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
@@ -140,6 +141,9 @@ def _choose_graph(net: Any, config: Any, contexts: list[Any], networks: Networks
         reason = f"{config.precision}; the fused ones are for float32"
     elif any(context.device_type != "cpu" for context in contexts):
         reason = "on a GPU; the fused ones are for the CPU"
+    elif config.distributed == HOROVOD:
+        # Horovod makes MXNet's symbols global; its oneDNN then answers for the other one.
+        reason = "they crash beside Horovod, not with --distributed dist_sync"
     elif config.freeze != "none":
         reason = "frozen layers, which the fused ones do not know"
     else:
