@@ -49,7 +49,7 @@ class Config:
     model: str = option("attention56_small", "network", flags=("-m",))
     batch_size: int = option(64, "images per update, over all workers", flags=("-b",))
     steps: int = option(8, "steps measured in a round")
-    rounds: int = option(5, "rounds of each case, in turn")
+    rounds: int = option(3, "rounds of each case, in turn")
     horovod: str = option(".venv-horovod", "environment with Horovod; without it that case is left")
     out: str = option("runs/bench/distributed.json", "file that the figures are stored in")
     distributed: str = option(NONE, "used for the workers, which it starts", choices=ENGINES)
@@ -63,7 +63,7 @@ def work(config: Config) -> None:
 
     from model import create_model
     from training.batches import Batch
-    from training.devices import hybridize_options
+    from training.devices import choose_contexts, hybridize_options
     from training.engine import Updater, measure
     from training.shared_run import joined, share_weights
 
@@ -76,7 +76,7 @@ def work(config: Config) -> None:
         trained = {k: p for k, p in net.collect_params().items() if p.grad_req != "null"}
         settings = {"learning_rate": 0.01, "momentum": 0.9}
         trainer = gluon.Trainer(trained, "nag", settings, update_on_kvstore=False)
-        updater = Updater(net, trainer, [mx.cpu()], group=group)
+        updater = Updater(net, trainer, choose_contexts("cpu"), group=group)
         rng = np.random.default_rng(0)
         image = rng.normal(size=(config.batch_size, 3, 32, 32)).astype(np.float32)
         batch = Batch(image, (np.arange(config.batch_size) % 10).astype(np.int32))

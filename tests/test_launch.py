@@ -358,6 +358,27 @@ def test_machines_find_each_other_and_notice_an_end() -> None:
     first.close()
 
 
+@pytest.mark.parametrize("victim", ["launcher", "worker"])
+def test_the_end_of_one_machine_ends_the_others(tmp_path: Path, victim: str) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    port = str(free_port("127.0.0.1"))
+    words = ["-m", "training.launch", "-n", "2", "--local", "1"]
+    places = (["--port", port], ["--join", f"127.0.0.1:{port}"])
+    script = ["--script", str(tmp_path / "sleeper.py"), "--"]
+    commands = [[sys.executable, *words, *place, *script] for place in places]
+    marks = [str(tmp_path / name) for name in ("first", "second")]
+    with Job(commands[0], marks[0]) as first, Job(commands[1], marks[1]) as second:
+        eventually(lambda: first.worker(0), "worker of the first machine")
+        pid = eventually(lambda: second.worker(1), "worker of the second machine")
+        os.kill(pid if victim == "worker" else second.process.pid, signal.SIGKILL)
+        told = second.end()[1]
+        code, output = first.end()
+    assert code == 1
+    assert "error: the launcher on 127.0.0.1 is gone or has failed; all workers were" in output
+    if victim == "worker":
+        assert "error: worker 1 was ended by signal 9" in told
+
+
 def test_machines_of_another_size_are_told() -> None:
     first, *others = plans_of(2, 1, [(3, 1), (2, 2), (2, 1)])
     assert "-n 3 there, -n 2 here; all machines need the same" in others[0]
