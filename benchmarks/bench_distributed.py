@@ -155,6 +155,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             for case in CASES:
                 rate = measure_case(case, config)
                 if rate is not None:
+                    print(f"{case}: {rate:.1f} images/s", file=sys.stderr, flush=True)
                     rates.setdefault(case, []).append(rate)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
