@@ -19,7 +19,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -27,6 +27,7 @@ import numpy as np
 
 from bridge.param_file import ParamFileError, read_params, verify_digest, write_params
 from training.errors import UserError
+from training.run_progress import Progress, check_counters
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -34,47 +35,6 @@ STATE_FILE = "resume.state"
 LAST_FILE = "last.param"
 BEST_FILE = "best.param"
 FORMAT = 1
-
-
-@dataclass
-class Progress:
-    """Where a training stands.
-
-    ``epoch`` counts finished epochs and ``batch`` the updates made in the unfinished one; ``step``
-    counts all updates. The sums, also those of further ``terms`` of the loss, are over the images
-    of the unfinished epoch. ``drops`` counts how often a plateau has lowered the learning rate,
-    ``waited`` the epochs since then, or since a better accuracy.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    images: int = 0
-    loss_sum: float = 0.0
-    correct_sum: float = 0.0
-    epoch_sec: float = 0.0
-    wall_sec: float = 0.0
-    best_acc: float = -1.0
-    best_epoch: int = 0
-    threads: Optional[int] = None
-    terms: dict[str, float] = field(default_factory=dict)
-    drops: int = 0
-    waited: int = 0
-
-    def add(self, sums: Any) -> None:
-        """Count the images of a step and its `training.engine.StepSums`."""
-        self.loss_sum += sums.loss
-        self.correct_sum += sums.correct
-        self.images += sums.images
-        for name, total in sums.terms.items():
-            self.terms[name] = self.terms.get(name, 0.0) + total
-
-    def finish_epoch(self) -> None:
-        """Count an epoch and forget its sums."""
-        self.epoch += 1
-        self.batch = self.images = 0
-        self.loss_sum = self.correct_sum = self.epoch_sec = 0.0
-        self.terms = {}
 
 
 def parameter_arrays(net: Any) -> dict[str, np.ndarray]:
@@ -146,6 +106,8 @@ def _other_devices(net: Any) -> dict[str, np.ndarray]:
 def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[str, Any]]:
     """Read ``resume.state``: where the run stood, its arrays, and the meta object.
 
+    ``meta["verified"]`` says whether there was a digest that it was compared with.
+
     Raises
     ------
     UserError
@@ -158,21 +120,23 @@ def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[
             "finished at least one checkpoint"
         )
     try:
-        verify_digest(path)
+        verified = verify_digest(path)
         arrays = read_params(path)
         meta = json.loads(arrays.pop("meta").tobytes())
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
         known = {item.name for item in fields(Progress)}
         progress = Progress(**{k: v for k, v in meta["progress"].items() if k in known})
-        counters = [progress.epoch, progress.batch, progress.step, progress.images]
-        for count in [*counters, meta["num_update"], *meta["counts"].values()]:
-            if not isinstance(count, int) or count < 0:
-                raise ValueError(f"a counter is {count!r}")
+        progress.check()
+        check_counters([meta["num_update"], *meta["counts"].values()])
+        meta["verified"] = verified
     except ParamFileError as error:
         raise UserError(f"cannot continue {folder}: {error}") from error
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot continue {folder}: {path} is damaged ({error})") from error
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"cannot continue {folder}: {path} is damaged ({error}). Restore it from a copy, or "
+            f"start a new run with --finetune {Path(folder) / LAST_FILE}"
+        ) from error
     return progress, arrays, meta
 
 
@@ -213,7 +177,9 @@ def restore(net: Any, trainer: Any, arrays: Mapping[str, np.ndarray], meta: Mapp
 
 def _check_parameters(saved: Mapping[str, np.ndarray], parameters: Mapping[str, Any]) -> None:
     wrong = sorted(set(saved) ^ set(parameters)) or [
-        name for name, value in saved.items() if value.shape != tuple(parameters[name].shape)
+        name
+        for name, value in saved.items()
+        if (value.shape, value.dtype) != (tuple(parameters[name].shape), parameters[name].dtype)
     ]
     if wrong:
         raise UserError(
@@ -234,7 +200,8 @@ def _check_optimizer(
         if names[index] in meta["counts"]:
             weight = parameter.list_data()[0]
             expected = _parts(optimizer.create_state_multi_precision(index, weight))
-        fits = fits and [p.shape for p in states[names[index]]] == [p.shape for p in expected]
+        found = [(part.shape, part.dtype) for part in states[names[index]]]
+        fits = fits and found == [(part.shape, part.dtype) for part in expected]
     if not fits:
         raise UserError(
             f"the {STATE_FILE} of this run is of another optimizer than {type(optimizer).__name__}"

@@ -30,8 +30,10 @@ from training.engine import (
     plain_layout,
     train_one_epoch,
 )
+from training.epoch_files import keep_last
 from training.errors import UserError
-from training.interruption import Interrupted, Interruption
+from training.interruption import DataLost, Interrupted, Interruption, readable
+from training.nonfinite import SkipGuard
 from training.progress import DurationNote, ProgressBar
 from training.record import Run
 from training.run_config import RunConfig
@@ -79,6 +81,8 @@ class Fit:
             self.method.objective,
             config.clip_gradient,
         )
+        if config.on_nonfinite == "skip":
+            self.updater.guard = SkipGuard(net, config.nonfinite_limit)
         self.average = WeightAverage(net, config.ema) if config.ema else None
         if self.average and progress.step:
             self.average.load(load_state(run.folder)[1])
@@ -93,7 +97,8 @@ class Fit:
         Raises
         ------
         UserError
-            When the training diverges; the last checkpoint before is kept.
+            When the training diverges; the last checkpoint before is kept. When the data cannot be
+            read any more; what was computed until then is saved.
         """
         scores: Optional[Scores] = None
         progress = self.progress
@@ -111,6 +116,12 @@ class Fit:
                 except Interrupted:
                     self._save()
                     return Result(progress, scores, interruption.signal)
+                except DataLost as lost:
+                    self._save()
+                    raise UserError(
+                        f"{lost}. What was trained until then, {progress.step} steps, is saved: "
+                        f"mend the data, then go on with --resume {self.run.folder}"
+                    ) from lost
                 if interruption.stop() and progress.epoch < self.config.epochs:
                     return Result(progress, scores, interruption.signal)
         if progress.epoch < self.config.epochs:
@@ -138,8 +149,8 @@ class Fit:
             def after_step(state: Progress, images: int) -> None:
                 bar.advance(
                     images,
-                    loss=state.loss_sum / state.images,
-                    acc=state.correct_sum / state.images,
+                    loss=state.mean(state.loss_sum),
+                    acc=state.mean(state.correct_sum),
                 )
                 self._duration.tell(bar, images, state.step, self.config.epochs, len(train))
                 minutes = (time.monotonic() - self._saved) / 60
@@ -149,7 +160,7 @@ class Fit:
             update = self.average.update if self.average else lambda step: None
             hooks = EpochHooks(after_step, self._stop, update)
             try:
-                return train_one_epoch(self.updater, batches, self.rate, progress, hooks)
+                return train_one_epoch(self.updater, readable(batches), self.rate, progress, hooks)
             finally:
                 batches.close()  # type: ignore[attr-defined]
 
@@ -160,12 +171,14 @@ class Fit:
             "step": progress.step,
             # Not the trainer's, which does not know it after a resume at the end of an epoch.
             "lr": self.rate(progress.step),
-            "train_loss": progress.loss_sum / max(progress.images, 1),
-            "train_acc": progress.correct_sum / max(progress.images, 1),
+            "train_loss": progress.mean(progress.loss_sum),
+            "train_acc": progress.mean(progress.correct_sum),
             "images_per_sec": progress.images / max(progress.epoch_sec, 1e-9),
         }
+        if self.updater.guard:
+            row["skipped"] = progress.skipped
         for name, total in progress.terms.items():
-            row[f"train_{name}"] = total / max(progress.images, 1)
+            row[f"train_{name}"] = progress.mean(total)
         average_statistics(self.net)
         valid = test = None
         with self.average.applied() if self.average else nullcontext():
@@ -212,7 +225,10 @@ class Fit:
                     raise Interrupted
 
             score = self.method.evaluate or evaluate
-            scores = score(self.net, batches, self.contexts, advance)
+            try:
+                scores = score(self.net, batches, self.contexts, advance)
+            except (UserError, OSError) as error:
+                raise DataLost(str(error)) from error
         if not math.isfinite(scores.loss):
             raise UserError(
                 f"the training diverged: the {name} loss after epoch {self.progress.epoch + 1} is "
@@ -254,6 +270,8 @@ class Fit:
         # Last the state: a finished run has nothing left to do that would renew the other file.
         with self.average.applied() if self.average else nullcontext():
             save_parameters(self.net, self.run.folder / LAST_FILE)
+            if not count_time:
+                keep_last(self.run.folder, self.net, self.progress.epoch, self.config.keep)
         self._save_state()
         self._saved = time.monotonic()
 

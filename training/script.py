@@ -7,6 +7,7 @@ terminal, is `Script.train`.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Generic, NamedTuple, TypeVar
 
-from bridge.param_file import ParamFileError, write_atomically
+from bridge.param_file import ParamFileError
 from training.config import from_dict, to_dict
 from training.errors import UserError
 from training.run_config import RunConfig
@@ -23,7 +24,10 @@ from training.task import Task
 WRONG_INPUT_EXIT = 2
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
 # Settings that may be another at a resume: where things are, not what is computed.
-RESUMABLE = ("data_dir", "mirror", "download", "gpus", "checkpoint_minutes")
+RESUMABLE = (
+    *("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "keep"),
+    *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
+)
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -67,29 +71,42 @@ class Script(Generic[C]):
         UserError
             For settings, data or a run folder that cannot be used.
         """
-        from training.announce import announce, default_folder, report, warn_threads
+        from training.announce import (
+            announce,
+            default_folder,
+            report,
+            warn_threads,
+            warn_unverified,
+        )
         from training.checkpoint import Progress, load_state, restore
         from training.environment import describe
         from training.fit import Fit
         from training.plot import plot_runs
         from training.record import Run
+        from training.run_folder import has_begun, hold
 
         check_resume(given)
-        progress, state = Progress(), None
+        progress, state, lock = Progress(), None, None
         if config.resume:
             config = self._saved(Path(config.resume), given)
-            progress, *state = load_state(str(config.resume))
+            # Before anything is read: the process that has it open would go on writing.
+            lock = hold(str(config.resume))
+            if has_begun(str(config.resume)):
+                progress, *state = load_state(str(config.resume))
+                warn_unverified(str(config.resume), state[1])
+            else:
+                config, lock = replace(config, resume=None, run_dir=config.resume), None
         task, files = self.prepare(config)
         if state:
             restore(task.net, task.trainer, *state)
             warn_threads(progress.threads, describe()["threads"]["effective"])
-            run = Run.resume(str(config.resume), progress.epoch)
+            run = Run.resume(str(config.resume), progress.epoch, lock)
         else:
             folder = Path(config.run_dir or default_folder(config.dataset, config.model))
             run = Run.create(folder, to_dict(config), [self.name, *argv])
             progress.threads = describe()["threads"]["effective"]
             for name, content in files.items():
-                write_atomically(folder / name, content)
+                run.write(name, content)
         with run:
             announce(config, task.contexts, task.loaders, run.folder, progress)
             result = Fit(task, config, run, progress).run_epochs()
@@ -125,6 +142,8 @@ def check_resume(given: Mapping[str, Any]) -> None:
 def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
     """Return what `action` returns; for UserError, ParamFileError and `errors` print one line.
 
+    So does what the system refuses (a full disk, a folder that has gone) and nobody has explained.
+
     Ctrl-C outside of the training loop, which saves first, ends without a word.
     """
     handled: tuple[type[Exception], ...] = (UserError, ParamFileError, *errors)
@@ -134,4 +153,14 @@ def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
         return INTERRUPTED_EXIT
     except handled as error:
         print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT_EXIT
+    except BrokenPipeError:
+        # Whoever read our words, such as head, has gone; Python would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        print(
+            f"error: {place}{error.strerror or error}. Check the path, its permissions and the "
+            "disk; a run goes on with --resume",
+            file=sys.stderr,
+        )
+    return WRONG_INPUT_EXIT
