@@ -39,6 +39,11 @@ FORMAT = 1
 
 def parameter_arrays(net: Any) -> dict[str, np.ndarray]:
     """Return the net's parameters (structural name to array) from its first device."""
+    import mxnet as mx
+
+    # A backward pass that still runs would change running statistics while they are read: MXNet's
+    # BatchNorm writes them in an operator that is said to read them only.
+    mx.nd.waitall()
     return {
         name: parameter.data(parameter.list_ctx()[0]).asnumpy()
         for name, parameter in net._collect_params_with_prefix().items()
