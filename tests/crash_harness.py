@@ -17,6 +17,7 @@ import argparse
 import builtins
 import contextlib
 import errno
+import importlib
 import io
 import json
 import os
@@ -225,6 +226,12 @@ def run(folder: Path, fault: Fault, after: Optional[float] = None) -> tuple[int,
     return code, log.read_text(errors="replace") if log.exists() else ""
 
 
+def import_everything() -> None:
+    """Import what a training does, once and before the forks."""
+    for name in ("gluoncv", "mxboard.writer", "PIL.Image", "tqdm", "training.fit"):
+        importlib.import_module(name)
+
+
 def require(condition: object, message: str) -> None:
     if not condition:
         raise Failure(message)
@@ -285,6 +292,7 @@ class Trials:
         self.folder, self.done = place / "run", Counter[str]()
         self.seconds, self.calls, self.resumed_calls = 0.0, [], []
         self._rng = np.random.default_rng(seed)
+        import_everything()
         begin = time.monotonic()
         code, log = run(self.folder, Fault())
         self.seconds = time.monotonic() - begin
@@ -367,7 +375,4 @@ def _cpu_seconds(who: int) -> float:
 
 
 if __name__ == "__main__":
-    import mxboard.writer  # noqa: F401 - both are imported once, before the forks
-    import mxnet  # noqa: F401
-
     sys.exit(main())
