@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -35,6 +36,7 @@ STATE_FILE = "resume.state"
 LAST_FILE = "last.param"
 BEST_FILE = "best.param"
 FORMAT = 1
+_NAME = re.compile(r"(param|average|(state|device):(0|[1-9]\d{0,8})):.+", re.ASCII)
 
 
 def parameter_arrays(net: Any) -> dict[str, np.ndarray]:
@@ -128,6 +130,9 @@ def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[
         verified = verify_digest(path)
         arrays = read_params(path)
         meta = json.loads(arrays.pop("meta").tobytes())
+        wrong = [name for name in arrays if not _NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"an array is called {wrong[0][:80]!r}")
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
         known = {item.name for item in fields(Progress)}
@@ -158,6 +163,10 @@ def restore(net: Any, trainer: Any, arrays: Mapping[str, np.ndarray], meta: Mapp
     parameters = net._collect_params_with_prefix()
     saved = {name[6:]: value for name, value in arrays.items() if name.startswith("param:")}
     _check_parameters(saved, parameters)
+    for name, value in arrays.items():
+        if name.startswith("device:"):
+            own = name.split(":", 2)[2]
+            _check_parameters({own: value}, {own: parameters.get(own)})
     names, states = _names_by_index(net, trainer), _grouped_states(arrays)
     _check_optimizer(trainer, names, states, meta)
     for name, parameter in parameters.items():
@@ -184,7 +193,8 @@ def _check_parameters(saved: Mapping[str, np.ndarray], parameters: Mapping[str, 
     wrong = sorted(set(saved) ^ set(parameters)) or [
         name
         for name, value in saved.items()
-        if (value.shape, value.dtype) != (tuple(parameters[name].shape), parameters[name].dtype)
+        if parameters[name] is None
+        or (value.shape, value.dtype) != (tuple(parameters[name].shape), parameters[name].dtype)
     ]
     if wrong:
         raise UserError(
@@ -199,7 +209,7 @@ def _check_optimizer(
     """Compare with what the optimizer itself would make; it makes a state at the first update."""
     optimizer = trainer._optimizer
     fits = meta.get("optimizer", type(optimizer).__name__) == type(optimizer).__name__
-    fits = fits and set(meta["counts"]) <= set(names)
+    fits = fits and set(meta["counts"]) <= set(names) and set(states) <= set(names)
     for index, parameter in enumerate(trainer._params):
         expected: list[Any] = []
         if names[index] in meta["counts"]:
@@ -241,7 +251,8 @@ def _grouped_states(arrays: Mapping[str, np.ndarray]) -> defaultdict[str, list[n
         if key.startswith("state:"):
             part, name = key.split(":", 2)[1:]
             states.setdefault(name, {})[int(part)] = value
-    grouped = {name: [parts[part] for part in sorted(parts)] for name, parts in states.items()}
+    # A part that is missing makes the list shorter than the optimizer's.
+    grouped = {n: [p[part] for part in range(len(p)) if part in p] for n, p in states.items()}
     return defaultdict(list, grouped)
 
 
