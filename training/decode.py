@@ -91,7 +91,9 @@ def open_rgb(path: str, size: int, data: Optional[bytes] = None) -> Any:
     except UserError:
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path} has more than the {MAX_PIXELS:,} pixels allowed") from error
+        raise UserError(
+            f"{path} has more than the {MAX_PIXELS:,} pixels allowed; make it smaller"
+        ) from error
     except Exception as error:  # a damaged image can raise nearly anything
         raise UserError(
             f"cannot read the image {path}: {error}; replace or remove the file"
