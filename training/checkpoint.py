@@ -121,10 +121,10 @@ def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[
         When there is no such file, or it is damaged or of another format.
     """
     path = Path(folder) / STATE_FILE
+    anew = f"start a new run from its parameters: --finetune {Path(folder) / LAST_FILE}"
     if not path.is_file():
         raise UserError(
-            f"{folder} has no {STATE_FILE} to continue from: give the folder of a run that "
-            "finished at least one checkpoint"
+            f"{folder} has no {STATE_FILE} to continue from. Restore it from a copy, or {anew}"
         )
     try:
         verified = verify_digest(path)
@@ -141,11 +141,11 @@ def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[
         check_counters([meta["num_update"], *meta["counts"].values()])
         meta["verified"] = verified
     except ParamFileError as error:
-        raise UserError(f"cannot continue {folder}: {error}") from error
+        raise UserError(f"cannot continue {folder}: {error} Or {anew}") from error
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"cannot continue {folder}: {path} is damaged ({error}). Restore it from a copy, or "
-            f"start a new run with --finetune {Path(folder) / LAST_FILE}"
+            f"{anew}"
         ) from error
     return progress, arrays, meta
 

@@ -42,8 +42,8 @@ def hold(folder: PathLike, remedy: str = REMEDY) -> IO[bytes]:
     except BlockingIOError:
         lock.close()
         raise UserError(
-            f"another process has the run {folder} open. Wait until it ends, or name another "
-            "folder with --run-dir FOLDER."
+            f"another process has the run {folder} open. Wait until it ends, or end it. A new run "
+            "can have another folder: --run-dir FOLDER."
         ) from None
     except OSError:
         # Some network file systems cannot lock: better an unguarded run than none.

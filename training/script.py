@@ -7,10 +7,11 @@ terminal, is `Script.train`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Generic, NamedTuple, TypeVar
@@ -107,7 +108,7 @@ class Script(Generic[C]):
             progress.threads = describe()["threads"]["effective"]
             for name, content in files.items():
                 run.write(name, content)
-        with run:
+        with run, going_on(run.folder):
             announce(config, task.contexts, task.loaders, run.folder, progress)
             result = Fit(task, config, run, progress).run_epochs()
         if result.signal is not None:
@@ -126,6 +127,15 @@ class Script(Generic[C]):
         config = replace(saved, **here, resume=str(folder))
         config.check()
         return config
+
+
+@contextlib.contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """Add to the error of a file that could not be written how the run goes on."""
+    try:
+        yield
+    except ParamFileError as error:
+        raise UserError(f"{error} Then go on with --resume {folder}") from error
 
 
 def check_resume(given: Mapping[str, Any]) -> None:
