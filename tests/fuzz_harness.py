@@ -515,16 +515,25 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the changes")
     arguments = parser.parse_args()
     total: Counter = Counter()
+    failures = []
     print("| loader | files | refused | same content | other values, no digest | memory |")
     print("|---|---|---|---|---|---|")
     for target in targets(arguments.scale):
-        found, peak = fuzz(target, arguments.seed)
+        try:
+            found, peak = fuzz(target, arguments.seed)
+        except Failure as failure:
+            failures.append(str(failure))
+            print(f"| {target.name} | failed | | | | |", flush=True)
+            continue
         total.update(found)
         numbers = " | ".join(f"{found[kind]:,}" for kind in (REFUSED, SAME, OTHER))
         print(
             f"| {target.name} | {target.count:,} | {numbers} | +{peak / 2**20:.0f} MiB |",
             flush=True,
         )
+    if failures:
+        print("\n".join(failures))
+        return 1
     print(
         f"{sum(total.values()):,} changed files: no crash, no hang, none over the memory limit, "
         "none with a damaged structure loaded; with a digest every changed weight file and "
