@@ -163,10 +163,10 @@ def restore(net: Any, trainer: Any, arrays: Mapping[str, np.ndarray], meta: Mapp
     parameters = net._collect_params_with_prefix()
     saved = {name[6:]: value for name, value in arrays.items() if name.startswith("param:")}
     _check_parameters(saved, parameters)
-    for name, value in arrays.items():
+    for name, array in arrays.items():
         if name.startswith("device:"):
             own = name.split(":", 2)[2]
-            _check_parameters({own: value}, {own: parameters.get(own)})
+            _check_parameters({own: array}, {own: parameters.get(own)})
     names, states = _names_by_index(net, trainer), _grouped_states(arrays)
     _check_optimizer(trainer, names, states, meta)
     for name, parameter in parameters.items():

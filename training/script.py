@@ -87,28 +87,31 @@ class Script(Generic[C]):
         from training.run_folder import has_begun, hold
 
         check_resume(given)
-        progress, state, lock = Progress(), None, None
-        if config.resume:
-            config = self._saved(Path(config.resume), given)
-            # Before anything is read: the process that has it open would go on writing.
-            lock = hold(str(config.resume))
-            if has_begun(str(config.resume)):
-                progress, *state = load_state(str(config.resume))
-                warn_unverified(str(config.resume), state[1])
-            else:
-                config, lock = replace(config, resume=None, run_dir=config.resume), None
-        task, files = self.prepare(config)
-        if state:
-            restore(task.net, task.trainer, *state)
-            warn_threads(progress.threads, describe()["threads"]["effective"])
-            run = Run.resume(str(config.resume), progress.epoch, lock)
-        else:
+        progress, state = Progress(), None
+        with contextlib.ExitStack() as held:
+            if config.resume:
+                config = self._saved(Path(config.resume), given)
+                # Before anything is read: the process that has it open would go on writing.
+                lock = held.enter_context(hold(str(config.resume)))
+                if has_begun(str(config.resume)):
+                    progress, *state = load_state(str(config.resume))
+                    warn_unverified(str(config.resume), state[1])
+                else:
+                    held.close()
+                    config = replace(config, resume=None, run_dir=config.resume)
+            task, files = self.prepare(config)
+            if state:
+                restore(task.net, task.trainer, *state)
+                warn_threads(progress.threads, describe()["threads"]["effective"])
+                run = Run.resume(str(config.resume), progress.epoch, lock)
+                held.pop_all()  # the run closes it
+        if not state:
             folder = Path(config.run_dir or default_folder(config.dataset, config.model))
             run = Run.create(folder, to_dict(config), [self.name, *argv])
             progress.threads = describe()["threads"]["effective"]
-            for name, content in files.items():
-                run.write(name, content)
         with run, going_on(run.folder):
+            for name, content in files.items() if not state else ():
+                run.write(name, content)
             announce(config, task.contexts, task.loaders, run.folder, progress)
             result = Fit(task, config, run, progress).run_epochs()
         if result.signal is not None:

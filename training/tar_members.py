@@ -7,6 +7,7 @@ lead out of a folder (`training.cifar_files`, `training.stl10`). What is left to
 from __future__ import annotations
 
 import tarfile
+from typing import Union
 
 # A long name, a long link, or what pax adds to a member: tarfile reads these into memory at once.
 EXTENDED_HEADERS = (
@@ -23,7 +24,7 @@ class BoundedTarInfo(tarfile.TarInfo):
     """For ``tarfile.open(tarinfo=...)``: refuses a header that would not fit into memory."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> BoundedTarInfo:
+    def frombuf(cls, buf: Union[bytes, bytearray], encoding: str, errors: str) -> BoundedTarInfo:
         """Return the member that a block of 512 bytes announces.
 
         Raises
