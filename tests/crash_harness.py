@@ -86,7 +86,8 @@ class Disk:
     """Counts the calls that change the disk, and lets one of them go wrong."""
 
     def __init__(self, fault: Fault) -> None:
-        self.fault, self.calls = fault, []
+        self.fault = fault
+        self.calls: list[str] = []
         self._full = False
 
     def call(self, kind: str) -> bool:
@@ -121,7 +122,7 @@ class Disk:
             raw = File(file, mode.replace("b", ""))
             return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
 
-        builtins.open = io.open = opened  # type: ignore[assignment]
+        builtins.open = io.open = opened
         for name in ("fsync", "replace", "unlink", "mkdir"):
             setattr(os, name, _counted(disk, name, getattr(os, name)))
         plain_os_open = os.open
@@ -290,14 +291,13 @@ class Trials:
 
     def __init__(self, place: Path, seed: int = 0) -> None:
         self.folder, self.done = place / "run", Counter[str]()
-        self.seconds, self.calls, self.resumed_calls = 0.0, [], []
         self._rng = np.random.default_rng(seed)
         import_everything()
         begin = time.monotonic()
         code, log = run(self.folder, Fault())
         self.seconds = time.monotonic() - begin
         require(code == 0, f"the uninterrupted run ended with {code}:\n{log[-SHOWN_ERRORS:]}")
-        self.calls = json.loads(log.splitlines()[-1])
+        self.calls: list[str] = json.loads(log.splitlines()[-1])
         self.whole = outcome(self.folder)
 
     def trial(self, fault: Fault) -> bool:
@@ -326,14 +326,14 @@ class Trials:
         clear = len(errors) == 1 and "No space left on device" in errors[0]
         require(code == 2 and clear, f"{name}: ended with {code}:\n{log[-SHOWN_ERRORS:]}")
 
-    def places(self, every: int) -> Iterator[Fault]:
-        """Each `every`-th place at which something can happen."""
+    def places(self, every: int, part: int, parts: int) -> Iterator[Fault]:
+        """Each `every`-th place at which something can happen; of these, one of several parts."""
         faults = []
         for number, kind in enumerate(self.calls, 1):
             faults.append(Fault(number, KILL))
             faults += [Fault(number, HALF)] if kind == WRITE else []
             faults += [Fault(number, FULL)] if kind in NEEDS_ROOM else []
-        yield from faults[every // 2 :: every]
+        yield from faults[every // 2 :: every][part - 1 :: parts]
 
     def random(self, count: int) -> None:
         """Kill at so many random moments."""
@@ -344,20 +344,22 @@ class Trials:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="only every so many places")
+    parser.add_argument("--part", default="1/1", help="1/4: the first of four processes")
     parser.add_argument("--random", type=int, default=60, help="kills at random moments")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     arguments = parser.parse_args()
+    part, parts = map(int, arguments.part.split("/"))
     # In memory where that can be: a disk would make it slow, and a killed process loses neither.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as place:
-        trials = Trials(Path(place), arguments.seed)
+        trials = Trials(Path(place), arguments.seed + part)
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(trials.calls).items())
         print(f"the uninterrupted run changes the disk in {len(trials.calls)} calls: {kinds}")
-        for fault in trials.places(arguments.every):
+        for fault in trials.places(arguments.every, part, parts):
             trials.trial(fault)
             if sum(trials.done.values()) % 50 == 0:
                 print(f"{sum(trials.done.values())} trials done", flush=True)
-        trials.random(arguments.random)
+        trials.random(arguments.random // parts)
     done = trials.done
     kills = done[KILL] + done[HALF] + done[RANDOM]
     used = sum(map(_cpu_seconds, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))

@@ -24,8 +24,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Literal, NamedTuple, Optional
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class Target(NamedTuple):
     """
 
     name: str
-    count: int
+    files: int
     samples: list[bytes]
     load: Callable[[Path], Any]
     check: Callable[[bytes, Any, Any], None]
@@ -99,8 +100,8 @@ def _number(data: bytes, rng: np.random.Generator) -> bytes:
     width = int(rng.choice([2, 4, 8]))
     value = EXTREME[int(rng.integers(len(EXTREME)))] % 2 ** (8 * width)
     place = int(rng.integers(0, max(len(data) // 4, 1))) * 4
-    order = "little" if rng.random() < 0.8 else "big"
-    return data[:place] + value.to_bytes(width, order) + data[place + width :]  # type: ignore[arg-type]
+    order: Literal["little", "big"] = "little" if rng.random() < 0.8 else "big"
+    return data[:place] + value.to_bytes(width, order) + data[place + width :]
 
 
 def _cut(data: bytes, rng: np.random.Generator) -> bytes:
@@ -242,7 +243,8 @@ class IntoTraining:
     def __call__(self, path: Path) -> dict[str, np.ndarray]:
         self.made = self.made or network()
         _, arrays, meta = load_state(path.parent)
-        restore(*self.made, arrays, meta)
+        net, trainer = self.made
+        restore(net, trainer, arrays, meta)
         return arrays
 
 
@@ -341,15 +343,23 @@ def _foreign_targets(
     pickled, blocks = torch.pickled({name: torch.tensor(a) for name, a in weights.items()})
     for form, make in (("zip", torch.zip_bytes), ("before 1.6", torch.legacy_bytes)):
         whole = make(pickled, blocks)
-        inner = [(pickled, lambda data, make=make: make(data, blocks))]
+        inner = [(pickled, partial(_pickle_in, make, blocks))]
         yield Target(f"PyTorch {form}", count(2500), [whole], read_weights, check_arrays, inner)
     whole = save(dict(weights))
     length = struct.unpack("<Q", whole[:8])[0]
     header, elements = whole[8 : 8 + length], whole[8 + length :]
-    inner = [(header, lambda data: struct.pack("<Q", len(data)) + data + elements)]
+    inner = [(header, partial(_header_before, elements))]
     yield Target("safetensors", count(2000), [whole], read_weights, check_arrays, inner)
     both = [torch.zip_bytes(pickled, blocks), whole]
     yield Target("both into a network", count(1000), both, IntoNetwork(), check_layout, inner)
+
+
+def _header_before(elements: bytes, header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + elements
+
+
+def _pickle_in(make: Callable[..., bytes], blocks: Any, pickled: bytes) -> bytes:
+    return make(pickled, blocks)
 
 
 def pictures() -> list[bytes]:
@@ -502,8 +512,8 @@ def fuzz(target: Target, seed: int) -> tuple[Counter, int]:
     """Return how many files ended how, and the largest growth of memory in bytes."""
     found: Counter = Counter()
     peak = 0
-    for start in range(0, target.count, BATCH):
-        answer = run_batch(target, seed, range(start, min(start + BATCH, target.count)))
+    for start in range(0, target.files, BATCH):
+        answer = run_batch(target, seed, range(start, min(start + BATCH, target.files)))
         found.update(answer["found"])
         peak = max(peak, answer["peak"])
     return found, peak
@@ -528,7 +538,7 @@ def main() -> int:
         total.update(found)
         numbers = " | ".join(f"{found[kind]:,}" for kind in (REFUSED, SAME, OTHER))
         print(
-            f"| {target.name} | {target.count:,} | {numbers} | +{peak / 2**20:.0f} MiB |",
+            f"| {target.name} | {target.files:,} | {numbers} | +{peak / 2**20:.0f} MiB |",
             flush=True,
         )
     if failures:

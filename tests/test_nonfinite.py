@@ -61,7 +61,7 @@ def test_a_left_out_update_changes_nothing(
     states = []
     for number in (0, 1, 2):
         fit.updater.step(batches[number], number)
-        tensors = [parameter_arrays(fit.net)]
+        tensors: list[Any] = [parameter_arrays(fit.net)]
         for updater in fit.trainer._updaters:
             parts = updater.states.values()
             tensors.append({str(i): _numbers(part) for i, part in enumerate(parts)})

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bridge.digest import digest_path
 from training.checkpoint import save_parameters
 
 NAME = "epoch-{:04d}.param"
-_PATTERN = re.compile(r"epoch-(\d{4,})\.param")
+_PATTERN = re.compile(r"epoch-(\d{4,})\.param(\.sha256)?")
 
 
 def keep_last(folder: Path, net: Any, epoch: int, count: int) -> None:
@@ -22,10 +21,10 @@ def keep_last(folder: Path, net: Any, epoch: int, count: int) -> None:
     if not count:
         return
     save_parameters(net, folder / NAME.format(epoch))
-    for path in folder.iterdir():
+    # Sorted, a file goes before its digest: in between it must not look unverified. A digest alone
+    # is what a process leaves that is killed in between.
+    for path in sorted(folder.iterdir()):
         match = _PATTERN.fullmatch(path.name)
         if match and not epoch - count < int(match[1]) <= epoch:
-            # The digest last: a file that is left for a moment must not look unverified.
-            for old in (path, Path(digest_path(path))):
-                with contextlib.suppress(FileNotFoundError):
-                    old.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
