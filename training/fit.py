@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
+from bridge.digest import digest_path
 from training.averaging import WeightAverage
 from training.batches import EvalBatches
 from training.checkpoint import (
@@ -105,6 +107,9 @@ class Fit:
         if not (self.run.folder / STATE_FILE).exists():
             # From here on the run can be resumed, whenever it is killed.
             self._record_sample(self._mixes())
+            self._save_state()
+        elif not os.path.exists(digest_path(self.run.folder / STATE_FILE)):
+            # A process was killed between the file and its digest; a finished run saves no more.
             self._save_state()
         with Interruption() as interruption:
             self._stop = interruption.stop
