@@ -303,7 +303,7 @@ PLACES = {
     "last evaluation": (fit, "evaluate", 4),
     "end of an epoch": (Run, "scalars", 2),
     "best file": (fit, "save_parameters", 3),
-    "state": (fit, "save_state", 3),
+    "state": (fit, "write_state", 3),
 }
 
 

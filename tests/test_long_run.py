@@ -97,7 +97,7 @@ def test_a_resume_leaves_the_same_epoch_files(
     config = replace(small_runs.CONFIG, keep=1)
     small_runs.finish(tmp_path / "whole", config)
     with monkeypatch.context() as patch:
-        small_runs.at_call(patch, small_runs.fit, "save_state", 4, small_runs.crash)
+        small_runs.at_call(patch, small_runs.fit, "write_state", 4, small_runs.crash)
         with pytest.raises(small_runs.Crash):
             small_runs.finish(tmp_path / "cut", config)
     assert len(epoch_files(tmp_path / "cut")) == 2

@@ -51,7 +51,7 @@ def test_a_run_that_never_began_begins_again(
     for again in ("resume", "run_dir"):
         run = tmp_path / again
         with monkeypatch.context() as patch:
-            small_runs.at_call(patch, small_runs.fit, "save_state", 1, small_runs.crash)
+            small_runs.at_call(patch, small_runs.fit, "write_state", 1, small_runs.crash)
             with pytest.raises(small_runs.Crash):
                 train(run_dir=str(run))
         assert (run / "config.json").exists()

@@ -64,14 +64,29 @@ def save_state(
     progress: Progress,
     average: Optional[Mapping[str, np.ndarray]] = None,
 ) -> None:
-    """Write ``resume.state`` into `folder`, atomically.
+    """Write ``resume.state`` into `folder`, atomically; see `collect_state`."""
+    write_state(folder, collect_state(net, trainer, progress, average))
+
+
+def write_state(folder: PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write what `collect_state` has returned, atomically."""
+    write_params(Path(folder) / STATE_FILE, arrays)
+
+
+def collect_state(
+    net: Any,
+    trainer: Any,
+    progress: Progress,
+    average: Optional[Mapping[str, np.ndarray]] = None,
+) -> dict[str, np.ndarray]:
+    """Return the arrays of ``resume.state``.
 
     `average` are the moving averages of the parameters by structural name.
 
     Raises
     ------
     UserError
-        When a parameter or a state is not finite; the older file is then kept.
+        When a parameter or a state is not finite: then nothing may be saved over older files.
     """
     arrays = {f"param:{name}": value for name, value in parameter_arrays(net).items()}
     names = _names_by_index(net, trainer)
@@ -81,10 +96,11 @@ def save_state(
     arrays.update({f"average:{name}": value for name, value in (average or {}).items()})
     bad = next((name for name, value in arrays.items() if not np.isfinite(value).all()), None)
     if bad:
+        epoch = progress.epoch + bool(progress.batch)
         raise UserError(
             f"the training diverged: {bad.split(':')[-1]} is no longer finite after step "
-            f"{progress.step}. The last good {STATE_FILE} is kept. Start anew with a lower --lr or "
-            "more --warmup-epochs"
+            f"{progress.step} in epoch {epoch}, learning rate {trainer.learning_rate:.4g}; the "
+            "last checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
         )
     arrays.update(_other_devices(net))
     meta = {
@@ -95,7 +111,7 @@ def save_state(
         "counts": {names[index]: count for index, count in _counts(trainer).items()},
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    write_params(Path(folder) / STATE_FILE, arrays)
+    return arrays
 
 
 def _other_devices(net: Any) -> dict[str, np.ndarray]:

@@ -19,9 +19,10 @@ from training.checkpoint import (
     LAST_FILE,
     STATE_FILE,
     Progress,
+    collect_state,
     load_state,
     save_parameters,
-    save_state,
+    write_state,
 )
 from training.engine import (
     EpochHooks,
@@ -107,10 +108,10 @@ class Fit:
         if not (self.run.folder / STATE_FILE).exists():
             # From here on the run can be resumed, whenever it is killed.
             self._record_sample(self._mixes())
-            self._save_state()
+            write_state(self.run.folder, self._state())
         elif not os.path.exists(digest_path(self.run.folder / STATE_FILE)):
             # A process was killed between the file and its digest; a finished run saves no more.
-            self._save_state()
+            write_state(self.run.folder, self._state())
         with Interruption() as interruption:
             self._stop = interruption.stop
             while progress.epoch < self.config.epochs and not self._early():
@@ -238,8 +239,9 @@ class Fit:
         if not math.isfinite(scores.loss):
             raise UserError(
                 f"the training diverged: the {name} loss after epoch {self.progress.epoch + 1} is "
-                f"{scores.loss}; the last checkpoint is kept. Start anew with a lower --lr or more "
-                "--warmup-epochs"
+                f"{scores.loss}, step {self.progress.step}, learning rate "
+                f"{self.rate(self.progress.step):.4g}; the last checkpoint is kept. Start anew "
+                "with a lower --lr or more --warmup-epochs"
             )
         return scores
 
@@ -273,14 +275,16 @@ class Fit:
         if count_time:
             self.progress.wall_sec += now - self._begun
             self._begun = now
-        # Last the state: a finished run has nothing left to do that would renew the other file.
+        # Collected first: it refuses a network that is not finite before a file is replaced.
+        # Written last: a finished run has nothing left to do that would renew the other file.
+        state = self._state()
         with self.average.applied() if self.average else nullcontext():
             save_parameters(self.net, self.run.folder / LAST_FILE)
             if not count_time:
                 keep_last(self.run.folder, self.net, self.progress.epoch, self.config.keep)
-        self._save_state()
+        write_state(self.run.folder, state)
         self._saved = time.monotonic()
 
-    def _save_state(self) -> None:
+    def _state(self) -> dict[str, np.ndarray]:
         average = self.average.arrays() if self.average else None
-        save_state(self.run.folder, self.net, self.trainer, self.progress, average)
+        return collect_state(self.net, self.trainer, self.progress, average)
