@@ -182,3 +182,55 @@ def test_what_a_killed_process_left_half_written_is_removed(
         (place / ".mine.tmp").write_bytes(b"not ours")
     small_runs.finish(tmp_path, resume=True)
     assert {path.name for path in tmp_path.rglob("*.tmp")} == {".mine.tmp"}
+
+
+def test_a_finished_run_gets_its_digest_back(small_runs: Any, tmp_path: Path) -> None:
+    """Killed between the last state and its digest, it would stay unverified for ever."""
+    small_runs.finish(tmp_path)
+    state, digest = tmp_path / STATE_FILE, tmp_path / f"{STATE_FILE}.sha256"
+    before = load_state(tmp_path)
+    digest.unlink()
+    small_runs.finish(tmp_path, resume=True)
+    assert verify_digest(state)
+    after = load_state(tmp_path)
+    assert after[0] == before[0]
+    assert {n: a.tobytes() for n, a in after[1].items()} == {
+        n: a.tobytes() for n, a in before[1].items()
+    }
+    assert after[2] == before[2]
+
+
+# ----------------------------------------------------------------------------- a limit of the disk
+
+# A training whose files may have so many bytes: the system itself refuses the writes beyond.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
+import crash_harness as harness
+harness.plot.plot_runs = lambda folders, *_: Path(folders[0]) / "curves.png"
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+code = harness.train(Path(sys.argv[2]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+print(code, harness.train(Path(sys.argv[2])))
+"""
+
+
+def test_a_write_that_the_system_refuses_loses_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(ROOT), str(run), "2500"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.stdout.splitlines()[-1] == "2 0"
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {run}/{STATE_FILE}: cannot be written: File too large.")
+    assert errors[0].endswith(f"Then go on with --resume {run}")
+    assert "Traceback" not in done.stderr
+    assert load_state(run)[0].epoch == 2
+    assert all(verify_digest(path) for path in [run / STATE_FILE, *run.glob("*.param")])
+    assert not list(run.glob(".*.tmp"))

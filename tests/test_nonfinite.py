@@ -160,3 +160,17 @@ def test_settings() -> None:
     assert RunConfig.on_nonfinite == "stop"
     with pytest.raises(UserError, match="--nonfinite-limit 0: must be 1 or more"):
         RunConfig(nonfinite_limit=0, warmup_epochs=0).check()
+
+
+def test_no_file_is_replaced_by_a_network_that_is_not_finite(
+    small_runs: Any, tmp_path: Path
+) -> None:
+    fit = small_runs.start(tmp_path, replace(small_runs.CONFIG, epochs=2))
+    with fit.run:
+        fit.run_epochs()
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+        parameter = next(iter(fit.net.collect_params().values()))
+        parameter.set_data(parameter.data() * np.nan)
+        with pytest.raises(UserError, match=r"after step 6 in epoch 2, learning rate .* is kept"):
+            fit._save()
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
