@@ -1,6 +1,6 @@
 """Change files at random and load them: parameter files, checkpoints, PyTorch files, pictures.
 
-    PYTHONPATH=. python tests/fuzz_harness.py                  22,000 changed files
+    PYTHONPATH=. python tests/fuzz_harness.py                  23,000 changed files
     PYTHONPATH=. python tests/fuzz_harness.py --scale 0.02     as the tests do
 
 Each loader runs in processes of its own, with a limit on memory (`MEMORY` above what it takes at

@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from bridge.param_file import write_params
+from model import create_model
+from model.loading import LoadError, load_parameters
 from training import decode, stl10
 from training.cifar import load_cifar
 from training.cifar_files import FORMATS
@@ -179,3 +182,13 @@ def test_a_hostile_preprocessing_or_config(tmp_path: Path, content: bytes) -> No
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(UserError, match=r"config.json is damaged"):
             Run.resume(tmp_path, 1)
+
+
+def test_a_name_from_a_file_is_quoted_short_and_printable(tmp_path: Path) -> None:
+    net = create_model("resnet20_ram", classes=10)
+    net.initialize()
+    write_params(tmp_path / "x", {"[" * 3000: np.ones(1, "f4"), "\x1b[2J\n": np.ones(1, "f4")})
+    with pytest.raises(LoadError, match=r"not in the network: ") as caught:
+        load_parameters(net, tmp_path / "x")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000
