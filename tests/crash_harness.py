@@ -1,6 +1,6 @@
 """Kill a training at every write, flush and rename and at random moments, and resume it each time.
 
-    PYTHONPATH=. python tests/crash_harness.py                all places, and 60 random moments
+    PYTHONPATH=. python tests/crash_harness.py                all places, and 200 random moments
     PYTHONPATH=. python tests/crash_harness.py --every 10     every tenth place
 
 Each trial is a process of its own, forked from one that has imported everything but started
@@ -345,7 +345,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="only every so many places")
     parser.add_argument("--part", default="1/1", help="1/4: the first of four processes")
-    parser.add_argument("--random", type=int, default=60, help="kills at random moments")
+    parser.add_argument("--random", type=int, default=200, help="kills at random moments")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     arguments = parser.parse_args()
     part, parts = map(int, arguments.part.split("/"))
