@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse ops native test lint types format bench board gpu test-gpu-install horovod test-distributed lock setup clean
+.PHONY: help train train-glimpse ops native test lint types format bench board gpu test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
 PYTHON ?=
@@ -11,6 +11,8 @@ VENV_HOROVOD = .venv-horovod
 RUN_DIR = runs/shapes
 TRAIN_ARGS = --recipe quick --model attention56_small --dataset shapes --epochs 5
 PYTEST_ARGS =
+CRASH_ARGS =
+FUZZ_ARGS =
 PORT = 6006
 
 help:  ## list the targets
@@ -64,6 +66,12 @@ test-distributed: setup  ## train with 2 processes on the loopback by MXNet's pa
 	@.ci/setup.sh horovod $(VENV_HOROVOD) || { code=$$?; [ $$code = 3 ] || exit $$code; \
 	echo "NOT TESTED: Horovod, which this machine cannot have as it is (above); dist_sync has passed" >&2; exit 0; }; \
 	set -x; $(VENV_HOROVOD)/bin/python -m pytest tests/test_launch.py tests/test_distributed.py -k horovod $(PYTEST_ARGS)
+
+test-crash: setup  ## kill a training at every write, flush and rename and at random moments, and resume it
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/crash_harness.py $(CRASH_ARGS)
+
+test-fuzz: setup  ## load 23,000 randomly changed parameter files, checkpoints and pictures
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/fuzz_harness.py $(FUZZ_ARGS)
 
 lock:  ## resolve the dependencies anew into requirements/ (newest versions: LOCK_ARGS=--upgrade)
 	.ci/lock.sh $(LOCK_ARGS)

@@ -23,6 +23,7 @@ from training.classifier import Networks, _choose_graph
 from training.devices import check_kvstore, choose_contexts, norm_arguments
 from training.distributed import ALONE, Group, open_group
 from training.errors import UserError
+from training.nonfinite import SkipGuard
 from training.shared_run import agree, own_devices, scaled, together
 from training.train_config import TrainConfig
 
@@ -155,6 +156,15 @@ def test_a_signal_to_one_worker_stops_all_and_the_run_goes_on(found: Found) -> N
         assert stopped["step"] == 3  # the signal came at the end of step 2
         assert stopped["signal"] == 15
         assert_close(again, straight, 0.0)
+
+
+def test_an_update_that_one_worker_leaves_out_is_left_out_by_all(script: Any) -> None:
+    net, _ = script.build(ONE, frozen=False)
+    for other_skips in (False, True):
+        group = Pretended(other=lambda mine, skips=other_skips: mine + skips)
+        guard = SkipGuard(net, 3, group.any)
+        guard.keep()
+        assert guard.allows([mx.nd.ones(2)], [mx.nd.ones(2)]) is not other_skips
 
 
 # ------------------------------------------------------------------------------ what can be wrong

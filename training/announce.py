@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from training.checkpoint import Progress
+from training.checkpoint import STATE_FILE, Progress
 from training.config import diff_from_default
 from training.devices import device_names
 from training.distributed import DIST_SYNC, HOROVOD, NONE, Group
@@ -70,6 +70,16 @@ def restart_command(script: str, config: Any, group: Group, folder: Path) -> str
         chosen = "" if script == "train_cifar.py" else f"--script {script} "
         return f"python -m training.launch -n {group.size} {chosen}-- --resume {folder}"
     return f"python {script} --resume {folder}"
+
+
+def warn_unverified(folder: str, meta: Mapping[str, Any]) -> None:
+    """Say that the checkpoint of a run has no digest beside it; only its structure was checked."""
+    if not meta["verified"]:
+        print(
+            f"warning: {folder}/{STATE_FILE} is unverified: there is no {STATE_FILE}.sha256 beside "
+            "it, so only its structure could be checked",
+            file=sys.stderr,
+        )
 
 
 def report(result: Result, folder: Path, curves: Path, held_out: bool) -> None:

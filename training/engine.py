@@ -19,6 +19,7 @@ from training.checkpoint import Progress
 from training.distributed import ALONE, Group
 from training.errors import UserError
 from training.evaluation import Scores, evaluate
+from training.nonfinite import SkipGuard
 from training.parameters import average_statistics, plain_layout
 
 __all__ = [
@@ -119,6 +120,7 @@ class Updater:
         self.clip_gradient = clip_gradient
         self.group = group
         self.devices = group.size * len(self.contexts)
+        self.guard: Optional[SkipGuard] = None  # decides which updates are left out
         self._trained = [p for p in trainer._params if p.grad_req != "null"]
 
     def step(self, batch: Batch, number: int = 0) -> list[Measured]:
@@ -146,6 +148,8 @@ class Updater:
         rounds = list(itertools.zip_longest(*own))
         first = self.group.rank * len(self.contexts) * count  # no two parts draw the same numbers
         self._accumulate(len(rounds) > 1)
+        if self.guard:
+            self.guard.keep()
         results: list[Measured] = []
         for parts in rounds:
             done = len(results)
@@ -155,6 +159,9 @@ class Updater:
             autograd.backward([result.losses for result in results[done:]])
         self.trainer.allreduce_grads()
         self.group.sum_arrays([p.list_grad() for p in self._trained], "gradient")
+        gradients = [parameter.list_grad()[0] for parameter in self._trained]
+        if self.guard and not self.guard.allows([r.losses for r in results], gradients):
+            return results
         if self.clip_gradient:
             self._clip(images)
         self.trainer.update(images)
@@ -260,15 +267,20 @@ def train_one_epoch(
                 "a device ran out of memory: lower --micro-batch (images per device at a time; 0 "
                 "is the whole share), which leaves the batch size as it is"
             ) from error
-        if not math.isfinite(sums.loss):
+        if updater.guard and updater.guard.skipped:
+            updater.guard.count(progress, sums.loss, lr)
+        elif not math.isfinite(sums.loss):
             raise UserError(
                 f"the loss became {sums.loss} in epoch {progress.epoch + 1} at step "
                 f"{progress.step + 1}, learning rate {lr:.4g}; the last checkpoint is kept. "
-                "Start anew with a lower --lr or more --warmup-epochs"
+                "Start anew with a lower --lr or more --warmup-epochs, or go on with --resume RUN "
+                "--on-nonfinite skip, which leaves out such updates"
             )
+        else:
+            progress.skipped_in_row = 0
+            progress.add(sums)
         progress.step += 1
         progress.batch += 1
-        progress.add(sums)
         hooks.after_update(progress.step)
         progress.epoch_sec += time.monotonic() - begin
         hooks.after_step(progress, sums.images)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 import numpy as np
 
+from bridge.digest import digest_path
 from training.averaging import WeightAverage
 from training.batches import EvalBatches
 from training.checkpoint import (
@@ -18,9 +21,10 @@ from training.checkpoint import (
     LAST_FILE,
     STATE_FILE,
     Progress,
+    collect_state,
     load_state,
     save_parameters,
-    save_state,
+    write_state,
 )
 from training.distributed import ALONE, Group
 from training.engine import (
@@ -32,8 +36,11 @@ from training.engine import (
     plain_layout,
     train_one_epoch,
 )
+from training.epoch_files import keep_last
 from training.errors import UserError
-from training.interruption import Interrupted, Interruption
+from training.fit_records import diverged, sample_images, trained_weights
+from training.interruption import DataLost, Interrupted, Interruption, readable
+from training.nonfinite import SkipGuard
 from training.progress import DurationNote, ProgressBar
 from training.record import Run
 from training.run_config import RunConfig
@@ -42,8 +49,6 @@ from training.shared_steps import Agreement, evaluate_together, statistics_every
 from training.task import Loaders, Method, Task
 
 __all__ = ["Fit", "Loaders", "Method", "Result", "Task"]
-
-SAMPLE_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -79,15 +84,10 @@ class Fit:
         self.loaders, self.method = task.loaders, task.method
         self.config, self.run, self.progress = config, run, progress
         self.group, self._writes = group, not group.rank
-        self.updater = Updater(
-            net,
-            trainer,
-            contexts,
-            config.micro_batch,
-            self.method.objective,
-            config.clip_gradient,
-            group,
-        )
+        settings = (config.micro_batch, self.method.objective, config.clip_gradient)
+        self.updater = Updater(net, trainer, contexts, *settings, group)
+        if config.on_nonfinite == "skip":
+            self.updater.guard = SkipGuard(net, config.nonfinite_limit, group.any)
         self.average = WeightAverage(net, config.ema) if config.ema else None
         if self.average and progress.step:
             self.average.load(load_state(run.folder)[1])
@@ -103,14 +103,18 @@ class Fit:
         Raises
         ------
         UserError
-            When the training diverges; the last checkpoint before is kept.
+            When the training diverges; the last checkpoint before is kept. When the data cannot be
+            read any more; what was computed until then is saved.
         """
         scores: Optional[Scores] = None
         progress = self.progress
         if not (self.run.folder / STATE_FILE).exists():
             # From here on the run can be resumed, whenever it is killed.
-            self._record_sample(self._mixes())
-            self._save_state()
+            self.run.images("augmented", 0, sample_images(self.loaders.train, self._mixes()))
+            self._write(self._state())
+        elif not os.path.exists(digest_path(self.run.folder / STATE_FILE)):
+            # A process was killed between the file and its digest; a finished run saves no more.
+            self._write(self._state())
         with Interruption() as interruption:
             self._stop = interruption.stop
             while progress.epoch < self.config.epochs and not self._early():
@@ -121,6 +125,14 @@ class Fit:
                 except Interrupted:
                     self._save()
                     return Result(progress, scores, interruption.signal or signal.SIGTERM)
+                except DataLost as lost:
+                    if self.group.size > 1:  # the others wait elsewhere and cannot save with us
+                        raise UserError(f"{lost}. The last checkpoint is kept") from lost
+                    self._save()
+                    raise UserError(
+                        f"{lost}. What was trained until then, {progress.step} steps, is saved: "
+                        f"mend the data, then go on with --resume {self.run.folder}"
+                    ) from lost
                 if self.group.any(interruption.stop()) and progress.epoch < self.config.epochs:
                     # None when another worker was asked to stop.
                     return Result(progress, scores, interruption.signal or signal.SIGTERM)
@@ -148,11 +160,8 @@ class Fit:
         ) as bar:
 
             def after_step(state: Progress, images: int) -> None:
-                bar.advance(
-                    images,
-                    loss=state.loss_sum / state.images,
-                    acc=state.correct_sum / state.images,
-                )
+                loss, acc = state.mean(state.loss_sum), state.mean(state.correct_sum)
+                bar.advance(images, loss=loss, acc=acc)
                 self._duration.tell(bar, images, state.step, self.config.epochs, len(train))
                 if self._agreement.due():
                     self._save()
@@ -161,7 +170,7 @@ class Fit:
             agreement = self._agreement
             hooks = EpochHooks(after_step, agreement.stop, update, agreement.total)
             try:
-                return train_one_epoch(self.updater, batches, self.rate, progress, hooks)
+                return train_one_epoch(self.updater, readable(batches), self.rate, progress, hooks)
             finally:
                 batches.close()  # type: ignore[attr-defined]
 
@@ -176,12 +185,14 @@ class Fit:
             "step": progress.step,
             # Not the trainer's, which does not know it after a resume at the end of an epoch.
             "lr": self.rate(progress.step),
-            "train_loss": progress.loss_sum / max(progress.images, 1),
-            "train_acc": progress.correct_sum / max(progress.images, 1),
+            "train_loss": progress.mean(progress.loss_sum),
+            "train_acc": progress.mean(progress.correct_sum),
             "images_per_sec": progress.images / max(progress.epoch_sec, 1e-9),
         }
+        if self.updater.guard:
+            row["skipped"] = progress.skipped
         for name, total in progress.terms.items():
-            row[f"train_{name}"] = total / max(progress.images, 1)
+            row[f"train_{name}"] = progress.mean(total)
         average_statistics(self.net, self._statistics())
         valid = test = None
         with self.average.applied() if self.average else nullcontext():
@@ -231,35 +242,24 @@ class Fit:
                     raise Interrupted
 
             score = self.method.evaluate or evaluate
-            scores = evaluate_together(self.group, score, self.net, batches, self.contexts, advance)
+            given = (self.group, score, self.net, batches, self.contexts, advance)
+            try:
+                scores = evaluate_together(*given)
+            except (UserError, OSError) as error:
+                raise DataLost(str(error)) from error
         if not math.isfinite(scores.loss):
-            raise UserError(
-                f"the training diverged: the {name} loss after epoch {self.progress.epoch + 1} is "
-                f"{scores.loss}; the last checkpoint is kept. Start anew with a lower --lr or more "
-                "--warmup-epochs"
-            )
+            step = self.progress.step
+            what = f"{name} loss after epoch {self.progress.epoch + 1}"
+            raise diverged(what, scores.loss, step, self.rate(step))
         return scores
 
     def _record(self, row: dict[str, Any], last: bool) -> None:
         epoch, every = self.progress.epoch, self.config.histogram_every
         if every and (last or epoch % every == 1 % every):
-            weights = {
-                name: parameter.data(self.contexts[0]).asnumpy()
-                for name, parameter in self.net._collect_params_with_prefix().items()
-                if parameter.grad_req != "null"
-            }
-            self.run.histograms(epoch, weights)
+            self.run.histograms(epoch, trained_weights(self.net, self.contexts[0]))
         if epoch == 1:
             self.run.graph(self.method.graph or self.net)
         self.run.scalars(epoch, row)
-
-    def _record_sample(self, mixup: bool) -> None:
-        train = self.loaders.train
-        batch = next(iter(train.epoch(0, mixup=mixup)))
-        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (train.mean, train.std))
-        pixels = (batch.image[:SAMPLE_IMAGES] * std + mean) * 255
-        images = np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
-        self.run.images("augmented", 0, images)
 
     def _early(self) -> bool:
         patience = self.config.early_stopping
@@ -270,18 +270,25 @@ class Fit:
         if count_time:
             self.progress.wall_sec += now - self._begun
             self._begun = now
-        # Last the state: a finished run has nothing left to do that would renew the other file.
+        # Collected first: it refuses a network that is not finite before a file is replaced.
+        # Written last: a finished run has nothing left to do that would renew the other file.
+        state = self._state()
         if self._writes:
             with self.average.applied() if self.average else nullcontext():
                 save_parameters(self.net, self.run.folder / LAST_FILE)
-        self._save_state()
+                if not count_time:
+                    keep_last(self.run.folder, self.net, self.progress.epoch, self.config.keep)
+        self._write(state)
         self._saved = time.monotonic()
 
-    def _save_state(self) -> None:
+    def _state(self) -> dict[str, np.ndarray]:
         average = self.average.arrays() if self.average else None
         everywhere = self._statistics()
+        return collect_state(self.net, self.trainer, self.progress, average, everywhere)
+
+    def _write(self, state: Mapping[str, np.ndarray]) -> None:
         if self._writes:
-            save_state(self.run.folder, self.net, self.trainer, self.progress, average, everywhere)
+            write_state(self.run.folder, state)
 
     def _statistics(self) -> Optional[dict[str, np.ndarray]]:
         """Return the running statistics of all workers, where there are several."""

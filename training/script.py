@@ -7,14 +7,16 @@ terminal, is `Script.train`.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Generic, NamedTuple, Optional, TypeVar
+from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
-from bridge.param_file import ParamFileError, write_atomically
+from bridge.param_file import ParamFileError
 from training.checkpoint import Progress
 from training.config import from_dict, to_dict
 from training.distributed import NONE, Group
@@ -26,7 +28,10 @@ from training.task import Task
 WRONG_INPUT_EXIT = 2
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
 # Settings that may be another at a resume: where things are, not what is computed.
-RESUMABLE = ("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "distributed")
+RESUMABLE = (
+    *("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "keep", "distributed"),
+    *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
+)
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -36,6 +41,13 @@ class Prepared(NamedTuple):
 
     task: Task
     files: Mapping[str, bytes] = {}
+
+
+class Place(NamedTuple):
+    """Where a worker reads a run from that goes on, and the lock that worker 0 has on it."""
+
+    source: Optional[Path]
+    lock: Optional[IO[bytes]]
 
 
 @dataclass(frozen=True)
@@ -70,34 +82,39 @@ class Script(Generic[C]):
         UserError
             For settings, data or a run folder that cannot be used.
         """
-        from training.shared_run import OtherWorkerFailed, joined, shared_folder
+        from training.shared_run import OtherWorkerFailed, joined, shared_folder, together
 
         check_resume(given)
         try:
-            with joined(config) as group, shared_folder(group, config.resume) as source:
-                return self._train(config, given, argv, group, source)
+            with joined(config) as group, contextlib.ExitStack() as held:
+                mine = config.resume if not group.rank else None
+                lock = together(group, lambda: held.enter_context(take(mine)) if mine else None)
+                source = held.enter_context(shared_folder(group, config.resume))
+                return self._train(config, given, argv, group, Place(source, lock))
         except OtherWorkerFailed:
             return WRONG_INPUT_EXIT
 
     def _train(
-        self,
-        config: C,
-        given: Mapping[str, Any],
-        argv: Sequence[str],
-        group: Group,
-        source: Optional[Path],
+        self, config: C, given: Mapping[str, Any], argv: Sequence[str], group: Group, place: Place
     ) -> int:
-        """Train as one of the workers of `group`; a resume reads the run from `source`."""
+        """Train as one of the workers of `group`; a resume reads the run from `place`."""
         from training.announce import announce, report, restart_command
         from training.checkpoint import load_state, restore
         from training.fit import Fit
         from training.plot import plot_runs
+        from training.run_folder import has_begun
         from training.shared_run import agree, own_devices, scaled, share_weights, together
+
+        begun = group.any(bool(config.resume and not group.rank and has_begun(config.resume)))
 
         def ready() -> tuple[C, Prepared, Optional[tuple]]:
             chosen, state = scaled(config, group), None
             if config.resume:
-                chosen, state = self._saved(Path(str(source)), given), load_state(str(source))
+                chosen = self._saved(Path(str(place.source)), given)
+                if begun:
+                    state = load_state(str(place.source))
+                else:
+                    chosen = replace(chosen, resume=None, run_dir=config.resume)
             prepared = self.prepare(own_devices(chosen, group))
             task = prepared.task
             if state:
@@ -109,10 +126,11 @@ class Script(Generic[C]):
         agree(group, config, task)
         if not state:
             share_weights(group, task.net)
-        with together(group, lambda: self._record(config, argv, group, source, progress)) as run:
+        opened = together(group, lambda: self._record(config, argv, group, place, state, progress))
+        with opened as run, going_on(run.folder):
             if not group.rank:
                 for name, content in ({} if state else files).items():
-                    write_atomically(run.folder / name, content)
+                    run.write(name, content)
                 announce(config, task.contexts, task.loaders, run.folder, progress, group.size)
             result = Fit(task, config, run, progress, group).run_epochs()
         if result.signal is not None:
@@ -129,20 +147,24 @@ class Script(Generic[C]):
         config: C,
         argv: Sequence[str],
         group: Group,
-        source: Optional[Path],
+        place: Place,
+        state: Optional[tuple],
         progress: Progress,
     ) -> Run:
         """Return the open record of a new or resumed run; the first worker alone keeps one."""
-        from training.announce import default_folder, warn_changes
+        from training.announce import default_folder, warn_changes, warn_unverified
         from training.environment import describe
         from training.shared_run import Follower
 
         if group.rank:
-            return Follower(str(source))
+            return Follower(str(place.source))
         threads = describe()["threads"]["effective"]
-        if config.resume:
+        if state:
+            warn_unverified(str(place.source), state[2])
             warn_changes(progress, threads, group.size)
-            return Run.resume(str(source), progress.epoch)
+            return Run.resume(str(place.source), progress.epoch, place.lock)
+        if place.lock:
+            place.lock.close()
         progress.threads, progress.workers = threads, group.size
         folder = Path(config.run_dir or default_folder(config.dataset, config.model))
         return Run.create(folder, to_dict(config), [self.name, *argv])
@@ -160,6 +182,24 @@ class Script(Generic[C]):
         return config
 
 
+@contextlib.contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """Add to the error of a file that could not be written how the run goes on."""
+    try:
+        yield
+    except ParamFileError as error:
+        raise UserError(f"{error} Then go on with --resume {folder}") from error
+
+
+def take(folder: str) -> IO[bytes]:
+    """Return the lock of a run that goes on."""
+    from training.run_folder import hold, read_config
+
+    read_config(folder)  # which says best that there is no run
+    # Before all else is read: the process that has it open would go on writing.
+    return hold(folder)
+
+
 def check_resume(given: Mapping[str, Any]) -> None:
     """Refuse settings that a resumed run would not heed."""
     ignored = [name for name in given if name not in (*RESUMABLE, "resume")]
@@ -174,6 +214,8 @@ def check_resume(given: Mapping[str, Any]) -> None:
 def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
     """Return what `action` returns; for UserError, ParamFileError and `errors` print one line.
 
+    So does what the system refuses (a full disk, a folder that has gone) and nobody has explained.
+
     Ctrl-C outside of the training loop, which saves first, ends without a word.
     """
     handled: tuple[type[Exception], ...] = (UserError, ParamFileError, *errors)
@@ -183,4 +225,14 @@ def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
         return INTERRUPTED_EXIT
     except handled as error:
         print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT_EXIT
+    except BrokenPipeError:
+        # Whoever read our words, such as head, has gone; Python would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        print(
+            f"error: {place}{error.strerror or error}. Check the path, its permissions and the "
+            "disk; a run goes on with --resume",
+            file=sys.stderr,
+        )
+    return WRONG_INPUT_EXIT
