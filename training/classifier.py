@@ -67,6 +67,7 @@ def prepare_classifier(
     import numpy as np
 
     from training.devices import choose_contexts, hybridize_options, use_precision
+    from training.loss_scaling import with_loss_scaling
     from training.optimizer import build_trainer, freeze_except, initializer
 
     contexts = choose_contexts(config.gpus)
@@ -92,8 +93,8 @@ def prepare_classifier(
         freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(config.precision))
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
-    task = Task(net, build_trainer(net, config), contexts, loaders)
-    return Prepared(task, files)
+    trainer = with_loss_scaling(build_trainer(net, config), config.precision)
+    return Prepared(Task(net, trainer, contexts, loaders), files)
 
 
 def _preprocessing(data: Any, loaders: Any) -> Preprocessing:

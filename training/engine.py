@@ -18,6 +18,7 @@ from training.batches import Batch
 from training.checkpoint import Progress
 from training.errors import UserError
 from training.evaluation import Scores, evaluate
+from training.loss_scaling import backward, loss_scale
 from training.parameters import average_statistics, plain_layout
 
 __all__ = [
@@ -145,7 +146,7 @@ class Updater:
             with autograd.record():
                 for part in filter(None, parts):
                     results.append(self.objective(part, (number, len(results))))
-            autograd.backward([result.losses for result in results[done:]])
+            backward([result.losses for result in results[done:]], self.trainer)
         if self.clip_gradient:
             self._clip(images)
         else:
@@ -157,9 +158,10 @@ class Updater:
         from mxnet.gluon.utils import clip_global_norm
 
         self.trainer.allreduce_grads()
+        limit = self.clip_gradient * images * loss_scale(self.trainer)
         for device in range(len(self.contexts)):
             gradients = [parameter.list_grad()[device] for parameter in self._trained]
-            clip_global_norm(gradients, self.clip_gradient * images, check_isfinite=False)
+            clip_global_norm(gradients, limit, check_isfinite=False)
         self.trainer.update(images)
 
     def _parts(self, batch: Batch, device: int, count: int) -> list[Part]:
