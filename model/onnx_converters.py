@@ -171,6 +171,17 @@ def _from_number(operator: str) -> Converter:
     return convert
 
 
+def _rsqrt(node: dict[str, Any], **found: Any) -> list[Any]:
+    """One over the square root."""
+    from onnx.helper import make_node
+
+    name, inputs, _ = _inputs(node, found)
+    return [
+        make_node("Sqrt", inputs, [f"{name}_root"]),
+        make_node("Reciprocal", [f"{name}_root"], [name], name=name),
+    ]
+
+
 def _bilinear_resize(node: dict[str, Any], **found: Any) -> list[Any]:
     """Resizing to a size, or (``like``) to the size of a second map; corners are aligned."""
     from onnx.helper import make_node
@@ -211,4 +222,5 @@ _CONVERTERS: dict[str, Converter] = {
     "_rdiv_scalar": _from_number("Div"),
     "_rminus_scalar": _from_number("Sub"),
     "dot": _dot,
+    "rsqrt": _rsqrt,
 }

@@ -155,9 +155,7 @@ def use_precision(precision: str, contexts: list[Any]) -> None:
         amp.init(target_dtype="float16", fp32_ops=float32_ops)
         return
     if any(on_gpu):
-        raise UserError(
-            "--precision bfloat16 is for the CPU; use float16, or float32, with --gpus"
-        )
+        raise UserError("--precision bfloat16 is for the CPU; use float16, or float32, with --gpus")
     # A product of two bfloat16 tensors runs in a scalar software loop, 20 times slower.
     float32_ops = [*amp.lists.symbol_bf16.FP32_FUNCS, "elemwise_mul"]
     amp.init(target_dtype="bfloat16", fp32_ops=float32_ops)

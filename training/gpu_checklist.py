@@ -254,7 +254,9 @@ def main(argv: Optional[Sequence[str]] = None, contexts: Optional[Sequence[Any]]
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not (len(words) == 2 and words[0] == "--float16" and words[1].isdecimal()):
-        print(f"error: unexpected {' '.join(words)!r}; the checklist has no options")
+        print(
+            f"error: unexpected {' '.join(words)!r}; the checklist has no options", file=sys.stderr
+        )
         return 2
     import mxnet as mx
 
