@@ -108,7 +108,7 @@ internals = create_model("attention56_small")(mx.sym.var("image")).get_internals
 names = {n["name"]: n["op"] for n in json.loads(internals.tojson())["nodes"]}
 found = {}
 for output, kind in zip(internals.list_outputs(), internals.infer_type(image="float32")[1]):
-    op = names.get(output[: -len("_output")])
+    op = names.get(output[: -len("_output")] if output.endswith("_output") else output)
     found.setdefault(op, set()).add(np.dtype(kind).name)
 print(json.dumps({op: sorted(kinds) for op, kinds in found.items() if op}))
 """
