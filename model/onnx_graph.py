@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from model.onnx_converters import OPSET, register_converters
-from model.tracing import Traced
+from model.tracing import Traced, numbers
 
 IR_VERSION = 8  # what onnxruntime since 1.10 reads
 TOLERANCE = 1e-5  # of the largest number of an output, or of 1 where that is larger
@@ -82,7 +82,7 @@ def _convert(traced: Traced) -> Any:
             return MXNetGraph().create_onnx_graph_proto(
                 traced.symbol,
                 params,
-                [tuple(lengths.get(str(n), n) for n in shape) for shape in shapes],
+                [tuple(numbers(shape, lengths)) for shape in shapes],
                 [TensorProto.FLOAT] * len(shapes),
                 opset_version=OPSET,
                 dynamic=True,

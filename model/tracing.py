@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Union
 
 import mxnet as mx
@@ -54,15 +53,20 @@ class Traced(NamedTuple):
         random = np.random.RandomState(seed)
         arrays = {}
         for name, shape in self.inputs.items():
-            values = random.standard_normal([lengths.get(str(n), n) for n in shape])
+            values = random.standard_normal(numbers(shape, lengths))
             if name == "first_location":
                 values = np.clip(values, -1, 1)
             elif name == "noise":
                 values = values / 10
-            elif "R" in dict.fromkeys(sum(map(tuple, self.inputs.values()), ())):
+            elif "noise" in self.inputs:
                 values = np.abs(values) % 1  # glimpse models see pixels from 0 to 1
             arrays[name] = values.astype(np.float32)
         return arrays
+
+
+def numbers(shape: tuple[Length, ...], lengths: Mapping[str, int]) -> list[int]:
+    """Return a shape with a number for each free length."""
+    return [lengths[length] if isinstance(length, str) else length for length in shape]
 
 
 def trace(net: nn.HybridBlock) -> Traced:
@@ -91,7 +95,7 @@ def trace(net: nn.HybridBlock) -> Traced:
         outputs: dict[str, tuple[Length, ...]] = {
             name: ("N", "R", glimpses, *end) for name, end in zip(Rollouts._fields, ends)
         }
-        sizes = ((height, width),)
+        sizes: tuple[tuple[int, int], ...] = ((height, width),)
     else:
         inputs = {"image": ("N", channels, "H", "W")}
         outputs = {"logits": ("N", _classes(net))}
@@ -122,9 +126,3 @@ def run_symbol(traced: Traced, inputs: dict[str, np.ndarray]) -> list[np.ndarray
     operator = mx.nd.CachedOp(traced.symbol)
     found = operator(*(mx.nd.array(values[name], dtype="float32") for name in names))
     return [value.asnumpy() for value in (found if isinstance(found, list) else [found])]
-
-
-def operators(symbol: Any) -> Sequence[str]:
-    """Return the names of the operators of a graph, each once."""
-    nodes = json.loads(symbol.tojson())["nodes"]
-    return sorted({node["op"] for node in nodes} - {"null"})

@@ -71,7 +71,7 @@ def test_numbers_are_those_of_mxnet(
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     found = visible_gpus(parse_gpus(TABLE)[:2], visible)
-    assert [f"{gpu.index} {gpu.name}" for gpu in found] == names
+    assert [f"{gpu.number} {gpu.name}" for gpu in found] == names
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_program_is_asked(smi: Path) -> None:
-    assert [gpu.index for gpu in list_gpus()] == [0, 1, 2, 3, 4]
+    assert [gpu.number for gpu in list_gpus()] == [0, 1, 2, 3, 4]
     smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
     assert list_gpus() == []
     assert list_gpus("no-such-program") == []

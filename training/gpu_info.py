@@ -21,7 +21,7 @@ NEWER_GPU_PAGE = "docs/newer_gpu.md"
 class Gpu(NamedTuple):
     """A GPU as the driver tells of it; ``capability`` (major, minor) is None when it does not."""
 
-    index: int
+    number: int
     name: str
     capability: Optional[tuple[int, int]]
     memory_mib: Optional[int]
@@ -36,7 +36,7 @@ class Gpu(NamedTuple):
         """Return one line: what it is."""
         known = "unknown" if self.capability is None else "{}.{}".format(*self.capability)
         memory = "" if self.memory_mib is None else f", {self.memory_mib} MiB"
-        name = f"GPU {self.index}: {self.name}, compute capability {known}"
+        name = f"GPU {self.number}: {self.name}, compute capability {known}"
         return f"{name}{memory}, driver {self.driver}"
 
     def advice(self) -> str:
@@ -89,13 +89,13 @@ def visible_gpus(gpus: Sequence[Gpu], visible: Optional[str] = None) -> list[Gpu
     value = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
     if value is None:
         return list(gpus)
-    by_index = {str(gpu.index): gpu for gpu in gpus}
+    by_index = {str(gpu.number): gpu for gpu in gpus}
     chosen = []
     for word in (word.strip() for word in value.split(",")):
         if word not in by_index:
             break  # CUDA ignores the rest as well
         chosen.append(by_index[word])
-    return [gpu._replace(index=number) for number, gpu in enumerate(chosen)]
+    return [gpu._replace(number=number) for number, gpu in enumerate(chosen)]
 
 
 def has_cuda() -> bool:
@@ -117,5 +117,5 @@ def gpu_lines(gpus: Sequence[Gpu], cuda: bool) -> list[str]:
 
 def advice_for(index: int) -> str:
     """Return description and advice for GPU `index` as MXNet numbers it, "" when unknown."""
-    found = [gpu for gpu in visible_gpus(list_gpus()) if gpu.index == index]
+    found = [gpu for gpu in visible_gpus(list_gpus()) if gpu.number == index]
     return f"{found[0].describe()}: {found[0].advice()}" if found else ""
