@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from training.script import exit_code
 
@@ -78,37 +78,78 @@ def _settings(path: Path, data_dir: Optional[str] = None) -> Optional[Any]:
     )
 
 
-def quantize(path: Path, model: bytes, args: argparse.Namespace) -> bytes:
-    """Return the model in 8 bits; UserError when that costs too much, or nothing can be measured.
+class Quantized(NamedTuple):
+    """A model in 8 bits, and the accuracy (shares) before and after on test images."""
 
-    Training images give the ranges, test images the accuracy before and after, which is printed.
+    model: bytes
+    dataset: str
+    images: int
+    before: float
+    after: float
+
+
+def measure_int8(
+    path: Path, model: bytes, data_dir: Optional[str], images: int, test: int
+) -> Quantized:
+    """Quantize the float32 ONNX model of a classifier's file and compare both on its data set.
+
+    Parameters
+    ----------
+    path
+        Parameter file, by which data set and normalization are known.
+    model
+        Serialized float32 ONNX model of it.
+    data_dir
+        Folder with the data set's files; None: the usual one.
+    images
+        Training images that give the ranges of activations.
+    test
+        Test images that are counted, from the first; 0: all.
+
+    Raises
+    ------
+    UserError
+        When the data set is unknown or not there.
     """
     from training import int8
     from training.augment import normalize
     from training.errors import UserError
     from training.loaders import evaluation_batches, normalized, open_dataset
 
-    config = _settings(path, args.data_dir)
+    config = _settings(path, data_dir)
     if config is None:
         raise UserError(
             f"--int8: nothing is on record of the images that {path} was trained on. Give a "
             "classifier in its run folder, or one of cifar_param/"
         )
+    dataset = normalized(open_dataset(config), config.normalization)
+    small = int8.quantize(
+        model, normalize(dataset.train.images[:images], dataset.mean, dataset.std)
+    )
+    chosen = dataset.test.first(test) if test else dataset.test
+    before, after = int8.accuracies([model, small], evaluation_batches(chosen, dataset))
+    return Quantized(small, dataset.name, len(chosen), before, after)
+
+
+def quantize(path: Path, model: bytes, args: argparse.Namespace) -> bytes:
+    """Return the model in 8 bits; UserError when that costs too much, or nothing can be measured.
+
+    Training images give the ranges, test images the accuracy before and after, which is printed.
+    """
+    from training import int8
+    from training.errors import UserError
+
     if args.int8_images < 1 or args.int8_test < 0 or not 0 <= args.int8_limit < 1:
         raise UserError(
             "--int8-images must be 1 or more, --int8-test 0 or more, --int8-limit from 0 to 1"
         )
-    dataset = normalized(open_dataset(config), config.normalization)
-    images = normalize(dataset.train.images[: args.int8_images], dataset.mean, dataset.std)
-    small = int8.quantize(model, images)
-    test = dataset.test.first(args.int8_test) if args.int8_test else dataset.test
-    before, after = int8.accuracies([model, small], evaluation_batches(test, dataset))
+    found = measure_int8(path, model, args.data_dir, args.int8_images, args.int8_test)
     print(
-        f"accuracy over {len(test)} test images of {dataset.name}: {before:.2%} in float32, "
-        f"{after:.2%} in 8 bits; {len(model):,} and {len(small):,} bytes"
+        f"accuracy over {found.images} test images of {found.dataset}: {found.before:.2%} in "
+        f"float32, {found.after:.2%} in 8 bits; {len(model):,} and {len(found.model):,} bytes"
     )
-    int8.accept(before, after, args.int8_limit)
-    return small
+    int8.accept(found.before, found.after, args.int8_limit)
+    return found.model
 
 
 if __name__ == "__main__":

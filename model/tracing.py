@@ -100,8 +100,13 @@ def trace(net: nn.HybridBlock) -> Traced:
         inputs = {"image": ("N", channels, "H", "W")}
         outputs = {"logits": ("N", _classes(net))}
         sizes = ((height, width), *((height + y, width + x) for y, x in ODD_SIZES))
+    operator = getattr(net, "uses_operator", False)
+    if operator:  # it is compiled here; other machines have MXNet's own operators alone
+        net.use_operator(False)
     with mx.name.NameManager():  # names that do not depend on what was built before
         results = net(*(mx.sym.var(name) for name in inputs))
+    if operator:
+        net.use_operator()
     several = isinstance(results, (list, tuple))
     symbol = mx.sym.Group(list(results)) if several else results
     arrays = {}

@@ -31,6 +31,9 @@ NETWORKS = {
     "attention, resnext, imagenet stem": lambda: tiny_attention(
         unit="resnext", groups=2, attention="tanh", stem="7x7", image_size=64
     ),
+    "attention, stem 5x5, names of old": lambda: tiny_attention(stem="5x5", old_names=True),
+    "attention, tf": lambda: tiny_attention("attention56_tf"),
+    "attention, gluoncv": lambda: tiny_attention("attention452_gluoncv"),
     **{
         f"resnet, {gate or 'plain'}": (lambda gate=gate: tiny_resnet(f"resnet20{gate}"))
         for gate in ("", "_static", "_ie", "_ram", "_se", "_eca", "_dia", "_srm", "_cbam")
@@ -40,6 +43,7 @@ NETWORKS = {
     "glimpse, lstm, learned": lambda: tiny_glimpse(
         core="lstm", first_location="learned", combine="multiply", location_octaves=2
     ),
+    "glimpse, context, noise": lambda: tiny_glimpse(first_location="context", gaze="noise"),
     "glimpse, one glimpse, tanh": lambda: tiny_glimpse(num_glimpses=1, squash="tanh"),
 }
 
