@@ -35,8 +35,9 @@ from training.errors import UserError
 
 MODELS = (
     "attention56_small", "attention92", "attention92_paper", "attention56_imagenet",
-    "resnet20_ram", "resnet164_ram", "resnet164_se", "resnet164_eca", "resnet164_dia",
-    "resnet164_srm", "resnet164_cbam", "glimpse_mnist", "glimpse_translated", "glimpse_cluttered",
+    "resnet164_ram", "resnet20_ram", "resnet20_se", "resnet20_eca", "resnet20_dia", "resnet20_srm",
+    "resnet20_cbam", "preresnet20_basic_ram", "glimpse_mnist", "glimpse_translated",
+    "glimpse_cluttered",
 )  # fmt: skip
 GATE_WEIGHTS = ("_w", "_cfc")  # zero at first: every gate would be the same for all images
 ROLLOUTS = 2  # of each image in glimpse models, see `model.tracing.Traced.example`
@@ -57,8 +58,8 @@ class Config:
 
     models: tuple[str, ...] = option(MODELS, "networks, by name")
     threads: int = option(1, "threads of one operator")
-    rounds: int = option(5, "timed rounds of each network, MXNet and onnxruntime in turn")
-    round_sec: float = option(0.5, "about how long a round lasts, seconds")
+    rounds: int = option(3, "timed rounds of each network, MXNet and onnxruntime in turn")
+    round_sec: float = option(0.3, "about how long a round lasts, seconds")
     batch: int = option(128, "images of a large batch")
     pixels: int = option(131072, "pixels that a large batch has at most")
     test: int = option(1000, "test images that 8 bits are tried on; 0: all, -1: no 8 bits")

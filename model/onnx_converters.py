@@ -1,7 +1,8 @@
 """Operators that MXNet's own ONNX exporter lacks, or converts into something else.
 
 ``mxnet.onnx`` of 1.9.1 was written for onnx 1.8. In graphs of this project it has no converter for
-one-dimensional convolutions and for bilinear resizing to the size of another map, fails at
+one-dimensional convolutions, for bilinear resizing to the size of another map and for averages over
+more than one bin, fails at
 ``arange`` with whole numbers, warns at every product, and prints names at every subtraction from a
 number. The functions here stand in for those, in its own form: node of the symbol in, ONNX nodes
 out.
@@ -213,10 +214,62 @@ def _bilinear_resize(node: dict[str, Any], **found: Any) -> list[Any]:
     ]
 
 
+def _shares(name: str, source: str, axis: int, bins: int, found: dict[str, Any]) -> list[Any]:
+    """Nodes that give how much each element along an axis counts in each bin, (bins, length).
+
+    Bin i is from floor(i * length / bins) to ceil((i + 1) * length / bins), as in PyTorch.
+    """
+    from onnx import TensorProto
+    from onnx.helper import make_node
+
+    firsts = _constant(f"{name}_firsts", np.arange(bins)[:, None], np.int64, found)
+    nexts = _constant(f"{name}_nexts", np.arange(1, bins + 1)[:, None], np.int64, found)
+    number = _constant(f"{name}_bins", bins, np.int64, found)
+    up = _constant(f"{name}_up", bins - 1, np.int64, found)
+    zero = _constant(f"{name}_zero", 0, np.int64, found)
+    one = _constant(f"{name}_one", 1, np.int64, found)
+    length, start, end = f"{name}_length", f"{name}_start", f"{name}_end"
+    return [
+        *_length(length, source, axis, found),
+        make_node("Mul", [firsts, length], [f"{start}_n"]),
+        make_node("Div", [f"{start}_n", number], [start]),
+        make_node("Mul", [nexts, length], [f"{end}_n"]),
+        make_node("Add", [f"{end}_n", up], [f"{end}_up"]),
+        make_node("Div", [f"{end}_up", number], [end]),
+        make_node("Range", [zero, length, one], [f"{name}_places"]),
+        make_node("GreaterOrEqual", [f"{name}_places", start], [f"{name}_from"]),
+        make_node("Less", [f"{name}_places", end], [f"{name}_until"]),
+        make_node("And", [f"{name}_from", f"{name}_until"], [f"{name}_inside"]),
+        make_node("Cast", [f"{name}_inside"], [f"{name}_ones"], to=TensorProto.FLOAT),
+        make_node("Sub", [end, start], [f"{name}_count"]),
+        make_node("Cast", [f"{name}_count"], [f"{name}_total"], to=TensorProto.FLOAT),
+        make_node("Div", [f"{name}_ones", f"{name}_total"], [name]),
+    ]
+
+
+def _adaptive_pool(node: dict[str, Any], **found: Any) -> list[Any]:
+    """Averages over as many bins as `output_size` says, as two products with shares."""
+    from onnx.helper import make_node
+
+    name, (source,), attributes = _inputs(node, found)
+    size = ast.literal_eval(attributes.get("output_size", "1"))
+    rows, columns = (size, size) if isinstance(size, int) else (size * 2)[:2]
+    if rows == columns == 1:
+        return [make_node("GlobalAveragePool", [source], [name], name=name)]
+    return [
+        *_shares(f"{name}_rows", source, 2, rows, found),
+        *_shares(f"{name}_columns", source, 3, columns, found),
+        make_node("Transpose", [f"{name}_columns"], [f"{name}_turned"], perm=[1, 0]),
+        make_node("MatMul", [f"{name}_rows", source], [f"{name}_low"]),
+        make_node("MatMul", [f"{name}_low", f"{name}_turned"], [name], name=name),
+    ]
+
+
 _CONVERTERS: dict[str, Converter] = {
     "Convolution": _convolution,
     "Reshape": _reshape,
     "_arange": _arange,
+    "_contrib_AdaptiveAvgPooling2D": _adaptive_pool,
     "_contrib_BilinearResize2D": _bilinear_resize,
     "_contrib_arange_like": _arange_like,
     "_rdiv_scalar": _from_number("Div"),

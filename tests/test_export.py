@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from bridge.digest import verify_digest
-from model import export
+from model import export, operators
 from model.export_files import check_onnx, compare, export_symbol, open_network
 from model.file_match import LoadError
 from model.glimpse import Retina
@@ -144,6 +144,15 @@ def test_a_glimpse_model_at_the_corners_with_noise() -> None:
     assert largest_difference(found["logits"], other[0]) > 1e-3  # it is heeded
 
 
+def test_the_compiled_operator_stays_out_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "load", lambda: True)
+    net = tiny_glimpse()
+    assert net.use_operator()
+    nodes = json.loads(trace(net).symbol.tojson())["nodes"]
+    assert "glimpse_rollouts" not in {node["op"] for node in nodes}
+    assert net.uses_operator  # as before
+
+
 @pytest.mark.parametrize("mode", ["like", "size"])
 def test_bilinear_resizing_has_a_converter(mode: str) -> None:
     low, high = mx.sym.var("low"), mx.sym.var("high")
@@ -163,6 +172,15 @@ def test_bilinear_resizing_has_a_converter(mode: str) -> None:
     (expected,), (found,) = run_symbol(traced, arrays), run_onnx(traced, arrays)
     assert expected.shape == ((2, 2, 7, 5) if mode == "size" else (2, 2, 11, 9))
     assert largest_difference(expected, found) < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [4, (3, 5)])
+def test_averages_over_bins_have_a_converter(size: Any) -> None:
+    symbol = mx.sym.contrib.AdaptiveAvgPooling2D(mx.sym.var("x"), output_size=size)
+    traced = plain_trace(symbol, {"x": ("N", 2, "H", "W")}, {"small": ("N", 2, "Y", "X")})
+    arrays = {"x": np.random.default_rng(0).normal(size=(3, 2, 10, 7)).astype(np.float32)}
+    (expected,), (found,) = run_symbol(traced, arrays), run_onnx(traced, arrays)
+    assert largest_difference(expected, found) < TOLERANCE  # bins overlap here
 
 
 def test_an_operator_without_onnx_form_is_named() -> None:
