@@ -93,9 +93,8 @@ def _arange(node: dict[str, Any], **found: Any) -> Any:
     name, _, attributes = _inputs(node, found)
     dtype = np.dtype(attributes.get("dtype", "float32"))
     start, stop = attributes.get("start", "0"), attributes.get("stop", "None")
-    limits = [float(start)] if stop == "None" else [float(start), float(stop)]
-    limits = [0.0, *limits] if len(limits) == 1 else limits
-    values = np.arange(*limits, float(attributes.get("step", 1)))
+    first, end = (0.0, float(start)) if stop == "None" else (float(start), float(stop))
+    values = np.arange(first, end, float(attributes.get("step", 1)))
     values = values.repeat(int(attributes.get("repeat", 1)))
     source = _constant(f"{name}_values", values, dtype, found)
     return [make_node("Identity", [source], [name], name=name)], (dtype,)

@@ -104,7 +104,7 @@ def _quiet_exporter() -> Iterator[None]:
     check = checker.check_graph
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    checker.check_graph = lambda graph: None  # type: ignore[assignment]
+    checker.check_graph = lambda graph: None  # type: ignore[assignment, misc]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

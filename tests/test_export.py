@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from model.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_se
 from model.tracing import Traced, run_symbol, trace
 from tests.exported import tiny_attention, tiny_glimpse, tiny_resnet
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[], Any]] = {
     "attention, legacy": lambda: tiny_attention(),
     "attention, paper, nal": lambda: tiny_attention(wiring="paper", learning="nal"),
     "attention, channel": lambda: tiny_attention(attention="channel"),
@@ -35,7 +37,7 @@ NETWORKS = {
     "attention, tf": lambda: tiny_attention("attention56_tf"),
     "attention, gluoncv": lambda: tiny_attention("attention452_gluoncv"),
     **{
-        f"resnet, {gate or 'plain'}": (lambda gate=gate: tiny_resnet(f"resnet20{gate}"))
+        f"resnet, {gate or 'plain'}": partial(tiny_resnet, f"resnet20{gate}")
         for gate in ("", "_static", "_ie", "_ram", "_se", "_eca", "_dia", "_srm", "_cbam")
     },
     "resnet version 2, basic, ram": lambda: tiny_resnet("preresnet20_basic_ram"),

@@ -25,13 +25,18 @@ def backward(losses: Sequence[Any], trainer: Any) -> None:
     """Compute the gradients of losses, scaled as the trainer's updates will undo it."""
     from mxnet import autograd
 
-    if getattr(trainer, "_amp_loss_scaler", None) is None:
+    if not is_scaled(trainer):
         autograd.backward(list(losses))
         return
     from mxnet.contrib import amp
 
     with autograd.record(), amp.scale_loss(list(losses), trainer) as scaled:
         autograd.backward(scaled)
+
+
+def is_scaled(trainer: Any) -> bool:
+    """Return whether losses are scaled; the trainer then leaves out updates that overflow."""
+    return getattr(trainer, "_amp_loss_scaler", None) is not None
 
 
 def loss_scale(trainer: Any) -> float:
