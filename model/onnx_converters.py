@@ -118,7 +118,7 @@ def _arange_like(node: dict[str, Any], **found: Any) -> list[Any]:
 
     name, (source,), attributes = _inputs(node, found)
     plain = (float(attributes.get("start", 0)), float(attributes.get("step", 1)))
-    if attributes.get("axis", "None") == "None" or plain != (0, 1):
+    if attributes.get("axis", "None") == "None" or plain != (0.0, 1.0):
         raise NotImplementedError("arange_like has an ONNX form here for an axis, from 0 on")
     zero = _constant(f"{name}_zero", 0, np.int64, found)
     one = _constant(f"{name}_one", 1, np.int64, found)

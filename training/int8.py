@@ -77,7 +77,7 @@ def quantize(model: bytes, images: np.ndarray) -> bytes:
 def _reader(images: np.ndarray) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.batches = _batches(images)
 
