@@ -18,6 +18,7 @@ from training.devices import use_precision
 from training.engine import Updater
 from training.errors import UserError
 from training.loss_scaling import loss_scale, with_loss_scaling
+from training.nonfinite import SkipGuard
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,6 +82,19 @@ def test_an_overflow_leaves_the_update_out_and_halves_the_scale() -> None:
     assert loss_scale(one.trainer) == 2.0**15
     assert np.isfinite(weights(one)).all()
     assert (weights(one) != before).any()
+
+
+def test_a_guard_leaves_an_overflow_to_the_scaler() -> None:
+    """Else the scale would stay as it is, and every update after it would be left out too."""
+    one = updater("float16")
+    one.guard = SkipGuard(one.net, 2)
+    one.trainer._amp_loss_scaler._loss_scale = 2.0**127
+    for _ in range(3):
+        results = one.step(batch(64.0))
+        assert all(np.isfinite(result.losses.asnumpy()).all() for result in results)
+        assert not one.guard.skipped
+    assert loss_scale(one.trainer) < 2.0**127
+    assert np.isfinite(weights(one)).all()
 
 
 def test_float16_is_refused_on_the_cpu_with_the_reason() -> None:
