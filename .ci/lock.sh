@@ -24,8 +24,8 @@ for version in 3.9 3.10 3.11; do
         lock=requirements/$kind-py$(echo "$version" | tr -d .).txt
         # No index and no find-links line: a lock names packages and hashes, where they come from is the
         # machine's business.
-        extras="--extra $kind $([ "$kind" != horovod ] || echo --extra cpu)"
-        # shellcheck disable=SC2086 # two words or four
+        extras="--extra $kind --extra export $([ "$kind" != horovod ] || echo --extra cpu)"
+        # shellcheck disable=SC2086 # four words or six
         "$uv" pip compile -q pyproject.toml $extras --extra dev --python-version "$version" \
             --python-platform x86_64-manylinux_2_28 --only-binary :all: --generate-hashes --no-annotate \
             --no-header --no-emit-index-url --no-emit-find-links -o "$lock" "$@"

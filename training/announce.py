@@ -13,6 +13,7 @@ from training.config import diff_from_default
 from training.devices import device_names
 from training.distributed import DIST_SYNC, HOROVOD, NONE, Group
 from training.fit import Loaders, Result
+from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.run_config import RunConfig
 
 
@@ -35,6 +36,9 @@ def announce(
         f"{config.model} on {config.dataset}: {len(loaders.train.data)} images to train{held_out}, "
         f"{len(loaders.test.data)} to test"
     )
+    gpus = visible_gpus(list_gpus())
+    for line in gpu_lines(gpus, bool(gpus) and has_cuda()):
+        print(line)
     each = f"{workers} workers, each on " if workers > 1 else "on "
     print(
         f"{each}{device_names(contexts)}, {config.precision}; "

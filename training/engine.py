@@ -19,6 +19,7 @@ from training.checkpoint import Progress
 from training.distributed import ALONE, Group
 from training.errors import UserError
 from training.evaluation import Scores, evaluate
+from training.loss_scaling import backward, is_scaled, loss_scale
 from training.nonfinite import SkipGuard
 from training.parameters import average_statistics, plain_layout
 
@@ -156,10 +157,12 @@ class Updater:
             with autograd.record():
                 for part in filter(None, parts):
                     results.append(self.objective(part, (number, first + len(results))))
-            autograd.backward([result.losses for result in results[done:]])
+            backward([result.losses for result in results[done:]], self.trainer)
         self.trainer.allreduce_grads()
         self.group.sum_arrays([p.list_grad() for p in self._trained], "gradient")
-        gradients = [parameter.list_grad()[0] for parameter in self._trained]
+        # An overflow is no fault where losses are scaled: the scaler leaves the update out.
+        seen = [] if is_scaled(self.trainer) else self._trained
+        gradients = [parameter.list_grad()[0] for parameter in seen]
         if self.guard and not self.guard.allows([r.losses for r in results], gradients):
             return results
         if self.clip_gradient:
@@ -171,9 +174,10 @@ class Updater:
         """Scale gradients, which are sums over `images`, down to the limit."""
         from mxnet.gluon.utils import clip_global_norm
 
+        limit = self.clip_gradient * images * loss_scale(self.trainer)
         for device in range(len(self.contexts)):
             gradients = [parameter.list_grad()[device] for parameter in self._trained]
-            clip_global_norm(gradients, self.clip_gradient * images, check_isfinite=False)
+            clip_global_norm(gradients, limit, check_isfinite=False)
 
     def _parts(self, batch: Batch, device: int, count: int) -> list[Part]:
         """Return this device's (image, target, target in host memory) in at most `count` parts."""

@@ -29,7 +29,7 @@ WRONG_INPUT_EXIT = 2
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
 # Settings that may be another at a resume: where things are, not what is computed.
 RESUMABLE = (
-    *("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "keep", "distributed"),
+    *("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "keep"),
     *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
 )
 
@@ -202,7 +202,7 @@ def take(folder: str) -> IO[bytes]:
 
 def check_resume(given: Mapping[str, Any]) -> None:
     """Refuse settings that a resumed run would not heed."""
-    ignored = [name for name in given if name not in (*RESUMABLE, "resume")]
+    ignored = [name for name in given if name not in (*RESUMABLE, "distributed", "resume")]
     if given.get("resume") and ignored:
         flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
         raise UserError(
