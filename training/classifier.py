@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
@@ -63,11 +63,8 @@ def prepare_classifier(
     UserError
         For data, classes or devices that cannot be used; and whatever `networks` raises.
     """
-    import mxnet as mx
-    import numpy as np
-
     from training.devices import choose_contexts, hybridize_options, use_precision
-    from training.optimizer import build_trainer, freeze_except, initializer
+    from training.optimizer import build_trainer, freeze_except
 
     contexts = choose_contexts(config.gpus)
     # Looked at before the data is loaded, so that a wrong name does not first download a data set.
@@ -81,10 +78,7 @@ def prepare_classifier(
         raise UserError(f"--classes {classes}: {data.name} has {data.classes}; leave --classes out")
     loaders = build_loaders(config, data, classes)
     use_precision(config.precision, contexts)
-    np.random.seed(config.seed)  # the initializers of MXNet draw from both
-    mx.random.seed(config.seed)
-    net = networks.build(config, classes)
-    net.initialize(initializer(config.init), ctx=contexts)
+    net = start_network(config, networks, classes, contexts)
     if start:
         status = networks.load(net, start, contexts, allow_classes_mismatch=True)
         print(f"started from {start} ({status}); fresh: {', '.join(status.fresh) or '-'}")
@@ -94,6 +88,22 @@ def prepare_classifier(
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
     task = Task(net, build_trainer(net, config), contexts, loaders)
     return Prepared(task, files)
+
+
+def start_network(
+    config: ClassifierConfig, networks: Networks, classes: int, contexts: Sequence[Any]
+) -> Any:
+    """Return a network with the first weights that the settings and their seed give."""
+    import mxnet as mx
+    import numpy as np
+
+    from training.optimizer import initializer
+
+    np.random.seed(config.seed)  # the initializers of MXNet draw from both
+    mx.random.seed(config.seed)
+    net = networks.build(config, classes)
+    net.initialize(initializer(config.init), ctx=list(contexts))
+    return net
 
 
 def _preprocessing(data: Any, loaders: Any) -> Preprocessing:
