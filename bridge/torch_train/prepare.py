@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pkgutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch  # type: ignore[import-not-found]
 from bridge.atomic import write_atomically
 from bridge.param_file import verify_digest
 from bridge.symbol_module import SymbolModule, read_symbol
+from bridge.torch_train.announce import announce, describe_device, note_in_env
 from bridge.torch_train.average import TensorAverage
 from bridge.torch_train.device_batches import DeviceBatches, DeviceImages
 from bridge.torch_train.engine import choose_step
@@ -29,18 +28,17 @@ from bridge.weight_file import read_weights
 from training.announce import default_folder, warn_threads
 from training.checkpoint import STATE_FILE, Progress, load_state
 from training.classifier import OVERRIDES as NOTED
-from training.config import diff_from_default, from_dict, to_dict
+from training.config import from_dict, to_dict
 from training.environment import describe
 from training.errors import UserError
 from training.label_noise import noise_files
 from training.loaders import build_loaders, open_dataset
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing
-from training.record import ENV_FILE, Run
+from training.record import Run
 from training.task import Loaders
 
 SYMBOL_FILE = "symbol.json"
 HALF = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PACKED_FROM = "packed_from.json"  # the commit, in a zip that bridge.pack made
 SECONDS_TO_SAVE = 60.0  # engines are not measured so shortly before the deadline
 
 
@@ -87,8 +85,8 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     run = _open_run(config, argv, progress, data, loaders, symbol)
     try:
         note = {"engine": job.engine, "images_per_sec": rates, **describe_device(device)}
-        _note_in_env(Path(run.folder), note)
-        _announce(config, job, loaders, Path(run.folder), progress, rates)
+        note_in_env(Path(run.folder), note)
+        announce(config, job, loaders, Path(run.folder), progress, rates)
         return Prepared(run, TorchFit(job, config, run, progress, deadline))
     except BaseException:
         run.close()
@@ -186,13 +184,14 @@ def _classes(module: Any, data: Any) -> int:
     except (RuntimeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the network cannot compute images {channels}x{height}x{width} of {data.name}: {reason}"
+            f"the network cannot compute images {channels}x{height}x{width} of {data.name}: "
+            f"{reason}"
         ) from error
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 2 or shape[1] < data.classes:
         raise UserError(
-            f"the network gives {shape} for an image; {data.name} needs logits (1, {data.classes}). "
-            "Export the network with as many classes as the data set has"
+            f"the network gives {shape} for an image; {data.name} needs logits "
+            f"(1, {data.classes}). Export the network with as many classes as the data set has"
         )
     return int(shape[1])
 
@@ -253,57 +252,3 @@ def _open_run(
     for name, content in files.items():
         write_atomically(folder / name, content)
     return run
-
-
-def describe_device(device: torch.device) -> dict[str, Any]:
-    """Return what the record says of the device and of where the code came from."""
-    known: dict[str, Any] = {"device": str(device), "torch": torch.__version__}
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        known["gpu"] = torch.cuda.get_device_name(device)
-        known["compute_capability"] = f"{major}.{minor}"
-        known["cuda"], known["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
-    try:
-        packed = pkgutil.get_data("bridge", PACKED_FROM)
-    except OSError:
-        packed = None
-    if packed:
-        known["packed_from"] = json.loads(packed)
-    return known
-
-
-def _note_in_env(folder: Path, note: dict[str, Any]) -> None:
-    """Append to the list ``bridge`` of env.json, which has an entry per process."""
-    path = folder / ENV_FILE
-    try:
-        env = json.loads(path.read_bytes())
-        env.setdefault("bridge", []).append(note)
-    except (OSError, ValueError, AttributeError):
-        return  # nothing is computed from it
-    write_atomically(path, json.dumps(env, indent=2).encode() + b"\n")
-
-
-def _announce(
-    config: BridgeConfig,
-    job: Job,
-    loaders: Loaders,
-    folder: Path,
-    progress: Progress,
-    rates: dict[str, float],
-) -> None:
-    held_out = f", {len(loaders.valid.data)} held out" if loaders.valid else ""
-    print(
-        f"{config.model or 'network'} on {config.dataset}: {len(loaders.train.data)} images to "
-        f"train{held_out}, {len(loaders.test.data)} to test"
-    )
-    device = describe_device(job.updater.device)
-    measured = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
-    print(
-        f"on {device.get('gpu', device['device'])}, PyTorch {device['torch']}, {config.precision}, "
-        f"steps run by: {job.engine}" + (f" (measured images/s: {measured})" if measured else "")
-    )
-    print(f"changed from default: {diff_from_default(config) or 'nothing'}")
-    where = f"goes on after epoch {progress.epoch}, batch {progress.batch}"
-    print(f"run folder {folder}, {where if progress.step else 'starts'}", flush=True)
-    if not torch.cuda.is_available() and config.device == "auto":
-        print("note: no GPU is used; this takes as long as a CPU takes", file=sys.stderr)

@@ -10,8 +10,7 @@ import numpy as np
 import torch  # type: ignore[import-not-found]
 
 from bridge.torch_train.device_batches import DeviceImages
-from training.errors import UserError
-from training.evaluation import Scores
+from training.evaluation import Scores, check_labels
 
 EVAL_BATCH = 500  # divides the 10,000 test images of CIFAR
 
@@ -20,15 +19,22 @@ def score(
     module: Any, data: DeviceImages, advance: Optional[Callable[[int], None]] = None
 ) -> Scores:
     """Return mean cross-entropy and accuracy over all images; `advance` gets images done."""
-    logits = compute_logits(module, data, advance).astype(np.float64)
-    labels = data.labels.cpu().numpy()
-    if labels.max() >= logits.shape[1]:
-        raise UserError(
-            f"labels up to {labels.max()} for a network of {logits.shape[1]} classes; export the "
-            "network with as many classes as the data set has"
-        )
+    return scores_of(compute_logits(module, data, advance), data.labels.cpu().numpy())
+
+
+def scores_of(logits: np.ndarray, labels: np.ndarray) -> Scores:
+    """Return the scores of logits (N, classes), in float64.
+
+    Raises
+    ------
+    UserError
+        When a label is none of the network's classes.
+    """
+    check_labels(labels, logits.shape[1])
+    logits = logits.astype(np.float64)
     top = logits.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+    with np.errstate(invalid="ignore"):  # not finite in, not finite out: for the caller to judge
+        log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
     losses = log_sum - logits[np.arange(len(labels)), labels]
     return Scores(float(losses.mean()), float((logits.argmax(1) == labels).mean()), len(labels))
 

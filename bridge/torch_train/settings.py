@@ -35,9 +35,7 @@ class BridgeConfig(TrainConfig):
     recipe: str = option(
         "pistony", "settings to start from; single flags change them", choices=tuple(RECIPES)
     )
-    symbol: Optional[str] = option(
-        None, "network: NAME-symbol.json of the exporter", metavar="JSON"
-    )
+    symbol: Optional[str] = option(None, "the network, NAME-symbol.json", metavar="JSON")
     start: Optional[str] = option(
         None, "weights to start from; default: NAME.param beside the symbol", metavar="FILE"
     )
