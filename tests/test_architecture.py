@@ -24,8 +24,15 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 300, 50, 7
 CALLED_BY_GLUON = {"hybrid_forward", "forward"}
 # The readers behind this file are inner workings, and are documented at their entrance only.
 BRIDGE_ENTRANCE = "bridge/param_file.py"
-# What takes more: a schedule's and a block's settings, by name only.
-MANY_PARAMETERS = {"training/schedules.py build_schedule", "model/attention_module.py __init__"}
+# What takes more: a schedule's and a block's settings, and MXNet's attributes, by name only.
+MANY_PARAMETERS = {
+    "training/schedules.py build_schedule",
+    "model/attention_module.py __init__",
+    "bridge/symbol_layers.py batch_norm",
+    "bridge/symbol_layers.py bilinear_resize",
+    "bridge/symbol_layers.py convolution",
+    "bridge/symbol_layers.py pooling",
+}
 
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 
