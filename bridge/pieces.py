@@ -72,7 +72,7 @@ def write_pieces(
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or count > MAX_PIECES:
         raise PieceError(
             f"{name}: {len(data):,} bytes in pieces of {max_bytes:,}. Expected a plain name, "
-            f"pieces of more than {MAX_HEADER} bytes and at most {MAX_PIECES} of them. Use larger pieces."
+            f"pieces of more than {MAX_HEADER} bytes, at most {MAX_PIECES}. Use larger pieces."
         )
     whole, written = hashlib.sha256(data).hexdigest(), []
     length = -(-len(data) // count)  # all about as large
@@ -131,7 +131,7 @@ def read_pieces(folder: PathLike, name: str) -> Optional[bytes]:
         lacking = sorted(set(range(newest[2])) - set(sets[newest]))
         raise PieceError(
             f"{Path(folder) / name}: {len(lacking)} of {newest[2]} pieces are missing, the first "
-            f"is number {lacking[0] + 1}. Expected all of them. Copy the missing ones into {folder}."
+            f"is number {lacking[0] + 1}. Expected all. Copy the missing ones into {folder}."
         )
     pieces = sets[max(complete)]
     data = b"".join(_read_part(*pieces[index]) for index in range(len(pieces)))

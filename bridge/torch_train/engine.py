@@ -104,7 +104,7 @@ def choose_step(
             if rates and time.monotonic() > until:
                 break
             try:
-                rates[name] = _measure(build_step(updater, name, batch), batch)
+                rates[name] = measure_step(build_step(updater, name, batch), batch)
             except Exception as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 print(f"note: --compile {name} does not work here: {reason}", file=sys.stderr)
@@ -131,7 +131,7 @@ def unchanged(updater: Updater) -> Iterator[None]:
         updater.scale, updater.sound_steps = scale
 
 
-def _measure(step: Step, batch: tuple[Tensor, Tensor]) -> float:
+def measure_step(step: Step, batch: tuple[Tensor, Tensor]) -> float:
     """Return images/s of a step."""
     for _ in range(WARM_STEPS):
         step(*batch)

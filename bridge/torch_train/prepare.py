@@ -59,7 +59,7 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
         ParamFileError and PieceError. No run folder is made then.
     """
     device = choose_device(config.device)
-    config = replace(config, precision=_precision(config.precision, device))
+    config = replace(config, precision=resolve_precision(config.precision, device))
     progress, arrays, meta = Progress(), {}, {}
     if config.resume:
         join_file(Path(config.resume) / STATE_FILE)
@@ -71,7 +71,7 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     data = open_dataset(config)
     classes = _classes(module, data)
     loaders = build_loaders(config, data, classes)
-    updater = _updater(config, module, device)
+    updater = build_updater(config, module, device)
     average = TensorAverage(named_tensors(module), config.ema) if config.ema else None
     if config.resume:
         restore(updater, arrays, meta)
@@ -118,7 +118,8 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _precision(name: str, device: torch.device) -> str:
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return the precision that a name means on a device."""
     if name != "auto":
         return name
     return "bfloat16" if device.type == "cuda" else "float32"
@@ -196,7 +197,8 @@ def _classes(module: Any, data: Any) -> int:
     return int(shape[1])
 
 
-def _updater(config: BridgeConfig, module: Any, device: torch.device) -> Updater:
+def build_updater(config: BridgeConfig, module: Any, device: torch.device) -> Updater:
+    """Put the network onto the device and return its updater; sets PyTorch's switches for it."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     module.to(device=device, memory_format=layout).train()
     torch.manual_seed(config.seed)
