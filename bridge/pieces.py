@@ -37,8 +37,8 @@ class Header(NamedTuple):
 
     name: str
     serial: int
-    index: int
-    count: int
+    number: int  # from 0
+    total: int
     size: int
     sha256: str
     piece_sha256: str
@@ -121,8 +121,8 @@ def read_pieces(folder: PathLike, name: str) -> Optional[bytes]:
     sets: dict[tuple[int, str, int], dict[int, tuple[Path, Header]]] = {}
     for path in _found(folder, name):
         header = _read_header(path)
-        key = (header.serial, header.sha256, header.count)
-        sets.setdefault(key, {})[header.index] = (path, header)
+        key = (header.serial, header.sha256, header.total)
+        sets.setdefault(key, {})[header.number] = (path, header)
     if not sets:
         return None
     complete = [key for key, pieces in sets.items() if len(pieces) == key[2]]
@@ -144,7 +144,7 @@ def read_pieces(folder: PathLike, name: str) -> Optional[bytes]:
 
 
 def _file_name(header: Header) -> str:
-    number, count = f"{header.index + 1:02d}", f"{header.count:02d}"
+    number, count = f"{header.number + 1:02d}", f"{header.total:02d}"
     return f"{header.name}.piece-{number}-of-{count}.{header.sha256[:8]}"
 
 
@@ -159,11 +159,11 @@ def _read_header(path: Path) -> Header:
             line = stream.readline(MAX_HEADER)
         magic, *values = json.loads(line)
         header = Header(*values)
-        numbers = (header.serial, header.index, header.count, header.size)
+        numbers = (header.serial, header.number, header.total, header.size)
         sound = magic == MAGIC and all(type(number) is int and number >= 0 for number in numbers)
         texts = (header.name, header.sha256, header.piece_sha256)
         sound = sound and all(isinstance(text, str) for text in texts)
-        if not sound or not header.index < header.count <= MAX_PIECES or header.size > MAX_BYTES:
+        if not sound or not header.number < header.total <= MAX_PIECES or header.size > MAX_BYTES:
             raise ValueError("impossible values")
         if _file_name(header) != path.name:
             raise ValueError("it is of another file")

@@ -7,7 +7,7 @@ applies them on a GPU. So both train on the same batches.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Protocol
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -57,31 +57,15 @@ class Draws(NamedTuple):
     mix: Optional[Mix] = None
 
 
-class Settings(Protocol):
-    """What is read here of `training.augment.Augmentation`."""
-
-    pad: int
-    crop_size: int
-    flip: bool
-    shift: float
-    jitter: float
-    cutout: str
-    cutout_prob: float
-    cutout_size: int
-    erasing_area: Range
-    erasing_aspect: Range
-    mixup_alpha: float
-
-
 def draw_batch(
-    chosen: Settings, count: int, size: tuple[int, int], mix: bool, rng: np.random.Generator
+    chosen: Any, count: int, size: tuple[int, int], mix: bool, rng: np.random.Generator
 ) -> Draws:
     """Draw what `training.augment.augment` and `mixup` would draw, in their order.
 
     Parameters
     ----------
     chosen
-        What is done to a batch.
+        What is done to a batch, a `training.augment.Augmentation`.
     count
         N, images in the batch.
     size

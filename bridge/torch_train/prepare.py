@@ -60,7 +60,9 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     """
     device = choose_device(config.device)
     config = replace(config, precision=resolve_precision(config.precision, device))
-    progress, arrays, meta = Progress(), {}, {}
+    progress = Progress()
+    arrays: dict[str, np.ndarray] = {}
+    meta: dict[str, Any] = {}
     if config.resume:
         join_file(Path(config.resume) / STATE_FILE)
         progress, arrays, meta = load_state(config.resume)
