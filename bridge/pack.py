@@ -6,8 +6,8 @@
     python -m bridge.pack run runs/NAME --output back --what state        what a resume needs
     python -m bridge.pack unpack carry --output DIR                       whatever is in the pieces
 
-Data becomes ``DIR/cifar10/*.bin``, for ``--data-dir DIR``; a run becomes ``DIR/NAME``. The code
-runs from the zip: ``PYTHONPATH=code.zip python -m bridge.train ...``. Digests are checked
+Data becomes ``DIR/cifar10/*.bin``, for ``--data-dir DIR``; a run becomes ``DIR/NAME``. The code is
+unpacked by ``python -m zipfile -e code.zip DIR`` and runs in that folder. Digests are checked
 throughout. Python's standard library and NumPy suffice.
 """
 
@@ -171,7 +171,7 @@ def _records(form: Format, name: str, about: Mapping, files: Mapping[str, bytes]
 
 
 def pack_code() -> bytes:
-    """Return a zip of `bridge` and `training` that Python can import from, with its commit."""
+    """Return a zip of `bridge` and `training`, which run without the rest, and their commit."""
     files = {
         str(path.relative_to(PROJECT)): path.read_bytes()
         for package in ("bridge", "training")
