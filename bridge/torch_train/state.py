@@ -80,10 +80,8 @@ def save_state(
         When a parameter or a state is not finite; the older file is then kept.
     """
     optimizer = updater.optimizer
-    arrays = {
-        f"param:{name}": tensor.detach().cpu().numpy()
-        for name, tensor in named_tensors(updater.module).items()
-    }
+    # In the order of the first file, so that a resumed run writes the same bytes.
+    arrays = {f"param:{name}": value for name, value in updater.module.param_arrays().items()}
     for part, tensors in enumerate(optimizer.states):
         for name, tensor in zip(optimizer.names, tensors):
             arrays[f"state:{part}:{name}"] = tensor.cpu().numpy()
