@@ -4,6 +4,7 @@
     python -m bridge.pack code --output carry                             code.zip
     python -m bridge.pack run runs/NAME --output back --max-file-mb 15    weights and records
     python -m bridge.pack run runs/NAME --output back --what state        what a resume needs
+    python -m bridge.pack half net.param                                  first weights as float16
     python -m bridge.pack unpack carry --output DIR                       whatever is in the pieces
 
 Data becomes ``DIR/cifar10/*.bin``, for ``--data-dir DIR``; a run becomes ``DIR/NAME``. The code is
@@ -29,6 +30,7 @@ import numpy as np
 from bridge.atomic import write_atomically
 from bridge.digest import digest_line, digest_path
 from bridge.image_codec import pack_images, unpack_images
+from bridge.param_file import read_params, write_params
 from bridge.pieces import MB, PieceError, piece_names, read_pieces, write_pieces
 from training.cifar import search_places
 from training.cifar_files import FORMATS, PIXELS, Format, find_source, read_source
@@ -71,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--what", choices=tuple(WHAT), default="weights")
     unpack = commands.add_parser("unpack", help="unpack all pieces of a folder")
     unpack.add_argument("folder", type=Path)
+    half = commands.add_parser("half", help="round a file of weights to float16, in place")
+    half.add_argument("file", type=Path)
     for command in (data, code, run, unpack):
         command.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     data.add_argument("--max-file-mb", type=float, default=55.0)
@@ -79,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.command == "half":
+        return _halve(options.file)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         if options.command == "data":
@@ -199,6 +205,18 @@ def pack_run(folder: Path, names: Sequence[str]) -> bytes:
     if names[-1] not in files or "config.json" not in files:
         raise UserError(f"{folder} has no config.json or no {names[-1]}; name the folder of a run")
     return _zip(files)
+
+
+def _halve(path: Path) -> int:
+    arrays = read_params(path)
+    with np.errstate(over="ignore"):  # looked for below
+        halved = {name: array.astype(np.float16) for name, array in arrays.items()}
+    wrong = next((name for name, array in halved.items() if not np.isfinite(array).all()), None)
+    if wrong:
+        raise UserError(f"{path}: {wrong} has values beyond float16's 65,504; keep it as it is")
+    write_params(path, halved)
+    print(f"wrote {path}, {path.stat().st_size / MB:.1f} MB")
+    return 0
 
 
 def _unpack(folder: Path, output: Path) -> int:

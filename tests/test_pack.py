@@ -16,7 +16,7 @@ import pytest
 
 from bridge import pack
 from bridge.image_codec import pack_images, unpack_images
-from bridge.param_file import verify_digest, write_params
+from bridge.param_file import read_params, verify_digest, write_params
 from bridge.pieces import write_pieces
 from training.cifar_files import CIFAR100, Source
 
@@ -200,3 +200,20 @@ def test_cifar10_arrives_byte_for_byte(data_dir: Path, monkeypatch: pytest.Monke
     about = json.loads(files["packed.json"])["files"]["test_batch.bin"]
     data = pack._records(form, "test_batch.bin", about, files)
     assert hashlib.sha256(data).hexdigest() == about["sha256"]
+
+
+def test_first_weights_are_halved_in_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.param"
+    values = np.array([1 / 3, 1e5], np.float32)
+    write_params(path, {"w": values[:1]})
+    assert run_pack("half", path) == 0
+    assert read_params(path)["w"].dtype == np.float16
+    assert read_params(path)["w"][0] == np.float16(1 / 3)
+    assert verify_digest(path)
+    write_params(path, {"w": values})
+    before = path.read_bytes()
+    assert run_pack("half", path) == 2
+    assert "w has values beyond" in capsys.readouterr().err
+    assert path.read_bytes() == before

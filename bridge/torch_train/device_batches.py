@@ -32,9 +32,14 @@ class DeviceBatches:
         Data, batch size, augmentation, normalization, classes and seed.
     device
         Where images (uint8, N x H x W x C) and batches are kept.
+    channels_last
+        Leave the batches' images in the order N, H, W, C in memory.
     """
 
-    def __init__(self, source: TrainBatches, device: torch.device) -> None:
+    def __init__(
+        self, source: TrainBatches, device: torch.device, channels_last: bool = True
+    ) -> None:
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         chosen, images = source.augmentation, source.data.images
         self.source, self.device = source, device
         self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
@@ -55,7 +60,7 @@ class DeviceBatches:
         return prefetched(self.source.plans(epoch, mixup, start), PLANS_AHEAD)
 
     def make(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        """Return float32 images (N, C, H, W), rows in the order N, H, W, C, and soft labels."""
+        """Return float32 images (N, C, H, W) and soft labels (N, classes)."""
         draws, index = plan.draws, self._send(plan.rows)
         pixels = self._moved(plan, index).float()
         if draws.jitter is not None:
@@ -68,7 +73,7 @@ class DeviceBatches:
             partner = self._send(draws.mix.partner)
             rest = float(1 - draws.mix.lam)
             image, label = (blend(values, partner, rest) for values in (image, label))
-        return image.permute(0, 3, 1, 2), label
+        return image.permute(0, 3, 1, 2).contiguous(memory_format=self.layout), label
 
     def _send(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -129,6 +130,29 @@ def unchanged(updater: Updater) -> Iterator[None]:
             for tensor, value in zip(tensors, saved):
                 tensor.copy_(value)
         updater.scale, updater.sound_steps = scale
+
+
+class Pace:
+    """Keeps the processor at most `STEPS` steps ahead of the GPU, so that it can stop in time.
+
+    Without it seconds of work would be waiting at the GPU when a signal comes.
+    """
+
+    STEPS = 4
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._events: deque[Any] = deque()
+
+    def step(self) -> None:
+        """Count a step that was handed to the device; wait for an older one."""
+        if self.device.type != "cuda":
+            return
+        event = torch.cuda.Event()
+        event.record()
+        self._events.append(event)
+        if len(self._events) > self.STEPS:
+            self._events.popleft().synchronize()
 
 
 def measure_step(step: Step, batch: tuple[Tensor, Tensor]) -> float:

@@ -18,7 +18,7 @@ import torch  # type: ignore[import-not-found]
 
 from bridge.torch_train.average import TensorAverage
 from bridge.torch_train.device_batches import DeviceBatches, DeviceImages
-from bridge.torch_train.engine import Step
+from bridge.torch_train.engine import Pace, Step
 from bridge.torch_train.scoring import score
 from bridge.torch_train.settings import BridgeConfig
 from bridge.torch_train.state import save_state, write_file
@@ -125,7 +125,7 @@ class TorchFit:
             torch.tensor([progress.loss_sum, progress.correct_sum], dtype=torch.float64)
         )
         plans = train.plans(progress.epoch, mixes, progress.batch)
-        self._looked = time.monotonic()
+        pace, self._looked = Pace(self.updater.device), time.monotonic()
         try:
             for plan in plans:
                 if self._stop():
@@ -134,6 +134,7 @@ class TorchFit:
                 image, label = train.make(plan)
                 self.updater.set_rate(self.rate(progress.step + 1), progress.step + 1)
                 self.job.step(image, label)
+                pace.step()
                 progress.step += 1
                 progress.batch += 1
                 progress.images += len(label)

@@ -223,7 +223,7 @@ def _job(
 ) -> tuple[Job, dict[str, float]]:
     """Put the data onto the device and choose how a step runs: as before, or by measuring."""
     device = updater.device
-    train = DeviceBatches(loaders.train, device)
+    train = DeviceBatches(loaders.train, device, config.channels_last)
     engine = config.compile
     if engine == "auto" and saved_engine and (device.type == "cuda" or saved_engine == "eager"):
         engine = saved_engine
