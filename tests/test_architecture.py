@@ -19,7 +19,7 @@ FORBIDDEN = {
     "training": {"model", "benchmarks", "tests", *SCRIPTS},
     "bridge": {"model", "training", "benchmarks", "tests", "mxnet", "gluoncv", *SCRIPTS},
 }
-# What trains with PyTorch knows the settings and records of `training`, unlike the rest of `bridge`.
+# What trains with PyTorch knows settings and records of `training`, unlike the rest of `bridge`.
 BRIDGE_TRAINING = (
     "bridge/torch_train/",
     "bridge/train.py",

@@ -76,6 +76,8 @@ def test_what_decays_has_the_same_ending_in_both_kinds_of_names() -> None:
             assert key.endswith(UNDECAYED) == parameter.name.endswith(UNDECAYED), (name, key)
 
 
+# MXNet says so of every symbol whose input has no type.
+@pytest.mark.filterwarnings("ignore:Cannot decide type")
 def test_a_network_is_exported_as_its_training_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

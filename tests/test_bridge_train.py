@@ -126,6 +126,8 @@ def mxnet_logits(symbol: Path, params: Path, image: np.ndarray) -> np.ndarray:
     return logits
 
 
+# MXNet says so of every symbol whose input has no type.
+@pytest.mark.filterwarnings("ignore:Cannot decide type")
 def test_mxnet_decides_as_pytorch_on_a_file_that_the_bridge_trained(checked: Any) -> None:
     from training.augment import normalize
     from training.digits import load_digits
