@@ -137,10 +137,13 @@ class SymbolModule(nn.Module):
         return self._run(self, *inputs)
 
     def param_arrays(self) -> dict[str, np.ndarray]:
-        """Return name to float32 array, running statistics included, in the order they came in."""
+        """Return name to float32 array, running statistics included, in the order they came in.
+
+        The arrays are copies.
+        """
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         return {
-            name: np.ascontiguousarray(tensors[name].detach().to("cpu", torch.float32).numpy())
+            name: np.array(tensors[name].detach().to("cpu", torch.float32).numpy(), order="C")
             for name in self._order
         }
 
