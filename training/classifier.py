@@ -14,7 +14,7 @@ from bridge.weight_file import read_weight_shapes
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
-from training.task import Task
+from training.task import Method, Task
 from training.train_config import ClassifierConfig
 
 C = TypeVar("C", bound=ClassifierConfig)
@@ -23,13 +23,20 @@ OVERRIDES = ("wiring", "learning", "attention", "depth", "steps", "w_init", "b_i
 # Settings that a parameter file's row in the index, or its run, answers.
 KNOWN = ("model", "dataset", "normalization", *OVERRIDES)
 
+WATCHED_IMAGES = 256
+
 
 class Networks(NamedTuple):
-    """`model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`."""
+    """`model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`.
+
+    ``watch(net)`` returns what gives numbers about the network's inside for images (N, C, H, W), to
+    be recorded beside loss and accuracy, or None; see `model.gate_report.watch_gates`.
+    """
 
     create: Callable[..., Any]
     load: Callable[..., Any]
     find: Callable[[Mapping[str, tuple[int, ...]]], tuple[Optional[str], int]]
+    watch: Callable[[Any], Optional[Callable[[Any], Mapping[str, float]]]] = lambda net: None
 
     def build(self, config: ClassifierConfig, classes: int) -> Any:
         """Return the network that the settings describe, uninitialized."""
@@ -86,7 +93,8 @@ def prepare_classifier(
         freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(config.precision))
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
-    task = Task(net, build_trainer(net, config), contexts, loaders)
+    method = Method(statistics=_statistics(networks.watch(net), loaders, contexts[0]))
+    task = Task(net, build_trainer(net, config), contexts, loaders, method)
     return Prepared(task, files)
 
 
@@ -104,6 +112,22 @@ def start_network(
     net = networks.build(config, classes)
     net.initialize(initializer(config.init), ctx=list(contexts))
     return net
+
+
+def _statistics(
+    watch: Optional[Callable[[Any], Mapping[str, float]]], loaders: Any, context: Any
+) -> Callable[[], Mapping[str, float]]:
+    """Return what gives the numbers of `watch` for the first images that are not trained on."""
+    if watch is None:
+        return dict
+    image = next(iter(loaders.valid or loaders.test)).image[:WATCHED_IMAGES]
+
+    def statistics() -> Mapping[str, float]:
+        import mxnet as mx
+
+        return watch(mx.nd.array(image, ctx=context))
+
+    return statistics
 
 
 def _preprocessing(data: Any, loaders: Any) -> Preprocessing:
