@@ -66,8 +66,10 @@ def size_of(name: str, net: Any) -> Size:
     if name.startswith("glimpse"):
         return Size(8, net.spec.height)
     if name.startswith("attention"):
-        # The smallest maps have 4 pixels: fewer than 8 values leave a normalisation too little.
-        return Size(2, {32: 16, 224: 64, 448: 128}[net.spec.image_size])
+        # At least 8 values for each normalisation: the smallest maps have 4 pixels, those of
+        # a mask after the published TensorFlow program one.
+        edge = {32: 16, 224: 64, 448: 128}[net.spec.image_size]
+        return Size(8 if name.endswith("_tf") else 2, edge)
     return Size(4, 8)
 
 

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
-import mxnet as mx
 import numpy as np
 
 # Also as `python benchmarks/bridge_parity.py`, which has only this folder on its path.
@@ -24,8 +23,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.bench_glimpse import TORCH_FOLDER, find_torch
 from benchmarks.bridge_cases import Arrays, Case, make_case
+from benchmarks.bridge_pair import SMALLEST_SHARE, Pair, difference, rounding, worst
 from benchmarks.interleave import Worker
-from benchmarks.mxnet_symbol import Reference
 from benchmarks.report import environment, store
 from bridge.atomic import write_atomically
 from model import list_models
@@ -34,11 +33,8 @@ from training.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- parity: made by benchmarks/bridge_parity.py -->", "<!-- end of parity -->"
-# A gradient that is zero but for rounding has no relative error of its own.
-SMALLEST_SHARE = 1e-3
-# Numbers that float32 has exactly: MXNet's optimizers keep their settings in it.
-TRAINING = {"learning_rate": 2**-13, "momentum": 0.875, "wd": 2**-13}
 CURVE_BATCHES = 10
+RUNNING = ("running_mean", "running_var")
 TIMEOUT_SEC = 3600.0
 
 
@@ -64,103 +60,8 @@ class Config:
             raise UserError("--steps must be 1 or more, --curve 0 or more")
 
 
-def difference(found: np.ndarray, expected: np.ndarray, least: float = 0.0) -> float:
-    """Return the largest difference over the largest expected value, or over `least`."""
-    if found.shape != expected.shape:
-        raise UserError(f"shape {found.shape} in PyTorch, {expected.shape} in MXNet")
-    largest = max(float(np.abs(expected).max()), least)
-    gap = float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max())
-    return gap / largest if largest else gap
-
-
-def worst(found: Arrays, expected: Arrays, share: float = 0.0) -> float:
-    """Return the largest `difference` of arrays by name.
-
-    An array whose largest value is below `share` of all arrays' counts with that value.
-    """
-    if found.keys() != expected.keys():
-        raise UserError(f"{sorted(found.keys() ^ expected.keys())[:3]} are only on one side")
-    least = share * max(float(np.abs(value).max()) for value in expected.values())
-    return max(difference(found[name], expected[name], least) for name in expected)
-
-
-class Trained(NamedTuple):
-    """Losses and arrays of MXNet, and of PyTorch."""
-
-    expected_losses: list[float]
-    found_losses: list[float]
-    arrays: Arrays
-    found: Arrays
-
-    def losses(self) -> list[tuple[float, float]]:
-        """Return MXNet's and PyTorch's loss of each step."""
-        return list(zip(self.expected_losses, self.found_losses))
-
-
-class Pair:
-    """MXNet here and PyTorch in a worker, with a folder between them."""
-
-    def __init__(self, worker: Worker, folder: str) -> None:
-        self.worker, self.folder = worker, folder
-
-    def path(self, name: str) -> str:
-        """Return the path of a file between the two."""
-        return os.path.join(self.folder, name)
-
-    def write(self, symbol: str, **parts: Arrays) -> dict[str, str]:
-        """Write a symbol and arrays; returns the paths as the worker wants them."""
-        with open(self.path("symbol.json"), "w", encoding="utf-8") as stream:
-            stream.write(symbol)
-        flat = {f"{part}/{n}": v for part, arrays in parts.items() for n, v in arrays.items()}
-        np.savez(self.path("arrays.npz"), **flat)
-        return {"symbol": self.path("symbol.json"), "arrays": self.path("arrays.npz")}
-
-    def read(self, part: str) -> Arrays:
-        """Return what came back under ``part/``."""
-        with np.load(self.path("out.npz")) as file:
-            return {n.split("/", 1)[1]: file[n] for n in file.files if n.startswith(part + "/")}
-
-    def compare(
-        self, symbol: str, arrays: Arrays, inputs: Arrays, train: bool, dtype: str = "float32"
-    ) -> dict[str, float]:
-        """Run once on both sides; returns the differences of outputs, gradients, statistics."""
-        reference = Reference(symbol, arrays, inputs, dtype)
-        shapes = [output.shape for output in reference.run(train).outputs]
-        generator = np.random.RandomState(1)
-        gradients = [generator.standard_normal(s).astype(np.float32) / s[0] for s in shapes]
-        # Again from the beginning: the first run may have moved the statistics.
-        expected = Reference(symbol, arrays, inputs, dtype).run(train, gradients if train else ())
-        given = {str(i): g for i, g in enumerate(gradients)} if train else {}
-        paths = self.write(symbol, param=arrays, input=inputs, grad=given)
-        self.worker.ask(do="run", train=train, dtype=dtype, out=self.path("out.npz"), **paths)
-        outputs = {str(i): output for i, output in enumerate(expected.outputs)}
-        found = {"forward": worst(self.read("output"), outputs)}
-        if train:
-            # MXNet has zeros where PyTorch has no gradient.
-            theirs = {n: np.zeros_like(g) for n, g in expected.gradients.items()}
-            theirs.update(self.read("grad"))
-            found["gradients"] = worst(theirs, expected.gradients, SMALLEST_SHARE)
-        if expected.statistics:
-            found["statistics"] = worst(self.read("param"), expected.statistics)
-        return found
-
-    def train(self, case: Case, batches: Arrays, dtype: str) -> Trained:
-        """Train on both sides, one step for each of the batches."""
-        rows = [dict(zip(batches, row)) for row in zip(*batches.values())]
-        inputs = {n: v[0] for n, v in batches.items() if case.is_glimpse or n != "label"}
-        reference = Reference(case.trained, case.arrays, inputs, dtype)
-        losses = reference.train(mx.optimizer.create("nag", **TRAINING), rows)
-        paths = self.write(case.trained, param=case.arrays, input=inputs)
-        np.savez(self.path("batches.npz"), **{f"input/{n}": v for n, v in batches.items()})
-        settings = {
-            "lr": TRAINING["learning_rate"],
-            "momentum": TRAINING["momentum"],
-            "weight_decay": TRAINING["wd"],
-            "nesterov": True,
-        }
-        paths.update(batches=self.path("batches.npz"), out=self.path("out.npz"))
-        theirs = self.worker.ask(do="train", optimizer=settings, dtype=dtype, **paths)["losses"]
-        return Trained(losses, theirs, reference.arrays(), self.read("param"))
+def _moved(arrays: Arrays, first: Arrays) -> Arrays:
+    return {n: v - first[n] for n, v in arrays.items() if not n.endswith(RUNNING)}
 
 
 def compare_case(pair: Pair, case: Case, steps: int) -> dict[str, Any]:
@@ -168,13 +69,13 @@ def compare_case(pair: Pair, case: Case, steps: int) -> dict[str, Any]:
     dtype = "float32" if case.is_glimpse else "float64"
     trained = pair.train(case, case.batches(np.random.RandomState(0), steps), dtype)
     expected, found = trained.arrays, trained.found
-    moving = {n: v for n, v in expected.items() if n.endswith(("running_mean", "running_var"))}
+    moving = {n: v for n, v in expected.items() if n.endswith(RUNNING)}
     record: dict[str, Any] = {
         "model": case.name,
         "batch": case.size.batch,
         "edge": case.size.edge,
         "loss": max(difference(np.array([b]), np.array([a])) for a, b in trained.losses()),
-        "weights": worst(found, expected, SMALLEST_SHARE),
+        "steps": worst(_moved(found, case.arrays), _moved(expected, case.arrays), SMALLEST_SHARE),
     }
     if moving:
         record["statistics"] = worst({n: found[n] for n in moving}, moving)
@@ -185,6 +86,9 @@ def compare_case(pair: Pair, case: Case, steps: int) -> dict[str, Any]:
     if case.is_glimpse:
         record["gradients"] = record["gradients32"]
     else:
+        record["rounding"] = rounding(case.symbol, values, inputs)
+        exact = pair.compare(case.symbol, values, inputs, False, "float64")
+        record["forward64"] = exact["forward"]
         exact = pair.compare(case.symbol, values, inputs, True, "float64")
         record["gradients"] = exact["gradients"]
     return record
@@ -207,10 +111,13 @@ def compare_curve(pair: Pair, case: Case, steps: int) -> dict[str, Any]:
 # Key of a record, heading of its column and, where the issue sets one, its limit.
 COLUMNS = (
     ("forward", "forward, float32", 1e-5),
+    ("rounding", "MXNet's own rounding", None),
+    ("forward64", "forward, float64", 1e-5),
     ("gradients", "gradients, float64", 1e-4),
     ("gradients32", "gradients, float32", None),
     ("statistics", "running statistics", 1e-4),
-    ("loss", "losses", None),
+    ("steps", "steps of the weights", 1e-3),
+    ("loss", "losses", 1e-5),
 )
 
 
@@ -226,12 +133,17 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def too_large(record: dict[str, Any]) -> list[str]:
-    """Return what is above its limit, in words."""
-    return [
-        f"{record['model']}: {heading} {record[key]:.1e}, limit {limit:.0e}"
-        for key, heading, limit in COLUMNS
-        if limit is not None and not record.get(key, 0.0) < limit
-    ]
+    """Return what is above its limit, in words.
+
+    In float32 the outputs may also differ by twice what MXNet's differ from float64.
+    """
+    wrong = []
+    for key, heading, limit in COLUMNS:
+        if limit is not None and key == "forward":
+            limit = max(limit, 2 * record.get("rounding", 0.0))
+        if limit is not None and not record.get(key, 0.0) < limit:
+            wrong.append(f"{record['model']}: {heading} {record[key]:.1e}, limit {limit:.0e}")
+    return wrong
 
 
 def write_docs(text: str, path: Path = ROOT / "docs" / "bridge.md") -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.worker import Action, serve
 from bridge.symbol_module import SymbolModule, read_symbol
+from bridge.torch_train.optimizer import Nag
 
 
 def read_part(path: str, part: str) -> dict[str, np.ndarray]:
@@ -81,15 +83,17 @@ def train(
     optimizer: dict[str, Any],
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """Train on batches (first axis of the arrays in ``input/``) by SGD; returns the losses.
+    """Train on batches (first axis of the arrays in ``input/``) by MXNet's NAG; returns the losses.
 
-    `optimizer` has lr, momentum, weight_decay and nesterov. The loss is that of
+    `optimizer` has lr, momentum, wd and decay_bias. The loss is that of
     `benchmarks.mxnet_symbol.Reference.train`.
     """
     kind = getattr(torch, dtype)
     module = build(symbol, arrays).to(kind).train()
     data = {name: torch.from_numpy(v).to(kind) for name, v in read_part(batches, "input").items()}
-    sgd = torch.optim.SGD(module.parameters(), **optimizer)
+    lr = torch.tensor(optimizer["lr"], dtype=kind)
+    weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    nag = Nag(weights, SimpleNamespace(**optimizer))
     losses = []
     for batch in zip(*data.values()):
         named = dict(zip(data, batch))
@@ -98,9 +102,9 @@ def train(
             loss = outputs[0].mean()
         else:
             loss = functional.cross_entropy(outputs, named["label"].long())
-        sgd.zero_grad()
-        loss.backward()
-        sgd.step()
+        found = torch.autograd.grad(loss, nag.weights, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            nag.update(found, lr)
         losses.append(loss.item())
     tensors = [*module.named_parameters(), *module.named_buffers()]
     np.savez(out, **{f"param/{name}": value.detach().numpy() for name, value in tensors})

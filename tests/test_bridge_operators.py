@@ -12,7 +12,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from benchmarks.bridge_parity import Pair
+from benchmarks.bridge_pair import Pair
 from benchmarks.interleave import Worker
 
 S = mx.sym

@@ -13,9 +13,10 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from benchmarks import bridge_parity
+from benchmarks import bridge_pair, bridge_parity
 from benchmarks.bridge_cases import Size, make_case
-from benchmarks.bridge_parity import Pair, compare_case, too_large, write_docs
+from benchmarks.bridge_pair import Pair
+from benchmarks.bridge_parity import compare_case, too_large, write_docs
 from benchmarks.interleave import Worker
 from bridge.param_file import read_params, write_params
 from model import create_model
@@ -124,10 +125,10 @@ def test_a_difference_is_seen() -> None:
         "x: running statistics nan",
     ]
     with pytest.raises(UserError, match="shape"):
-        bridge_parity.difference(np.zeros(2), np.zeros(3))
+        bridge_pair.difference(np.zeros(2), np.zeros(3))
     with pytest.raises(UserError, match="one side"):
-        bridge_parity.worst({"a": np.zeros(1)}, {"b": np.zeros(1)})
-    assert bridge_parity.difference(np.array([1.0, 2.5]), np.array([1.0, 2.0])) == 0.25
+        bridge_pair.worst({"a": np.zeros(1)}, {"b": np.zeros(1)})
+    assert bridge_pair.difference(np.array([1.0, 2.5]), np.array([1.0, 2.0])) == 0.25
 
 
 def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
