@@ -55,7 +55,13 @@ class Reference:
             if kind == dtype and name not in self.statistics:
                 self.values[name].attach_grad()
         # What hybridize() makes. An executor would fuse operators and run another graph.
-        self.graph = mx.nd.CachedOp(symbol)
+        self.symbol, self.graph = symbol, mx.nd.CachedOp(symbol)
+
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the outputs, without running."""
+        shapes = {name: value.shape for name, value in self.values.items()}
+        found: list[tuple[int, ...]] = self.symbol.infer_shape(**shapes)[1]
+        return found
 
     def forward(self, train: bool) -> list[Any]:
         """Run forwards, recording for `backward`; returns MXNet's arrays."""

@@ -20,7 +20,6 @@ from bridge.param_file import write_params
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = Path(__file__).with_name("symbol_checks.py")
-PYTHON = Path(os.environ.get("TORCH_PYTHON", ROOT / ".venv-torch/bin/python"))
 NAMES = [
     node.name
     for node in ast.parse(CHECKS.read_text(encoding="utf-8")).body
@@ -29,10 +28,8 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(torch_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run all checks in one process and return the traceback of each, or None."""
-    if not PYTHON.exists():
-        pytest.skip("needs PyTorch: make test-bridge sets it up in .venv-torch")
     folder = tmp_path_factory.mktemp("symbol")
     case = make_case("resnet20_basic_ram", depth=8, channels=(4, 4, 8))
     content = json.loads(case.symbol)
@@ -41,7 +38,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "small.json").write_text(json.dumps(content))
     write_params(folder / "small.param", case.arrays)
     done = subprocess.run(
-        [str(PYTHON), str(CHECKS), str(folder)],
+        [torch_python, str(CHECKS), str(folder)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Callable
 
 import mxnet as mx
@@ -17,22 +15,12 @@ from benchmarks.interleave import Worker
 
 S = mx.sym
 x, y, z = S.var("x"), S.var("y"), S.var("z")
-ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {"x": (2, 3, 4, 5), "y": (2, 3, 4, 5), "z": (1, 3, 1, 1)}
 
 
-def torch_python() -> str:
-    """Return the interpreter of the environment with PyTorch; skip where there is none."""
-    named = os.environ.get("ATTENTION_TORCH_PYTHON")
-    python = Path(named) if named else ROOT / ".venv-torch" / "bin" / "python"
-    if not python.exists():
-        pytest.skip("needs PyTorch in an environment of its own: make test-bridge sets it up")
-    return str(python)
-
-
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    command = [torch_python(), "benchmarks/torch_symbol.py"]
+def pair(torch_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    command = [torch_python, "benchmarks/torch_symbol.py"]
     folder = str(tmp_path_factory.mktemp("pair"))
     with Worker("PyTorch", command, {"OMP_NUM_THREADS": "1"}, timeout_sec=250) as worker:
         yield Pair(worker, folder)

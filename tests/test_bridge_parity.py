@@ -22,7 +22,6 @@ from bridge.param_file import read_params, write_params
 from model import create_model
 from model.export_symbol import symbol_json
 from model.loading import load_parameters
-from tests.test_bridge_module import PYTHON
 from train_cifar import test as score
 from training.errors import UserError
 from training.shapes import load_shapes
@@ -42,11 +41,9 @@ NETWORKS["glimpse_mnist"]["glimpse_scale"] = 2.0
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    if not PYTHON.exists():
-        pytest.skip("needs PyTorch: make test-bridge sets it up in .venv-torch")
+def pair(torch_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = str(tmp_path_factory.mktemp("pair"))
-    command = [str(PYTHON), "benchmarks/torch_symbol.py"]
+    command = [torch_python, "benchmarks/torch_symbol.py"]
     with Worker("PyTorch", command, {"OMP_NUM_THREADS": "1"}, timeout_sec=250) as worker:
         yield Pair(worker, folder)
 

@@ -12,7 +12,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ from bridge.param_file import write_params
 from training.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+RunTorch = Callable[..., "subprocess.CompletedProcess[str]"]
 CHECKS = Path(__file__).with_name("torch_checks.py")
-PYTHON = Path(os.environ.get("TORCH_PYTHON", ROOT / ".venv-torch/bin/python"))
 NAMES = [
     node.name
     for node in ast.parse(CHECKS.read_text(encoding="utf-8")).body
@@ -31,20 +31,23 @@ NAMES = [
 ]
 
 
-def torch_python(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Run the Python that has PyTorch, in the project's folder, with one thread."""
-    if not PYTHON.exists():
-        pytest.skip("needs PyTorch: make test-bridge sets it up in .venv-torch")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [str(PYTHON), *argv],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def run_torch(torch_python: str) -> RunTorch:
+    """Runs the Python that has PyTorch, in the project's folder, with one thread."""
+
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(
+            [torch_python, *argv],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+
+    return run
 
 
 def write_tiny_network(folder: Path) -> None:
@@ -101,13 +104,15 @@ def write_mxnet_updates(folder: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, Optional[str]]]:
+def checked(
+    run_torch: RunTorch, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Mapping[str, Optional[str]]]:
     """The folder of the checks, and the traceback or None of each."""
     folder = tmp_path_factory.mktemp("torch")
     write_tiny_network(folder)
     for name in ("nag", "sgd", "adam"):
         write_mxnet_updates(folder, name)
-    done = torch_python(str(CHECKS), str(folder))
+    done = run_torch(str(CHECKS), str(folder))
     assert (folder / "results.json").exists(), done.stderr
     return folder, json.loads((folder / "results.json").read_text())
 
@@ -128,13 +133,15 @@ def mxnet_logits(symbol: Path, params: Path, image: np.ndarray) -> np.ndarray:
 
 # MXNet says so of every symbol whose input has no type.
 @pytest.mark.filterwarnings("ignore:Cannot decide type")
-def test_mxnet_decides_as_pytorch_on_a_file_that_the_bridge_trained(checked: Any) -> None:
+def test_mxnet_decides_as_pytorch_on_a_file_that_the_bridge_trained(
+    checked: Any, run_torch: RunTorch
+) -> None:
     from training.augment import normalize
     from training.digits import load_digits
 
     folder = checked[0]
     params, output = folder / "whole/last.param", folder / "logits.npz"
-    done = torch_python(
+    done = run_torch(
         "-m", "bridge.score", "--symbol", str(folder / "tiny-symbol.json"), "--start", str(params),
         "--dataset", "digits", "--output", str(output),
     )  # fmt: skip
@@ -163,7 +170,7 @@ def test_differing_decisions_are_counted() -> None:
         agreement(ours, theirs[:3], np.array([0, 1, 2, 0]))
 
 
-def test_the_bridge_imports_without_mxnet_and_its_helpers() -> None:
+def test_the_bridge_imports_without_mxnet_and_its_helpers(run_torch: RunTorch) -> None:
     code = (
         "import sys\n"
         "for name in ('mxnet', 'gluoncv', 'mxboard', 'tqdm', 'requests', 'PIL', 'matplotlib'):\n"
@@ -171,12 +178,14 @@ def test_the_bridge_imports_without_mxnet_and_its_helpers() -> None:
         "import bridge.train, bridge.bench, bridge.pack, bridge.score\n"
         "import bridge.torch_train.prepare, training.compare\n"
     )
-    done = torch_python("-c", code)
+    done = run_torch("-c", code)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.data
-def test_real_images_are_decided_equally(data_dir: Path, tmp_path: Path) -> None:
+def test_real_images_are_decided_equally(
+    data_dir: Path, tmp_path: Path, run_torch: RunTorch
+) -> None:
     """The published network of 86 % on 300 test images of CIFAR-10, by both."""
     from benchmarks.compare_decisions import mxnet_logits as known_logits
     from model.export_symbol import export_symbol
@@ -184,7 +193,7 @@ def test_real_images_are_decided_equally(data_dir: Path, tmp_path: Path) -> None
     (path,) = ROOT.glob("cifar_param/attention56_small_cifar10_*.param")
     symbol, output = tmp_path / "net-symbol.json", tmp_path / "logits.npz"
     export_symbol(str(path), symbol)
-    done = torch_python(
+    done = run_torch(
         "-m", "bridge.score", "--symbol", str(symbol), "--start", str(path), "--count", "300",
         "--data-dir", str(data_dir), "--output", str(output),
     )  # fmt: skip

@@ -34,8 +34,17 @@ def test_a_symbol_is_read_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("(1, 2)", (1, 2)), ("[1,2]", (1, 2)), ("True", True), ("1e-05", 1e-5), ("None", None)]
-    + [("relu", "relu"), ("f(x)", "f(x)"), ("(" * 500, "(" * 500), ("", "")],
+    [
+        ("(1, 2)", (1, 2)),
+        ("[1,2]", (1, 2)),
+        ("True", True),
+        ("1e-05", 1e-5),
+        ("None", None),
+        ("relu", "relu"),
+        ("f(x)", "f(x)"),
+        ("(" * 500, "(" * 500),
+        ("", ""),
+    ],
 )
 def test_attributes_are_values_or_text(text: str, value: object) -> None:
     assert parse_attribute(text) == value
@@ -71,9 +80,12 @@ def damaged(path: tuple[Any, ...], value: object) -> str:
     ],
 )
 def test_damage_is_named_in_one_line(path: tuple[Any, ...], value: object, found: str) -> None:
+    def read_shapes() -> list[Any]:
+        variables = parse_symbol(damaged(path, value)).variables()
+        return [variable.shape for variable in variables.values()]
+
     with pytest.raises(SymbolError) as caught:
-        for variable in parse_symbol(damaged(path, value)).variables().values():
-            assert variable.shape is not None
+        read_shapes()
     assert found in str(caught.value)
     assert "\n" not in str(caught.value)
 
