@@ -123,12 +123,14 @@ class Pair:
             found["statistics"] = worst(self.read("param"), expected.statistics)
         return found
 
-    def train(self, case: Case, batches: Arrays, dtype: str) -> Trained:
-        """Train on both sides, one step for each of the batches."""
+    def train(
+        self, case: Case, batches: Arrays, dtype: str, share: Optional[float] = None
+    ) -> Trained:
+        """Train on both sides, one step for each of the batches; `share`: see `FIRST_STEP`."""
         rows = [dict(zip(batches, row)) for row in zip(*batches.values())]
         inputs = {n: v[0] for n, v in batches.items() if case.is_glimpse or n != "label"}
         first = Reference(case.trained, case.arrays, inputs, dtype)
-        lr = first_rate(first, rows[0], FIRST_STEP[dtype])
+        lr = first_rate(first, rows[0], share or FIRST_STEP[dtype])
         reference = Reference(case.trained, case.arrays, inputs, dtype)
         losses = reference.train(mx.optimizer.create("nag", learning_rate=lr, **TRAINING), rows)
         paths = self.write(case.trained, param=case.arrays, input=inputs)

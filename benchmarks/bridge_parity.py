@@ -34,6 +34,7 @@ from training.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- parity: made by benchmarks/bridge_parity.py -->", "<!-- end of parity -->"
 CURVE_BATCHES = 10
+CURVE_STEP = 2**-12  # as `FIRST_STEP`; the loss has to fall
 # Above this, the output is also compared with what rounding does to MXNet's own.
 ROUNDING_FROM = 5e-6
 RUNNING = ("running_mean", "running_var")
@@ -47,6 +48,7 @@ class Config:
     models: tuple[str, ...] = option((), "networks; default: all", metavar="NAME")
     steps: int = option(10, "training steps before running statistics are compared")
     curve: int = option(0, "instead: training steps of a loss curve")
+    dtype: str = option("float64", "arithmetic of a loss curve", choices=("float32", "float64"))
     torch_python: Optional[str] = option(
         None, f"interpreter that has PyTorch; default: that of {TORCH_FOLDER}"
     )
@@ -95,15 +97,21 @@ def compare_case(pair: Pair, case: Case, steps: int) -> dict[str, Any]:
     return record
 
 
-def compare_curve(pair: Pair, case: Case, steps: int) -> dict[str, Any]:
-    """Return both loss curves of one network, in float32; batches repeat after ten."""
+def compare_curve(pair: Pair, case: Case, steps: int, dtype: str) -> dict[str, Any]:
+    """Return both loss curves of one network; batches repeat after ten.
+
+    The glimpse models' graphs have constants in float32 and run in no other type.
+    """
     some = case.batches(np.random.RandomState(0), CURVE_BATCHES)
     places = np.arange(steps) % CURVE_BATCHES
-    trained = pair.train(case, {n: v[places] for n, v in some.items()}, "float32")
+    batches = {n: v[places] for n, v in some.items()}
+    dtype = "float32" if case.is_glimpse else dtype
+    trained = pair.train(case, batches, dtype, CURVE_STEP)
     return {
         "model": case.name,
         "batch": case.size.batch,
         "edge": case.size.edge,
+        "dtype": dtype,
         "mxnet": trained.expected_losses,
         "torch": trained.found_losses,
     }
@@ -167,7 +175,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
         for name in config.models or list_models():
             case = make_case(name)
             if config.curve:
-                records.append(compare_curve(pair, case, config.curve))
+                records.append(compare_curve(pair, case, config.curve, config.dtype))
                 curves = zip(records[-1]["mxnet"], records[-1]["torch"])
                 print(name, f"{max(abs(a - b) for a, b in curves):.1e}", flush=True)
             else:

@@ -57,7 +57,10 @@ train)
         "$python" -m bridge.train --symbol "$lend/start/$name-symbol.json" --data-dir "$lend/data" \
             --run-dir "$lend/runs/$run" --stop-after "$seconds" "$@" || code=$?
     fi
-    [ ! -e "$lend/runs/$run/last.param" ] || back "$run" weights 1
+    # Whole, or in pieces as --max-file-mb leaves it.
+    for file in "$lend/runs/$run"/last.param "$lend/runs/$run"/last.param.piece-*; do
+        [ ! -e "$file" ] || { back "$run" weights 1 && break; }
+    done
     exit "$code"
     ;;
 state)
