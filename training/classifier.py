@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from bridge.weight_file import read_weight_shapes
+from training.environment import remember
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
@@ -27,15 +28,25 @@ WATCHED_IMAGES = 256
 
 
 class Networks(NamedTuple):
-    """`model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`.
+    """What `training` is given of the networks.
 
-    ``watch(net)`` returns what gives numbers about the network's inside for images (N, C, H, W), to
-    be recorded beside loss and accuracy, or None; see `model.gate_report.watch_gates`.
+    Parameters
+    ----------
+    create, load, find
+        `model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`.
+    fuse
+        `model.fused_training.fuse`; it raises `unavailable` with the reason where it cannot.
+    watch
+        ``watch(net)`` returns what gives numbers about the network's inside for images
+        (N, C, H, W), to be recorded beside loss and accuracy, or None; see
+        `model.gate_report.watch_gates`.
     """
 
     create: Callable[..., Any]
     load: Callable[..., Any]
     find: Callable[[Mapping[str, tuple[int, ...]]], tuple[Optional[str], int]]
+    fuse: Callable[[Any], str]
+    unavailable: type[Exception]
     watch: Callable[[Any], Optional[Callable[[Any], Mapping[str, float]]]] = lambda net: None
 
     def build(self, config: ClassifierConfig, classes: int) -> Any:
@@ -92,6 +103,7 @@ def prepare_classifier(
     if config.freeze == "trunk":
         freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(config.precision))
+    _choose_graph(net, config, contexts, networks)
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
     method = Method(statistics=_statistics(networks.watch(net), loaders, contexts[0]))
     task = Task(net, build_trainer(net, config), contexts, loaders, method)
@@ -112,6 +124,35 @@ def start_network(
     net = networks.build(config, classes)
     net.initialize(initializer(config.init), ctx=list(contexts))
     return net
+
+
+def _choose_graph(net: Any, config: Any, contexts: list[Any], networks: Networks) -> None:
+    """Let the network train by fused operators where `config` and the machine allow it; say so.
+
+    Raises
+    ------
+    UserError
+        When they are demanded and cannot be had.
+    """
+    reason = None
+    if config.fused == "off":
+        reason = "--fused off"
+    elif config.precision != "float32":
+        reason = f"{config.precision}; the fused ones are for float32"
+    elif any(context.device_type != "cpu" for context in contexts):
+        reason = "on a GPU; the fused ones are for the CPU"
+    elif config.freeze != "none":
+        reason = "frozen layers, which the fused ones do not know"
+    else:
+        try:
+            found = networks.fuse(net)
+        except networks.unavailable as error:
+            reason = str(error)
+    if reason and config.fused == "on":
+        raise UserError(f"--fused on: {reason}. Leave it out to train by MXNet's own operators")
+    found = f"MXNet's own operators ({reason})" if reason else found
+    print(f"training steps by {found}")
+    remember("training_steps", found)
 
 
 def _statistics(

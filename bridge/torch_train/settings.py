@@ -19,7 +19,7 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # run's config.json can tell train_cifar.py --test which network the file belongs to.
 LEFT_OUT = (
     "images", "predict", "masks", "mask_output", "mask_score", "mask_images", "test", "finetune",
-    "freeze", "list_models", "summary", "gpus", "histogram_every", "init",
+    "freeze", "fused", "list_models", "summary", "gpus", "histogram_every", "init",
 )  # fmt: skip
 # What may be another at a resume: where things are and how fast they go, not what is computed.
 RESUMABLE = (
