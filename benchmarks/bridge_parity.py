@@ -166,7 +166,7 @@ def write_docs(text: str, path: Path = ROOT / "docs" / "bridge.md") -> None:
 
 def measure(config: Config) -> list[dict[str, Any]]:
     """Compare network after network, printing each as it is done."""
-    command = [find_torch(config), "benchmarks/torch_symbol.py"]
+    command = [find_torch(config.torch_python), "benchmarks/torch_symbol.py"]
     records = []
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

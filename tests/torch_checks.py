@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch  # type: ignore[import-not-found]
@@ -214,14 +215,12 @@ def check_the_average_follows_its_formula() -> None:
 
 def train(*argv: str, stop_at: int = 0) -> int:
     """Run bridge.train in this process; stop before update `stop_at`, as a deadline does."""
-    original = torch_fit.TorchFit._stop
-    if stop_at:
-        torch_fit.TorchFit._stop = lambda self: self.progress.step >= stop_at
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return bridge.train.main([*argv])
-    finally:
-        torch_fit.TorchFit._stop = original
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if stop_at:
+            reached = lambda fit: fit.progress.step >= stop_at  # noqa: E731
+            stack.enter_context(mock.patch.object(torch_fit.TorchFit, "_stop", reached))
+        return bridge.train.main([*argv])
 
 
 def started(folder: Path, *more: str) -> tuple[str, ...]:
