@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.bench_glimpse import TORCH_FOLDER, find_torch
-from benchmarks.bridge_cases import Arrays, Case, make_case
+from benchmarks.bridge_cases import Arrays, Case, Size, make_case
 from benchmarks.bridge_pair import SMALLEST_SHARE, Pair, difference, rounding, worst
 from benchmarks.interleave import Worker
 from benchmarks.report import environment, store
@@ -33,8 +33,8 @@ from training.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- parity: made by benchmarks/bridge_parity.py -->", "<!-- end of parity -->"
-CURVE_BATCHES = 10
-CURVE_STEP = 2**-12  # as `FIRST_STEP`; the loss has to fall
+CURVE_BATCH, CURVE_BATCHES = 8, 10
+CURVE_STEP = 2**-14  # as `FIRST_STEP`; the loss has to fall
 # Above this, the output is also compared with what rounding does to MXNet's own.
 ROUNDING_FROM = 5e-6
 RUNNING = ("running_mean", "running_var")
@@ -117,6 +117,15 @@ def compare_curve(pair: Pair, case: Case, steps: int, dtype: str) -> dict[str, A
     }
 
 
+def curve_line(record: dict[str, Any]) -> str:
+    """Return the Markdown row of a loss curve."""
+    ours, theirs = record["mxnet"], record["torch"]
+    gap = max(abs(a - b) / a for a, b in zip(ours, theirs))
+    images = f"{record['batch']} x {record['edge']}x{record['edge']}"
+    losses = f"{ours[0]:.4f} to {ours[-1]:.4f}"
+    return f"| {record['model']} | {images} | {record['dtype']} | {losses} | {gap:.1e} |"
+
+
 # Key of a record, heading of its column and, where the issue sets one, its limit.
 COLUMNS = (
     ("forward", "forward, float32", 1e-5),
@@ -175,9 +184,9 @@ def measure(config: Config) -> list[dict[str, Any]]:
         for name in config.models or list_models():
             case = make_case(name)
             if config.curve:
+                case = replace(case, size=Size(CURVE_BATCH, case.size.edge))
                 records.append(compare_curve(pair, case, config.curve, config.dtype))
-                curves = zip(records[-1]["mxnet"], records[-1]["torch"])
-                print(name, f"{max(abs(a - b) for a, b in curves):.1e}", flush=True)
+                print(curve_line(records[-1]), flush=True)
             else:
                 records.append(compare_case(pair, case, config.steps))
                 print(table(records).splitlines()[-1], flush=True)

@@ -140,17 +140,24 @@ def test_mxnet_decides_as_pytorch_on_a_file_that_the_bridge_trained(
     from training.digits import load_digits
 
     folder = checked[0]
-    params, output = folder / "whole/last.param", folder / "logits.npz"
+    symbol, output = str(folder / "tiny-symbol.json"), folder / "logits.npz"
     done = run_torch(
-        "-m", "bridge.score", "--symbol", str(folder / "tiny-symbol.json"), "--start", str(params),
-        "--dataset", "digits", "--output", str(output),
+        "-m", "bridge.train", "--symbol", symbol, "--recipe", "quick", "--dataset", "digits",
+        "--epochs", "3", "--lr", "0.01", "--pad", "0", "--no-flip",
+        "--run-dir", str(folder / "longer"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    params = folder / "longer/last.param"
+    done = run_torch(
+        "-m", "bridge.score", "--symbol", symbol, "--start", str(params), "--dataset", "digits",
+        "--output", str(output),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     data = load_digits()
     image = normalize(data.test.images, data.mean, data.std)
     with np.load(output) as saved:
         result = agreement(
-            mxnet_logits(folder / "tiny-symbol.json", params, image),
+            mxnet_logits(Path(symbol), params, image),
             saved["logits"],
             saved["labels"],
         )
