@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse ops native test test-bridge lint types format bench board gpu test-gpu-install test-crash test-fuzz lock setup clean
+.PHONY: help train train-glimpse ops native test test-bridge lint types format bench board gpu gpu-check test-gpu-install test-crash test-fuzz lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
 PYTHON ?=
@@ -56,6 +56,9 @@ board: setup  ## show the curves of all runs in TensorBoard (PORT=6006)
 
 gpu:  ## set up .venv-gpu: MXNet for CUDA 11.7 with its libraries, 3 GB
 	@.ci/setup.sh gpu $(VENV_GPU)
+
+gpu-check: gpu  ## check this machine's GPUs, and print a report to paste into an issue
+	$(VENV_GPU)/bin/python -m training.gpu_checklist
 
 test-gpu-install: gpu  ## check that .venv-gpu finds its CUDA libraries, also without a GPU (needs gcc)
 	@.ci/test_gpu_install.sh $(VENV_GPU)

@@ -12,6 +12,7 @@ from training.checkpoint import STATE_FILE, Progress
 from training.config import diff_from_default
 from training.devices import device_names
 from training.fit import Loaders, Result
+from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.run_config import RunConfig
 
 
@@ -33,6 +34,9 @@ def announce(
         f"{config.model} on {config.dataset}: {len(loaders.train.data)} images to train{held_out}, "
         f"{len(loaders.test.data)} to test"
     )
+    gpus = visible_gpus(list_gpus())
+    for line in gpu_lines(gpus, bool(gpus) and has_cuda()):
+        print(line)
     print(
         f"on {device_names(contexts)}, {config.precision}; "
         f"changed from default: {diff_from_default(config) or 'nothing'}"

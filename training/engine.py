@@ -18,6 +18,7 @@ from training.batches import Batch
 from training.checkpoint import Progress
 from training.errors import UserError
 from training.evaluation import Scores, evaluate
+from training.loss_scaling import backward, is_scaled, loss_scale
 from training.nonfinite import SkipGuard
 from training.parameters import average_statistics, plain_layout
 
@@ -149,7 +150,7 @@ class Updater:
             with autograd.record():
                 for part in filter(None, parts):
                     results.append(self.objective(part, (number, len(results))))
-            autograd.backward([result.losses for result in results[done:]])
+            backward([result.losses for result in results[done:]], self.trainer)
         if self.clip_gradient or self.guard:
             self._check_and_clip(images, results)
         else:
@@ -162,12 +163,15 @@ class Updater:
 
         self.trainer.allreduce_grads()
         if self.guard:
-            gradients = [parameter.list_grad()[0] for parameter in self._trained]
+            # An overflow is no fault where losses are scaled: the scaler leaves the update out.
+            seen = [] if is_scaled(self.trainer) else self._trained
+            gradients = [parameter.list_grad()[0] for parameter in seen]
             if not self.guard.allows([result.losses for result in results], gradients):
                 return
+        limit = (self.clip_gradient or 0) * images * loss_scale(self.trainer)
         for device in range(len(self.contexts) if self.clip_gradient else 0):
             gradients = [parameter.list_grad()[device] for parameter in self._trained]
-            clip_global_norm(gradients, self.clip_gradient * images, check_isfinite=False)
+            clip_global_norm(gradients, limit, check_isfinite=False)
         self.trainer.update(images)
 
     def _parts(self, batch: Batch, device: int, count: int) -> list[Part]:

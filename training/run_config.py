@@ -13,7 +13,7 @@ from training.schedules import check_schedule
 OPTIMIZERS = ("nag", "sgd", "adam")
 SCHEDULES = ("cosine", "step", "linear", "constant", "plateau")
 MAX_SEED = 2**31 - 1  # MXNet's
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,11 @@ class RunConfig:
     gpus: Optional[str] = option(
         None, "GPUs such as 0,1, or cpu; default: every usable one, else the CPU"
     )
-    precision: str = option("float32", "arithmetic of convolutions", choices=PRECISIONS)
+    precision: str = option(
+        "float32",
+        "arithmetic of convolutions: bfloat16 for the CPU, float16 with loss scaling for GPUs",
+        choices=PRECISIONS,
+    )
     run_dir: Optional[str] = option(None, "folder of the run; default: runs/DATASET-MODEL-TIME")
     resume: Optional[str] = option(None, "run folder to continue", metavar="RUN")
     checkpoint_minutes: float = option(10.0, "minutes between two checkpoints within an epoch")
