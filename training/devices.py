@@ -137,7 +137,7 @@ def use_precision(precision: str, contexts: list[Any]) -> None:
     UserError
         When bfloat16 is asked for on a GPU, for which MXNet has no such kernels.
     """
-    if precision == "float32":
+    if precision != "bfloat16":
         return
     from mxnet.contrib import amp
 
@@ -150,7 +150,7 @@ def use_precision(precision: str, contexts: list[Any]) -> None:
 
 def hybridize_options(precision: str) -> dict:
     """Return the arguments of ``net.hybridize``; bfloat16 alternates fast and slow if static."""
-    return {"static_alloc": True, "static_shape": precision == "float32"}
+    return {"static_alloc": True, "static_shape": precision != "bfloat16"}
 
 
 def device_names(contexts: Sequence[Any]) -> str:
