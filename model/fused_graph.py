@@ -1,8 +1,8 @@
-"""Training graphs of the operators in ``model/ops``: same parameters, same results, fewer passes.
+"""Training graphs of the operators in ``model/native/units``: same parameters and results.
 
 A graph is traced from the network's blocks. Between the stem and the mean over the pixels all maps
 are kept in blocks of 16 channels, (N, C / 16, H, W, 16), which MXNet takes for plain arrays of
-shape (N, C, H, W): only additions and the operators of ``model/ops`` may touch them.
+shape (N, C, H, W): only additions and the operators of ``model/native/units`` may touch them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.ram_resnet import ResNet
 from model.residual_attention_network import ResidualAttentionNetwork
 from model.resnet_unit import Unit
 
-LANES = 16  # channels in a block, kLanes in ops/blocked.h
+LANES = 16  # channels in a block, kLanes in units/blocked.h
 
 
 class Unsupported(Exception):
@@ -34,8 +34,8 @@ def training_graph(
 
     The symbol computes batch statistics and is for training only. `copied`: parameters are copied
     first; the operators write gradients, they do not add to them, as ``grad_req = "add"`` asks.
-    `precision`: what the units' convolutions multiply, ``float32`` or ``bfloat16``; sums, and all that
-    lies between convolutions, are float32.
+    `precision`: what the units' convolutions multiply, ``float32`` or ``bfloat16``; sums, and all
+    that lies between convolutions, are float32.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from typing import Any, Optional
 import mxnet as mx
 from mxnet import autograd
 
-from model.fused_library import Unavailable, load
+from model.operators import UNITS, Unavailable, load
 
 __all__ = ["FusedTraining", "Unavailable", "fuse"]
 
@@ -75,7 +75,7 @@ def fuse(net: Any, precision: str = "float32") -> str:
 
     if not hasattr(net, "fused"):
         raise Unavailable(f"no operators for {type(net).__name__}")
-    found = load()
+    found = load(UNITS)
     try:
         training_graph(net, (1, *net.image_shape), copied=False)
     except Unsupported as error:

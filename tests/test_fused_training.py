@@ -14,8 +14,8 @@ from mxnet.gluon import nn
 
 from model import create_model
 from model.fused_graph import Unsupported, training_graph
-from model.fused_library import Unavailable, load
 from model.fused_training import fuse
+from model.operators import UNITS, Unavailable, load
 
 TOLERANCE = 1e-5
 SMALL: dict[str, Any] = {
@@ -53,7 +53,7 @@ KNOWN = [
 @pytest.fixture(scope="module", autouse=True)
 def _operators() -> None:
     try:
-        load()
+        load(UNITS)
     except Unavailable as error:
         pytest.skip(f"needs the fused operators: {error}")
 
@@ -253,8 +253,8 @@ def test_bfloat16_rounds_what_is_multiplied(
     # Not many convolutions behind these maps: later, what is nearly equal is rounded apart.
     endings = ("layer1.0.bn2.running_var", "residual_block1.bn3.running_var")
     name = next(name for name in found if name.endswith(endings))
-    error = distance(found[name], expected[name])
-    assert error < 0.1 * distance(float32[name], expected[name])
+    distant = distance(found[name], expected[name])
+    assert distant < 0.1 * distance(float32[name], expected[name])
 
 
 def rounded_convolution(self: Any, F: Any, x: Any, weight: Any, bias: Any = None) -> Any:
