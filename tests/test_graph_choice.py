@@ -80,6 +80,11 @@ def test_without_operators_mxnet_computes(given: dict[str, Any], reason: str) ->
     assert choose(**given, precision="bfloat16").amp == "bfloat16"  # MXNet's own mixed precision
 
 
+def test_float16_is_left_to_mxnet() -> None:
+    choice = choose(precision="float16")
+    assert (choice.fused, choice.amp) == (None, "float16")
+
+
 def test_demanded_operators_end_the_training() -> None:
     with pytest.raises(UserError, match="--fused on: no compiler"):
         choose("no compiler", fused="on")

@@ -86,6 +86,7 @@ def prepare_classifier(
 
     from training.devices import choose_contexts, hybridize_options, use_precision
     from training.graph_choice import choose_graph
+    from training.loss_scaling import with_loss_scaling
     from training.optimizer import build_trainer, freeze_except, initializer
 
     contexts = choose_contexts(config.gpus)
@@ -117,8 +118,8 @@ def prepare_classifier(
         networks.fuse(net, choice.precision)
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
     method = Method(statistics=_statistics(networks.watch(net), loaders, contexts[0]))
-    task = Task(net, build_trainer(net, config), contexts, loaders, method)
-    return Prepared(task, files, config)
+    trainer = with_loss_scaling(build_trainer(net, config), config.precision)
+    return Prepared(Task(net, trainer, contexts, loaders, method), files, config)
 
 
 def _statistics(

@@ -24,7 +24,7 @@ class Choice(NamedTuple):
     reason
         Why they are MXNet's own.
     precision
-        ``float32`` or ``bfloat16``.
+        ``float32``, ``bfloat16`` or ``float16``.
     why
         Why this precision, where it was chosen here.
     """
@@ -71,6 +71,8 @@ def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) 
         reason = "--fused off"
     elif any(context.device_type != "cpu" for context in contexts):
         reason = "on a GPU; the fused ones are for the CPU"
+    elif config.precision == "float16":
+        reason = "float16, which the fused ones do not know"
     elif config.freeze != "none":
         reason = "frozen layers, which the fused ones do not know"
     else:
