@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +19,10 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from training.classifier import Networks, _choose_graph
 from training.devices import check_kvstore, choose_contexts, norm_arguments
 from training.distributed import ALONE, Group, open_group
 from training.errors import UserError
+from training.graph_choice import choose_graph
 from training.nonfinite import SkipGuard
 from training.shared_run import agree, own_devices, scaled, together
 from training.train_config import TrainConfig
@@ -288,18 +288,20 @@ def test_a_worker_that_was_not_told(no_launcher: Any) -> None:
         open_group("none")
 
 
-def test_fused_operators_are_left_out_beside_horovod(capsys: pytest.CaptureFixture) -> None:
+def test_fused_operators_are_left_out_beside_horovod() -> None:
     def fuse(net: Any) -> str:
         return "fused operators"
 
-    networks = Networks(None, None, None, fuse, ValueError)  # type: ignore[arg-type]
+    networks = SimpleNamespace(build=lambda *_: None, fuse=fuse, unavailable=ValueError)
+    settings = TrainConfig(precision="float32")
     for engine in ("none", "dist_sync"):
-        _choose_graph(None, TrainConfig(distributed=engine), ONE, networks)
-        assert capsys.readouterr().out == "training steps by fused operators\n"
-    _choose_graph(None, TrainConfig(distributed="horovod"), ONE, networks)
-    assert "MXNet's own operators (they crash beside Horovod" in capsys.readouterr().out
+        choice = choose_graph(replace(settings, distributed=engine), ONE, networks, 10)
+        assert choice.fused == "fused operators"
+    choice = choose_graph(replace(settings, distributed="horovod"), ONE, networks, 10)
+    assert choice.fused is None
+    assert choice.reason.startswith("they crash beside Horovod")
     with pytest.raises(UserError, match="--fused on: they crash beside Horovod"):
-        _choose_graph(None, TrainConfig(distributed="horovod", fused="on"), ONE, networks)
+        choose_graph(replace(settings, distributed="horovod", fused="on"), ONE, networks, 10)
 
 
 def test_contexts_on_the_cpu() -> None:

@@ -48,17 +48,21 @@ def announce(
     print(f"run folder {folder}, {where if progress.step else 'starts'}", flush=True)
 
 
-def warn_changes(progress: Progress, threads: Optional[int], workers: int) -> None:
-    """Warn when a resumed run has another number of CPU threads or workers than before."""
-    if progress.threads != threads:
+def warn_threads(before: Optional[int], threads: Optional[int]) -> None:
+    """Warn when a resumed run has another number of CPU threads than before."""
+    if before != threads:
         print(
-            f"warning: this run was made with {progress.threads} CPU threads and goes on with "
+            f"warning: this run was made with {before} CPU threads and goes on with "
             f"{threads}; sums are then rounded differently. For the same bits set OMP_NUM_THREADS.",
             file=sys.stderr,
         )
-    if progress.workers != workers:
+
+
+def warn_workers(before: int, workers: int) -> None:
+    """Warn when a resumed run has another number of workers than before."""
+    if before != workers:
         print(
-            f"warning: this run was made with {progress.workers} worker(s) and goes on with "
+            f"warning: this run was made with {before} worker(s) and goes on with "
             f"{workers}; batch-norm statistics are then over other images.",
             file=sys.stderr,
         )

@@ -26,6 +26,7 @@ from training.checkpoint import (
     save_parameters,
     write_state,
 )
+from training.collector import only_new_objects
 from training.distributed import ALONE, Group
 from training.engine import (
     EpochHooks,
@@ -115,7 +116,7 @@ class Fit:
         elif not os.path.exists(digest_path(self.run.folder / STATE_FILE)):
             # A process was killed between the file and its digest; a finished run saves no more.
             self._write(self._state())
-        with Interruption() as interruption:
+        with Interruption() as interruption, only_new_objects():
             self._stop = interruption.stop
             while progress.epoch < self.config.epochs and not self._early():
                 try:

@@ -37,17 +37,26 @@ C = TypeVar("C", bound=RunConfig)
 
 
 class Prepared(NamedTuple):
-    """What a training needs beside its settings; ``files`` go into the folder of a new run."""
+    """What a training needs beside its settings.
+
+    ``files`` go into the folder of a new run; ``config`` are the settings with what was chosen for
+    those that left it open, None: nothing was.
+    """
 
     task: Task
     files: Mapping[str, bytes] = {}
+    config: Any = None
 
 
 class Place(NamedTuple):
-    """Where a worker reads a run from that goes on, and the lock that worker 0 has on it."""
+    """Where a worker reads a run from that goes on, and the lock that worker 0 has on it.
+
+    ``begun`` is False where the run has nothing yet to go on from.
+    """
 
     source: Optional[Path]
     lock: Optional[IO[bytes]]
+    begun: bool
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class Script(Generic[C]):
         UserError
             For settings, data or a run folder that cannot be used.
         """
+        from training.run_folder import has_begun
         from training.shared_run import OtherWorkerFailed, joined, shared_folder, together
 
         check_resume(given)
@@ -90,7 +100,8 @@ class Script(Generic[C]):
                 mine = config.resume if not group.rank else None
                 lock = together(group, lambda: held.enter_context(take(mine)) if mine else None)
                 source = held.enter_context(shared_folder(group, config.resume))
-                return self._train(config, given, argv, group, Place(source, lock))
+                place = Place(source, lock, group.any(bool(mine and has_begun(mine))))
+                return self._train(config, given, argv, group, place)
         except OtherWorkerFailed:
             return WRONG_INPUT_EXIT
 
@@ -102,26 +113,27 @@ class Script(Generic[C]):
         from training.checkpoint import load_state, restore
         from training.fit import Fit
         from training.plot import plot_runs
-        from training.run_folder import has_begun
         from training.shared_run import agree, own_devices, scaled, share_weights, together
-
-        begun = group.any(bool(config.resume and not group.rank and has_begun(config.resume)))
 
         def ready() -> tuple[C, Prepared, Optional[tuple]]:
             chosen, state = scaled(config, group), None
             if config.resume:
                 chosen = self._saved(Path(str(place.source)), given)
-                if begun:
+                if place.begun:
                     state = load_state(str(place.source))
                 else:
                     chosen = replace(chosen, resume=None, run_dir=config.resume)
+            if group.size > 1 and chosen.precision == "auto":
+                chosen = replace(chosen, precision="float32")  # timings would differ
             prepared = self.prepare(own_devices(chosen, group))
             task = prepared.task
             if state:
                 restore(task.net, task.trainer, *state[1:], group.rank * len(task.contexts))
+            if prepared.config:
+                chosen = replace(prepared.config, gpus=chosen.gpus)
             return chosen, prepared, state
 
-        config, (task, files), state = together(group, ready)
+        config, (task, files, _), state = together(group, ready)
         progress = state[0] if state else Progress()
         agree(group, config, task)
         if not state:
@@ -152,7 +164,7 @@ class Script(Generic[C]):
         progress: Progress,
     ) -> Run:
         """Return the open record of a new or resumed run; the first worker alone keeps one."""
-        from training.announce import default_folder, warn_changes, warn_unverified
+        from training.announce import default_folder, warn_threads, warn_unverified, warn_workers
         from training.environment import describe
         from training.shared_run import Follower
 
@@ -161,7 +173,8 @@ class Script(Generic[C]):
         threads = describe()["threads"]["effective"]
         if state:
             warn_unverified(str(place.source), state[2])
-            warn_changes(progress, threads, group.size)
+            warn_threads(progress.threads, threads)
+            warn_workers(progress.workers, group.size)
             return Run.resume(str(place.source), progress.epoch, place.lock)
         if place.lock:
             place.lock.close()

@@ -12,7 +12,7 @@ from training.augment import CUTOUT_KINDS, Augmentation
 from training.config import option
 from training.distributed import ENGINES, NONE
 from training.errors import UserError
-from training.run_config import RunConfig, check_least
+from training.run_config import PRECISIONS, RunConfig, check_least
 
 INITIALIZERS = ("msra", "xavier")
 FUSED = ("auto", "on", "off")
@@ -50,6 +50,12 @@ class ClassifierConfig(RunConfig):
         "dataset",
         "mean and std: the data set's own, ImageNet's, or those of the RAM-ResNet repository",
         choices=NORMALIZATIONS,
+    )
+    # Not auto: 3 runs of a few epochs each lost 0.5 points in bfloat16; longer ones will tell.
+    precision: str = option(
+        "float32",
+        "what convolutions multiply; auto: the faster one of a probe, where fused operators train",
+        choices=(*PRECISIONS, "auto"),
     )
     init: str = option("msra", "initializer of convolutions", choices=INITIALIZERS)
     fused: str = option(
