@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 # Also as `python benchmarks/interleave.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -50,12 +50,30 @@ class Plan:
         About how long a round lasts: steps are repeated until it is filled.
     timeout_sec
         Longest wait for an answer.
+    repeat
+        Steps of each of the two requests, not counted, that find out how long a step takes.
+    limit_sec
+        No further round is begun after so long, but `least` are made.
+    least
+        Rounds that are made in any case.
     """
 
     rounds: int = 15
     warm_up: int = 2
     round_sec: float = 0.5
     timeout_sec: float = 600.0
+    repeat: int = 2
+    limit_sec: float = float("inf")
+    least: int = 3
+
+
+class Asked(Protocol):
+    """What `interleave` needs of a worker."""
+
+    name: str
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send one request and return the answer."""
 
 
 class Worker:
@@ -196,14 +214,17 @@ class Series:
         }
 
 
-def interleave(workers: Sequence[Worker], case: str, plan: Plan) -> dict[str, Series]:
+def interleave(workers: Sequence[Asked], case: str, plan: Plan) -> dict[str, Series]:
     """Run the rounds of one case, all workers in turn, and return the series by worker's name."""
     repeats, series = {}, {worker.name: Series() for worker in workers}
     for worker in workers:
-        worker.ask(do="time", case=case, repeat=2)
-        once = worker.ask(do="time", case=case, repeat=2)["seconds"]
+        worker.ask(do="time", case=case, repeat=plan.repeat)
+        once = worker.ask(do="time", case=case, repeat=plan.repeat)["seconds"]
         repeats[worker.name] = max(1, round(plan.round_sec / max(once, 1e-9)))
+    end = time.monotonic() + plan.limit_sec
     for number in range(plan.warm_up + plan.rounds):
+        if number >= plan.warm_up + plan.least and time.monotonic() > end:
+            break
         for worker in workers:
             time.sleep(PAUSE_SEC)
             answer = worker.ask(do="time", case=case, repeat=repeats[worker.name])
