@@ -121,9 +121,11 @@ def peak_step(precision: str, batch: int) -> Step:
     import mxnet as mx
 
     channels = rows.PEAK_CHANNELS
-    y = mx.sym.amp_cast(mx.sym.var("data"), dtype=precision)
+    # NumPy has no bfloat16; this is how MXNet writes it.
+    dtype = np.dtype([("bfloat16", np.uint16)]) if precision == "bfloat16" else np.dtype("float32")
+    y = mx.sym.amp_cast(mx.sym.var("data"), dtype=dtype)
     for index in range(rows.PEAK_LAYERS):
-        weight = mx.sym.amp_cast(mx.sym.var(f"weight{index}"), dtype=precision)
+        weight = mx.sym.amp_cast(mx.sym.var(f"weight{index}"), dtype=dtype)
         y = mx.sym.Convolution(
             y, weight, kernel=(3, 3), pad=(1, 1), num_filter=channels, no_bias=True
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 CLASSES = 10
 SIZE = 32  # height and width of the images, pixels
 SMALL, LARGE = 1, 128  # batches of inference
-PEAK_CHANNELS, PEAK_BATCH, PEAK_LAYERS = 128, 32, 8  # of the convolutions that measure the peak
+PEAK_CHANNELS, PEAK_BATCH, PEAK_LAYERS = 128, 16, 4  # of the convolutions that measure the peak
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Each looks for a pattern of operators, whatever network it comes from, and chang
     pool_means          means over the pixels become global pooling, which keeps oneDNN's layout
     broadcast_gates     the outer product that spreads a gate for training becomes a broadcast
     fold_shapes         what depends on the sizes of maps alone becomes a constant
-    fuse_norm_relu      batch normalisation and ReLU that are left become one operator
+    norms_to_convolutions  batch normalisations that are left become convolutions
     freeze_norms        what is left uses its stored statistics, in training mode too
 """
 
@@ -144,20 +144,26 @@ def broadcast_gates(graph: Graph) -> int:
     return found
 
 
-def fuse_norm_relu(graph: Graph) -> int:
-    """Let one operator do batch normalisation and the only ReLU after it; return how many."""
-    users, found = graph.users(), 0
+def norms_to_convolutions(graph: Graph) -> int:
+    """Turn the normalisations that are left into 1x1 convolutions of a group each; return how many.
+
+    Each multiplies and adds one number per channel. As a convolution oneDNN computes it in
+    bfloat16 too, together with the ReLU after it, and in the layout of the other convolutions.
+    """
+    found = 0
     for index, node in enumerate(list(graph.nodes)):
-        attrs = node.get("attrs", {})
-        if node["op"] != "Activation" or attrs.get("act_type") != "relu":
+        if node["op"] != "BatchNorm" or str(node["attrs"].get("axis", "1")) != "1":
             continue
-        number = node["inputs"][0][0]
-        norm = graph.nodes[number]
-        if norm["op"] != "BatchNorm" or users[number] != [index]:
-            continue
-        norm["op"] = "_contrib_BatchNormWithReLU"
-        norm["attrs"] = {k: v for k, v in norm["attrs"].items() if k != "cudnn_off"}
-        graph.redirect(index, [number, 0, 0])
+        scale, offset = affine_of_norm(graph, node)
+        name, channels = node["name"], len(scale)
+        weight = graph.add("null", f"{name}_scale", [])
+        bias = graph.add("null", f"{name}_offset", [])
+        graph.set_value(f"{name}_scale", scale.reshape(-1, 1, 1, 1))
+        graph.set_value(f"{name}_offset", offset)
+        attrs = {"kernel": (1, 1), "num_filter": channels, "num_group": channels, "no_bias": False}
+        inputs = [node["inputs"][0], [weight, 0, 0], [bias, 0, 0]]
+        convolution = graph.add("Convolution", f"{name}_affine", inputs, **attrs)
+        graph.redirect(index, [convolution, 0, 0])
         found += 1
     return found
 

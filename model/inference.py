@@ -25,6 +25,7 @@ from model.ram_resnet import ResNet
 PRECISIONS = ("float32", "bfloat16")
 DATA = "data"
 BACKEND = "MKLDNN"
+CONSTANTS = "constants of the image size"
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # of the largest logit
 
 
@@ -38,14 +39,38 @@ class PreparedNetwork(nn.HybridBlock):
     difference : float
         Largest difference from the network's own logits on the image that was given, over the
         largest of these.
+    size : tuple of int, or None
+        (H, W) of the only images that it takes; None: any.
+
+    Inputs
+        - **image**: (N, C, H, W) float32, normalised as for the network itself.
+
+    Outputs
+        - **logits**: (N, classes) float32, before softmax.
+
+    Raises
+    ------
+    ValueError
+        When the images have another size.
     """
 
-    def __init__(self, block: SymbolBlock, steps: tuple[str, ...], difference: float) -> None:
+    def __init__(
+        self,
+        block: SymbolBlock,
+        steps: tuple[str, ...],
+        difference: float,
+        size: Optional[tuple[int, int]],
+    ) -> None:
         super().__init__()
-        self.block, self.steps, self.difference = block, steps, difference
+        self.block, self.steps, self.difference, self.size = block, steps, difference, size
 
     def forward(self, image: Any, *args: Any) -> Any:
-        """Return the logits (N, classes), float32."""
+        """Return the logits; see the class."""
+        if isinstance(image, mx.nd.NDArray) and self.size not in (None, image.shape[2:]):
+            raise ValueError(
+                f"prepared for images of {self.size[0]}x{self.size[1]} pixels, got "
+                f"{'x'.join(map(str, image.shape[2:]))}; call prepare_inference with such an image"
+            )
         return self.block(image)
 
     def hybridize(self, active: bool = True, **kwargs: Any) -> None:
@@ -72,9 +97,9 @@ def prepare_inference(
         A classifier with parameters on the CPU; it is not changed and can be trained on. What it
         learns afterwards does not reach the prepared network.
     image
-        (N, C, H, W) float32: normalised images, best some of the data set. The prepared network is
-        for their height and width; any number of them will do later. The comparison is made on
-        them.
+        (N, C, H, W) float32: normalised images, best some of the data set, on which the comparison
+        is made. Any number will do later, but a network whose graph depends on height and width, as
+        residual attention networks, is prepared for these only.
     precision
         ``float32``, or ``bfloat16``: convolutions and dense layers in it, parameters stored in
         float32.
@@ -133,7 +158,8 @@ def prepare_inference(
         else:
             best, difference = fused, found
             steps.append("fused by oneDNN")
-    return PreparedNetwork(best, tuple(steps), difference)
+    size = tuple(image.shape[2:]) if any(step.endswith(CONSTANTS) for step in steps) else None
+    return PreparedNetwork(best, tuple(steps), difference, size)
 
 
 def rewritten(net: nn.HybridBlock, shape: tuple[int, ...]) -> tuple[Graph, list[str]]:
@@ -153,7 +179,7 @@ def rewritten(net: nn.HybridBlock, shape: tuple[int, ...]) -> tuple[Graph, list[
         ("normalisations folded", rewrite.fold_batch_norms(graph)),
         ("means pooled", rewrite.pool_means(graph)),
         ("gates broadcast", rewrite.broadcast_gates(graph)),
-        ("constants", rewrite.fold_shapes(graph, shape, DATA)),
+        (CONSTANTS, rewrite.fold_shapes(graph, shape, DATA)),
         ("normalisations with ReLU", rewrite.fuse_norm_relu(graph)),
     ):
         if count:
@@ -235,7 +261,7 @@ def _checked(net: nn.HybridBlock, image: Any) -> Any:
     if any(ctx.device_type != "cpu" for ctx in devices):
         raise ValueError(
             "prepare_inference is for networks on the CPU, this one is on "
-            f"{', '.join(sorted(map(str, devices)))}; move it by net.collect_params().reset_ctx(mx.cpu())"
+            f"{', '.join(sorted(map(str, devices)))}; move it to mx.cpu() by reset_ctx"
         )
     return image
 
