@@ -159,10 +159,11 @@ def _prepare(config: CifarConfig) -> Prepared:
 def networks() -> Any:
     """Return what `training` needs to know of the networks, a `training.classifier.Networks`."""
     from model import create_model
+    from model.fused_training import Unavailable, fuse
     from model.loading import find_model, load_parameters
     from training.classifier import Networks
 
-    return Networks(create_model, load_parameters, find_model)
+    return Networks(create_model, load_parameters, find_model, fuse, Unavailable)
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:

@@ -80,6 +80,7 @@ class ResNet(nn.HybridBlock):
         self.image_shape = (3, spec.image_size, spec.image_size)
         self.norms: dict[str, Any] = {"norm_layer": norm_layer, "norm_kwargs": norm_kwargs}
         self._gates: Optional[tuple[Any, list[str]]] = None
+        self.fused: Any = None  # see model.fused_training
         width = spec.channels[0]
         with self.name_scope():
             self.conv1 = convolution(width, 3, 1, 3)
@@ -135,6 +136,8 @@ class ResNet(nn.HybridBlock):
                 f"training a network with attention {self.spec.attention!r} needs 2 or more "
                 "images per device, got 1: its gates normalise over the images"
             )
+        if self.fused is not None and self.fused.takes(x):
+            return self.fused(x)
         return super().forward(x, *args)
 
     def hybrid_forward(self, F: Any, image: Any) -> Any:

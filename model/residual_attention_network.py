@@ -92,6 +92,7 @@ class ResidualAttentionNetwork(nn.HybridBlock):
         self.spec, self.classes = spec, classes
         self.image_shape = (3, spec.image_size, spec.image_size)
         self._masks: Optional[tuple[Any, list[str]]] = None
+        self.fused: Any = None  # see model.fused_training
         self._norms: dict[str, Any] = {"norm_layer": norm_layer, "norm_kwargs": norm_kwargs}
         unit = unit_builder(spec.unit, spec.groups, **self._norms)
         with self.name_scope():
@@ -175,6 +176,12 @@ class ResidualAttentionNetwork(nn.HybridBlock):
         for name in names:
             if hasattr(self, name):
                 yield name, getattr(self, name)
+
+    def forward(self, x: Any, *args: Any) -> Any:
+        """Run the network; see the class."""
+        if self.fused is not None and self.fused.takes(x):
+            return self.fused(x)
+        return super().forward(x, *args)
 
     def hybrid_forward(self, F: Any, image: Any) -> Any:
         y = image

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from bridge.weight_file import read_weight_shapes
+from training.environment import remember
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
@@ -25,11 +26,21 @@ KNOWN = ("model", "dataset", "normalization", *OVERRIDES)
 
 
 class Networks(NamedTuple):
-    """`model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`."""
+    """What `training` is given of the networks.
+
+    Parameters
+    ----------
+    create, load, find
+        `model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`.
+    fuse
+        `model.fused_training.fuse`; it raises `unavailable` with the reason where it cannot.
+    """
 
     create: Callable[..., Any]
     load: Callable[..., Any]
     find: Callable[[Mapping[str, tuple[int, ...]]], tuple[Optional[str], int]]
+    fuse: Callable[[Any], str]
+    unavailable: type[Exception]
 
     def build(self, config: ClassifierConfig, classes: int) -> Any:
         """Return the network that the settings describe, uninitialized."""
@@ -91,9 +102,39 @@ def prepare_classifier(
     if config.freeze == "trunk":
         freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(config.precision))
+    _choose_graph(net, config, contexts, networks)
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
     task = Task(net, build_trainer(net, config), contexts, loaders)
     return Prepared(task, files)
+
+
+def _choose_graph(net: Any, config: Any, contexts: list[Any], networks: Networks) -> None:
+    """Let the network train by fused operators where `config` and the machine allow it; say so.
+
+    Raises
+    ------
+    UserError
+        When they are demanded and cannot be had.
+    """
+    reason = None
+    if config.fused == "off":
+        reason = "--fused off"
+    elif config.precision != "float32":
+        reason = f"{config.precision}; the fused ones are for float32"
+    elif any(context.device_type != "cpu" for context in contexts):
+        reason = "on a GPU; the fused ones are for the CPU"
+    elif config.freeze != "none":
+        reason = "frozen layers, which the fused ones do not know"
+    else:
+        try:
+            found = networks.fuse(net)
+        except networks.unavailable as error:
+            reason = str(error)
+    if reason and config.fused == "on":
+        raise UserError(f"--fused on: {reason}. Leave it out to train by MXNet's own operators")
+    found = f"MXNet's own operators ({reason})" if reason else found
+    print(f"training steps by {found}")
+    remember("training_steps", found)
 
 
 def _preprocessing(data: Any, loaders: Any) -> Preprocessing:

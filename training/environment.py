@@ -17,7 +17,13 @@ PACKAGES = ("mxnet", "mxnet-cu117", "numpy", "gluoncv", "mxboard", "protobuf")
 # Variables that change speed or results.
 VARIABLE_PREFIXES = ("OMP_", "MXNET_", "DNNL_", "MKLDNN_", "CUDA_VISIBLE_DEVICES")
 GIT_TIMEOUT_SEC = 10.0
+_facts: dict[str, str] = {}  # found out by this process, see `remember`
 PROJECT = Path(__file__).resolve().parent.parent
+
+
+def remember(name: str, fact: str) -> None:
+    """Let `describe` say from now on what this process has found out or chosen."""
+    _facts[name] = fact
 
 
 def describe() -> dict[str, Any]:
@@ -30,7 +36,7 @@ def describe() -> dict[str, Any]:
     dict
         JSON-serializable: ``time`` (UTC, ISO 8601), ``command``, ``python``, ``packages``
         (name to version), ``platform``, ``cpu``, ``cores`` (of the machine), ``usable_cores``
-        (of this process), ``threads``, ``variables``, ``git``.
+        (of this process), ``threads``, ``variables``, ``git``, and what `remember` was told.
     """
     return {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -47,6 +53,7 @@ def describe() -> dict[str, Any]:
         },
         "variables": _variables(),
         "git": _git_state(PROJECT),
+        **_facts,
     }
 
 

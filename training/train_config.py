@@ -14,6 +14,7 @@ from training.errors import UserError
 from training.run_config import RunConfig, check_least
 
 INITIALIZERS = ("msra", "xavier")
+FUSED = ("auto", "on", "off")
 NORMALIZATIONS = ("dataset", "imagenet", "ram")
 # Those of model.attention_module, which `training` does not import.
 WIRINGS = ("legacy", "paper")
@@ -50,6 +51,12 @@ class ClassifierConfig(RunConfig):
         choices=NORMALIZATIONS,
     )
     init: str = option("msra", "initializer of convolutions", choices=INITIALIZERS)
+    fused: str = option(
+        "auto",
+        "train by the project's own C++ operators: where they can be built, or else end with the "
+        "reason (on), or not at all",
+        choices=FUSED,
+    )
 
     flip: bool = option(True, "mirror images at random")
     mixup_alpha: float = option(1.0, "alpha of mixup; 0: no mixup")

@@ -1,0 +1,261 @@
+"""Training graphs of the operators in ``model/ops``: same parameters, same results, fewer passes.
+
+A graph is traced from the network's blocks. Between the stem and the mean over the pixels all maps
+are kept in blocks of 16 channels, (N, C / 16, H, W, 16), which MXNet takes for plain arrays of
+shape (N, C, H, W): only additions and the operators of ``model/ops`` may touch them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import mxnet as mx
+from mxnet.gluon import nn
+
+from model.attention_module import AttentionModule
+from model.basic_layer import ResidualBlock
+from model.channel_attention import RecurrentGate, StaticGate
+from model.ram_resnet import ResNet
+from model.residual_attention_network import ResidualAttentionNetwork
+from model.resnet_unit import Unit
+
+LANES = 16  # channels in a block, kLanes in ops/blocked.h
+
+
+class Unsupported(Exception):
+    """What the operators cannot compute; the network then trains with its own graph."""
+
+
+def training_graph(net: Any, shape: tuple[int, ...], copied: bool) -> Any:
+    """Return the symbol from ``image`` to logits for images (N, 3, H, W) of this `shape`.
+
+    The symbol computes batch statistics and is for training only. `copied`: parameters are copied
+    first; the operators write gradients, they do not add to them, as ``grad_req = "add"`` asks.
+
+    Raises
+    ------
+    Unsupported
+        The message says what the operators do not know.
+    """
+    trace = _Trace(shape, copied)
+    image = mx.sym.var("image")
+    if type(net) is ResidualAttentionNetwork:
+        return trace.attention_network(net, image)
+    if type(net) is ResNet:
+        return trace.resnet(net, image)
+    raise Unsupported(f"no operators for {type(net).__name__}")
+
+
+class _Trace:
+    """Emits operators; its methods take and return symbols."""
+
+    def __init__(self, shape: tuple[int, ...], copied: bool) -> None:
+        self.shape, self.copied = shape, copied
+        self._copies: dict[str, Any] = {}
+
+    def attention_network(self, net: ResidualAttentionNetwork, image: Any) -> Any:
+        y, blocked = image, False
+        for name, block in net.blocks():
+            if name == "mpool2":
+                y = self.mean(y, block[0])
+            elif isinstance(block, (ResidualBlock, AttentionModule)):
+                y = y if blocked else self.block(y, net.spec.stem_channels)
+                blocked = True
+                unit = isinstance(block, ResidualBlock)
+                y = self.residual_block(block, y) if unit else self.attention_module(block, y)
+            elif blocked:
+                raise Unsupported(f"a {type(block).__name__} in the network")
+            else:
+                y = block(y)  # the stem
+        return mx.sym.Flatten(net.fc(mx.sym.reshape(y, shape=(0, 0, 1, 1))))
+
+    def resnet(self, net: ResNet, image: Any) -> Any:
+        y = net.conv1(image)
+        if net.spec.version == 1:
+            y = mx.sym.Activation(net.bn1(y), act_type="relu")
+        y = self.block(y, net.spec.channels[0])
+        for stage in net.stages():
+            if stage.dia is not None:
+                raise Unsupported("a gate that is shared by units")
+            for unit in stage.units:
+                y = self.resnet_unit(unit, y)
+        return net.fc(self.mean(y, net.bn if net.spec.version == 2 else None))
+
+    def attention_module(self, module: AttentionModule, x: Any) -> Any:
+        if module._attention != "mixed" or module._learning != "arl":
+            raise Unsupported(f"{module._attention} attention with {module._learning} learning")
+        x = self.chain(module.first_residual_blocks, x)
+        trunk = self.chain(module.trunk_branches, x)
+        depth, legacy = module._mask_depth, module._wiring == "legacy"
+        down: list[Any] = []
+        skips: list[Any] = []
+        y = x
+        for level in range(1, max(depth, 1) + 1):
+            if depth:
+                y = mx.sym.attn_pool(y, inputs=1)
+            y = self.chain(module._child(f"softmax{level}_blocks"), y)
+            if level < depth:
+                down.append(y)
+                skip = module._child(f"skip{level}_connection_residual_block")
+                skips.append(self.chain(skip, y))
+        for level in range(depth - 1, 0, -1):
+            added = [skips[level - 1], *([down[level - 1]] if legacy else [])]
+            y = self.upsample(y, skips[level - 1], added)
+            y = self.chain(module._child(f"softmax{2 * depth - level}_blocks"), y)
+        if depth:
+            y = self.upsample(y, x, [trunk] if legacy else [])
+        norm1, _, conv1, norm2, _, conv2 = module._child(f"softmax{2 * max(depth, 1)}_blocks")
+        y = self.unit(2, [conv1, conv2], [norm1, norm2], y, shortcut="none")
+        return self.chain(module.last_blocks, mx.sym.attn_mask(y, trunk, inputs=2))
+
+    def chain(self, block: Any, x: Any) -> Any:
+        """Return the output of one unit or of several in a row."""
+        for unit in block if isinstance(block, nn.HybridSequential) else [block]:
+            x = self.residual_block(unit, x)
+        return x
+
+    def residual_block(self, block: Any, x: Any) -> Any:
+        if type(block) is not ResidualBlock:
+            raise Unsupported(f"a {type(block).__name__} in the network")
+        return self.unit(
+            2,
+            [block.conv1, block.conv2, block.conv3],
+            [block.bn1, block.bn2, block.bn3],
+            x,
+            projection=(block.conv4, None),
+        )
+
+    def resnet_unit(self, unit: Unit, x: Any) -> Any:
+        numbers = range(1, unit.depth + 1)
+        conv, bn = None, None
+        if unit.downsample is not None:
+            conv, bn = [*unit.downsample, None][:2]
+        return self.unit(
+            unit.version,
+            [getattr(unit, f"conv{number}") for number in numbers],
+            [getattr(unit, f"bn{number}") for number in numbers],
+            x,
+            projection=(conv, bn),
+            gate=unit.gate,
+        )
+
+    def unit(
+        self,
+        version: int,
+        convolutions: Sequence[Any],
+        norms: Sequence[Any],
+        x: Any,
+        shortcut: str = "identity",
+        projection: tuple[Any, Any] = (None, None),
+        gate: Any = None,
+    ) -> Any:
+        strides = [_stride(conv) for conv in convolutions]
+        strided = next((i for i, stride in enumerate(strides, 1) if stride != 1), 0)
+        stride = strides[strided - 1] if strided else 1
+        inputs = [x]
+        used = list(norms)
+        for conv, bn in zip(convolutions, norms):
+            inputs += [self.parameter(conv.weight), *self.norm(bn)]
+        if projection[0] is not None:
+            shortcut = "projected"
+            if _stride(projection[0]) != stride:
+                raise Unsupported("a shortcut with another stride")
+            inputs.append(self.parameter(projection[0].weight))
+            if projection[1] is not None:
+                inputs += self.norm(projection[1])
+                used.append(projection[1])
+        kind, steps = self.gate(gate, inputs, used)
+        epsilon, momentum = _constants(used)
+        return mx.sym.attn_unit(
+            *inputs,
+            inputs=len(inputs),
+            version=version,
+            convolutions=len(convolutions),
+            strided=strided,
+            stride=stride,
+            shortcut=shortcut,
+            gate=kind,
+            steps=steps,
+            epsilon=epsilon,
+            momentum=momentum,
+        )
+
+    def gate(self, gate: Any, inputs: list[Any], used: list[Any]) -> tuple[str, int]:
+        if gate is None:
+            return "none", 1
+        if type(gate) is StaticGate:
+            inputs.append(self.parameter(gate.b))
+            return "static", 1
+        if type(gate) is not RecurrentGate:
+            raise Unsupported(f"a {type(gate).__name__}")
+        inputs += [self.parameter(gate.w), self.parameter(gate.b)]
+        for bn in gate.batch_norms():
+            inputs += self.norm(bn)
+            used.append(bn)
+        return "recurrent", gate.steps
+
+    def norm(self, bn: Any) -> list[Any]:
+        settings = getattr(bn, "_kwargs", {})
+        if (
+            type(bn) is not nn.BatchNorm
+            or settings.get("axis") != 1
+            or settings.get("fix_gamma")
+            or settings.get("use_global_stats")
+            or bn.gamma.grad_req == "null"
+            or bn.beta.grad_req == "null"
+        ):
+            raise Unsupported("a normalisation other than plain batch normalisation")
+        _check_channels(bn.gamma.shape[0])
+        return [self.parameter(p) for p in (bn.gamma, bn.beta, bn.running_mean, bn.running_var)]
+
+    def parameter(self, parameter: Any) -> Any:
+        if not self.copied or parameter.grad_req == "null":
+            return parameter.var()
+        if parameter.name not in self._copies:
+            self._copies[parameter.name] = mx.sym.identity(parameter.var())
+        return self._copies[parameter.name]
+
+    def block(self, x: Any, channels: int) -> Any:
+        _check_channels(channels)
+        return mx.sym.attn_block(x, inputs=1)
+
+    def mean(self, x: Any, bn: Optional[Any]) -> Any:
+        inputs = [x] if bn is None else [x, *self.norm(bn)]
+        epsilon, momentum = _constants([] if bn is None else [bn])
+        return mx.sym.attn_mean(*inputs, inputs=len(inputs), epsilon=epsilon, momentum=momentum)
+
+    def upsample(self, low: Any, like: Any, added: Sequence[Any]) -> Any:
+        height, width = like.infer_shape(image=self.shape)[1][0][2:]
+        return mx.sym.attn_upsample(low, *added, inputs=1 + len(added), height=height, width=width)
+
+
+def _check_channels(channels: int) -> None:
+    if channels % LANES:
+        raise Unsupported(f"{channels} channels, which are no multiple of {LANES}")
+
+
+def _constants(norms: Sequence[Any]) -> tuple[float, float]:
+    found = {(bn._kwargs["eps"], bn._kwargs["momentum"]) for bn in norms} or {(1e-5, 0.9)}
+    if len(found) > 1:
+        raise Unsupported("normalisations with different settings")
+    return found.pop()
+
+
+def _stride(conv: Any) -> int:
+    settings = conv._kwargs
+    kernel, stride = settings["kernel"], settings["stride"]
+    if (
+        type(conv) is not nn.Conv2D
+        or kernel not in ((1, 1), (3, 3))
+        or stride[0] != stride[1]
+        or settings["pad"] != (kernel[0] // 2, kernel[0] // 2)
+        or settings["dilate"] != (1, 1)
+        or settings["num_group"] != 1
+        or not settings["no_bias"]
+        or conv.weight.grad_req == "null"
+    ):
+        raise Unsupported("a convolution other than 1x1 or 3x3 without bias")
+    for channels in conv.weight.shape[:2]:
+        _check_channels(channels)
+    return int(stride[0])

@@ -1,0 +1,84 @@
+"""Training steps by fused operators: ``fuse(net)``, once, after the network was initialized.
+
+Only a call that records gradients in training takes them; evaluation, export and everything else
+use the network's own graph. Parameters, their names and their files are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import mxnet as mx
+from mxnet import autograd
+
+from model.fused_library import Unavailable, load
+
+__all__ = ["FusedTraining", "Unavailable", "fuse"]
+
+FLAGS = [("static_alloc", "true"), ("static_shape", "true")]
+
+
+class FusedTraining:
+    """The training graphs of one network, traced when they are first needed.
+
+    A size of image, and whether gradients are added up, make a graph of their own.
+    """
+
+    def __init__(self, net: Any) -> None:
+        self._net = net
+        self._parameters = {p.name: p for p in net.collect_params().values()}
+        self._graphs: dict[tuple[Any, ...], tuple[Any, list[Optional[Any]]]] = {}
+
+    def takes(self, x: Any) -> bool:
+        """Return whether a call with these images is a training step that is computed here."""
+        return (
+            isinstance(x, mx.nd.NDArray)
+            and autograd.is_recording()
+            and autograd.is_training()
+            and x.context.device_type == "cpu"
+        )
+
+    def __call__(self, x: Any) -> Any:
+        """Return the logits (N, classes) of images (N, 3, H, W)."""
+        run, inputs = self._graph(x)
+        return run(*(x if p is None else p.data(x.context) for p in inputs))
+
+    def _graph(self, x: Any) -> tuple[Any, list[Optional[Any]]]:
+        copied = any(p.grad_req == "add" for p in self._parameters.values())
+        key = (*x.shape[1:], copied)
+        if key not in self._graphs:
+            from model.fused_graph import training_graph
+
+            symbol = training_graph(self._net, x.shape, copied)
+            names = symbol.list_inputs()
+            inputs = [None if name == "image" else self._parameters[name] for name in names]
+            self._graphs[key] = mx.nd.CachedOp(symbol, FLAGS), inputs
+        return self._graphs[key]
+
+
+def fuse(net: Any) -> str:
+    """Let a network train by fused operators from now on; return what computes.
+
+    Parameters
+    ----------
+    net
+        A network of the registry, initialized; its parameters' ``grad_req`` may change between
+        ``write`` and ``add`` later, not to or from ``null``.
+
+    Raises
+    ------
+    Unavailable
+        When the operators cannot be built or loaded, or do not know something in the network; it
+        trains with its own graph then.
+    """
+    from model.fused_graph import Unsupported, training_graph
+
+    if not hasattr(net, "fused"):
+        raise Unavailable(f"no operators for {type(net).__name__}")
+    found = load()
+    try:
+        training_graph(net, (1, *net.image_shape), copied=False)
+    except Unsupported as error:
+        raise Unavailable(f"the operators do not know {error}") from None
+    net.fused = FusedTraining(net)
+    return found

@@ -1,0 +1,231 @@
+// Maps in blocks of 16 channels, (N, C / 16, H * W, 16), and batch normalisation of them.
+//
+// MXNet takes such an array for a plain one of the same size, so it never reorders it.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <vector>
+
+namespace attn {
+
+constexpr int kLanes = 16;
+typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+
+inline Lanes load(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+inline void store(float* p, Lanes v) { *reinterpret_cast<Lanes*>(p) = v; }
+// NaN stays NaN, so that a diverging training is noticed.
+inline Lanes positive(Lanes v) { return v < 0.0f ? Lanes{} : v; }
+// v where x > 0, else 0.
+inline Lanes where_positive(Lanes x, Lanes v) { return x > 0.0f ? v : Lanes{}; }
+
+// Aligned memory that is not initialized and lives as long as its owner.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+  float* get(size_t count) {
+    if (count > count_) {
+      std::free(data_);
+      data_ = static_cast<float*>(std::aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64));
+      if (!data_) throw std::bad_alloc();
+      count_ = count;
+    }
+    return data_;
+  }
+  float* data() const { return data_; }
+
+ private:
+  float* data_ = nullptr;
+  size_t count_ = 0;
+};
+
+struct Shape {  // of blocked maps
+  int n, c, h, w;
+  int blocks() const { return c / kLanes; }
+  int pixels() const { return h * w; }
+  size_t image() const { return static_cast<size_t>(c) * h * w; }
+  size_t size() const { return image() * n; }
+};
+
+// Images that are worked on together, so that what one operation writes the next finds in the cache.
+inline int chunk_of(int images, size_t floats_per_image) {
+  static const size_t bytes = [] {
+    const char* set = std::getenv("ATTENTION_CHUNK_KB");
+    return (set ? std::atol(set) : 1024) * size_t{1024};
+  }();
+  int most = static_cast<int>(std::max<size_t>(1, bytes / (floats_per_image * sizeof(float))));
+  for (int chunk = std::min(images, most); chunk > 1; --chunk)
+    if (images % chunk == 0) return chunk;
+  return 1;
+}
+
+// Two sums over the pixels of each image and channel, (N, C): of f(p) and g(p).
+template <class Body>
+void sums(const Shape& s, float* first, float* second, Body body) {
+  const int blocks = s.blocks(), pixels = s.pixels();
+#pragma omp parallel for collapse(2)
+  for (int n = 0; n < s.n; ++n)
+    for (int b = 0; b < blocks; ++b) {
+      const size_t at = (static_cast<size_t>(n) * blocks + b) * pixels * kLanes;
+      Lanes a0{}, a1{}, a2{}, a3{}, b0{}, b1{}, b2{}, b3{};
+      const auto add = body(n, b);
+      int p = 0;
+      for (; p + 4 <= pixels; p += 4) {
+        add(at + p * kLanes, a0, b0);
+        add(at + (p + 1) * kLanes, a1, b1);
+        add(at + (p + 2) * kLanes, a2, b2);
+        add(at + (p + 3) * kLanes, a3, b3);
+      }
+      for (; p < pixels; ++p) add(at + p * kLanes, a0, b0);
+      const size_t out = static_cast<size_t>(n) * s.c + b * kLanes;
+      store(first + out, (a0 + a1) + (a2 + a3));
+      store(second + out, (b0 + b1) + (b2 + b3));
+    }
+}
+
+// body(n, b) returns what is done to the 16 numbers at an offset.
+template <class Body>
+void each(const Shape& s, Body body) {
+  const int blocks = s.blocks(), pixels = s.pixels();
+#pragma omp parallel for collapse(2)
+  for (int n = 0; n < s.n; ++n)
+    for (int b = 0; b < blocks; ++b) {
+      const size_t at = (static_cast<size_t>(n) * blocks + b) * pixels * kLanes;
+      const auto act = body(n, b);
+      for (int p = 0; p < pixels; ++p) act(at + static_cast<size_t>(p) * kLanes);
+    }
+}
+
+// Batch normalisation of c channels in training: y = scale * x + shift.
+class Norm {
+ public:
+  std::vector<float> mean, inverse, scale, shift;  // inverse: 1 / sqrt(variance + epsilon)
+  std::vector<float> sum;                          // (N, C) sums over the pixels of x - pivot
+  std::vector<float> pivot;
+  std::vector<float> p, q;  // dx = scale * dy + p * x + q
+
+  void begin(const Shape& whole) {
+    shape_ = whole;
+    for (auto* v : {&mean, &inverse, &scale, &shift, &pivot, &p, &q}) v->assign(whole.c, 0.0f);
+    sum.assign(static_cast<size_t>(whole.n) * whole.c, 0.0f);
+    square_.assign(sum.size(), 0.0f);
+  }
+
+  // Take in images [first, first + s.n). Sums are of differences from the first image's mean.
+  void take(const float* x, int first, const Shape& s) {
+    if (first == 0) set_pivot(x, s);
+    const size_t at = static_cast<size_t>(first) * s.c;
+    sums(s, sum.data() + at, square_.data() + at, [&](int, int b) {
+      const Lanes k = load(pivot.data() + b * kLanes);
+      return [=](size_t i, Lanes& a, Lanes& sq) {
+        const Lanes v = load(x + i) - k;
+        a += v;
+        sq += v * v;
+      };
+    });
+  }
+
+  void finish(const float* gamma, const float* beta, float epsilon, float momentum,
+              float* running_mean, float* running_var) {
+    const double count = static_cast<double>(shape_.n) * shape_.pixels();
+    for (int c = 0; c < shape_.c; ++c) {
+      double s1 = 0, s2 = 0;
+      for (int n = 0; n < shape_.n; ++n) {
+        s1 += sum[static_cast<size_t>(n) * shape_.c + c];
+        s2 += square_[static_cast<size_t>(n) * shape_.c + c];
+      }
+      const double m = s1 / count, var = std::max(0.0, s2 / count - m * m);
+      mean[c] = static_cast<float>(pivot[c] + m);
+      inverse[c] = static_cast<float>(1.0 / std::sqrt(var + epsilon));
+      scale[c] = gamma[c] * inverse[c];
+      shift[c] = beta[c] - mean[c] * scale[c];
+      running_mean[c] = running_mean[c] * momentum + mean[c] * (1 - momentum);
+      running_var[c] = running_var[c] * momentum + static_cast<float>(var) * (1 - momentum);
+    }
+  }
+
+  // Mean over the pixels of one image's channel.
+  float image_mean(int n, int c) const {
+    return pivot[c] + sum[static_cast<size_t>(n) * shape_.c + c] / shape_.pixels();
+  }
+
+  // From the sums over everything of dy and dy * (x - mean).
+  void backward(int c, double dy, double dy_x, float* gamma_gradient, float* beta_gradient) {
+    const double count = static_cast<double>(shape_.n) * shape_.pixels();
+    gamma_gradient[c] = static_cast<float>(dy_x * inverse[c]);
+    beta_gradient[c] = static_cast<float>(dy);
+    p[c] = static_cast<float>(-scale[c] * static_cast<double>(inverse[c]) * inverse[c] * dy_x / count);
+    q[c] = static_cast<float>(-scale[c] * dy / count - static_cast<double>(p[c]) * mean[c]);
+  }
+
+  // The same from (N, C) sums.
+  void backward(const std::vector<float>& dy, const std::vector<float>& dy_x, float* gamma_gradient,
+                float* beta_gradient) {
+    for (int c = 0; c < shape_.c; ++c) {
+      double s1 = 0, s2 = 0;
+      for (int n = 0; n < shape_.n; ++n) {
+        s1 += dy[static_cast<size_t>(n) * shape_.c + c];
+        s2 += dy_x[static_cast<size_t>(n) * shape_.c + c];
+      }
+      backward(c, s1, s2, gamma_gradient, beta_gradient);
+    }
+  }
+
+  // y = relu(scale * x + shift)
+  void activate(const float* x, float* y, const Shape& s) const {
+    each(s, [&](int, int b) {
+      const Lanes k = load(scale.data() + b * kLanes), t = load(shift.data() + b * kLanes);
+      return [=](size_t i) { store(y + i, positive(load(x + i) * k + t)); };
+    });
+  }
+
+  // Sums for the gradient dy of relu(scale * x + shift), images [first, first + s.n).
+  void activated_sums(const float* dy, const float* x, int first, const Shape& s,
+                      std::vector<float>* dy_sum, std::vector<float>* dy_x_sum) const {
+    const size_t at = static_cast<size_t>(first) * s.c;
+    sums(s, dy_sum->data() + at, dy_x_sum->data() + at, [&](int, int b) {
+      const Lanes k = load(scale.data() + b * kLanes), t = load(shift.data() + b * kLanes);
+      const Lanes m = load(mean.data() + b * kLanes);
+      return [=](size_t i, Lanes& a, Lanes& ax) {
+        const Lanes v = load(x + i), d = where_positive(v * k + t, load(dy + i));
+        a += d;
+        ax += d * (v - m);
+      };
+    });
+  }
+
+  // dx = gradient through relu and normalisation, plus `also` where it is given; dx may be dy.
+  void activated_backward(const float* dy, const float* x, const float* also, float* dx,
+                          const Shape& s) const {
+    each(s, [&](int, int b) {
+      const Lanes k = load(scale.data() + b * kLanes), t = load(shift.data() + b * kLanes);
+      const Lanes pp = load(p.data() + b * kLanes), qq = load(q.data() + b * kLanes);
+      return [=](size_t i) {
+        const Lanes v = load(x + i), d = where_positive(v * k + t, load(dy + i));
+        Lanes g = k * d + (pp * v + qq);
+        if (also) g += load(also + i);
+        store(dx + i, g);
+      };
+    });
+  }
+
+ private:
+  void set_pivot(const float* x, const Shape& s) {
+    for (int b = 0; b < s.blocks(); ++b) {
+      const float* at = x + static_cast<size_t>(b) * s.pixels() * kLanes;
+      Lanes total{};
+      for (int p = 0; p < s.pixels(); ++p) total += load(at + static_cast<size_t>(p) * kLanes);
+      store(pivot.data() + b * kLanes, total / static_cast<float>(s.pixels()));
+    }
+  }
+  Shape shape_{};
+  std::vector<float> square_;
+};
+
+}  // namespace attn

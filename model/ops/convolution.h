@@ -1,0 +1,113 @@
+// Convolutions of blocked maps by oneDNN, forward and backward, a chunk of images at a time.
+#pragma once
+#include <map>
+#include <memory>
+#include <tuple>
+
+#include "blocked.h"
+#include "oneapi/dnnl/dnnl.hpp"
+
+namespace attn {
+
+inline dnnl::engine& cpu() {
+  static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+inline dnnl::stream& stream() {
+  thread_local dnnl::stream stream(cpu());
+  return stream;
+}
+
+class Convolution {
+ public:
+  // `in` holds one chunk; the kernel is square, padding is kernel / 2, there is no bias.
+  Convolution(const Shape& in, int channels, int kernel, int stride)
+      : in(in),
+        out{in.n, channels, (in.h - 1) / stride + 1, (in.w - 1) / stride + 1} {
+    using dnnl::memory;
+    const auto f32 = memory::data_type::f32;
+    const auto blocked = memory::format_tag::nChw16c;
+    const memory::dims strides{stride, stride}, pad{kernel / 2, kernel / 2};
+    const auto direct = dnnl::algorithm::convolution_direct;
+    src_ = {{in.n, in.c, in.h, in.w}, f32, blocked};
+    dst_ = {{out.n, out.c, out.h, out.w}, f32, blocked};
+    plain_ = {{channels, in.c, kernel, kernel}, f32, memory::format_tag::oihw};
+    const memory::desc any({channels, in.c, kernel, kernel}, f32, memory::format_tag::any);
+    dnnl::convolution_forward::primitive_desc forward(
+        cpu(), dnnl::prop_kind::forward_training, direct, src_, any, dst_, strides, pad, pad);
+    dnnl::convolution_backward_data::primitive_desc data(cpu(), direct, src_, any, dst_, strides,
+                                                         pad, pad, forward);
+    dnnl::convolution_backward_weights::primitive_desc weights(cpu(), direct, src_, any, dst_,
+                                                               strides, pad, pad, forward);
+    forward_ = dnnl::convolution_forward(forward);
+    data_ = dnnl::convolution_backward_data(data);
+    weights_ = dnnl::convolution_backward_weights(weights);
+    for_forward_ = forward.weights_desc();
+    for_data_ = data.weights_desc();
+    gradient_ = weights.diff_weights_desc();
+    weight_floats_ = gradient_.get_size() / sizeof(float);
+  }
+
+  const Shape in, out;
+
+  void set_forward_weight(const float* weight) { reorder(weight, for_forward_, &forward_weight_); }
+  void set_backward_weight(const float* weight) { reorder(weight, for_data_, &data_weight_); }
+
+  void forward(const float* src, float* dst) {
+    forward_.execute(stream(), {{DNNL_ARG_SRC, at(src_, src)},
+                                {DNNL_ARG_WEIGHTS, at(for_forward_, forward_weight_.data())},
+                                {DNNL_ARG_DST, at(dst_, dst)}});
+  }
+
+  void backward_data(const float* dst_gradient, float* src_gradient) {
+    data_.execute(stream(), {{DNNL_ARG_DIFF_DST, at(dst_, dst_gradient)},
+                             {DNNL_ARG_WEIGHTS, at(for_data_, data_weight_.data())},
+                             {DNNL_ARG_DIFF_SRC, at(src_, src_gradient)}});
+  }
+
+  // Add a chunk to the weights' gradient; the first one begins it.
+  void backward_weight(const float* src, const float* dst_gradient, bool first) {
+    float* total = total_.get(weight_floats_);
+    float* to = first ? total : part_.get(weight_floats_);
+    weights_.execute(stream(), {{DNNL_ARG_SRC, at(src_, src)},
+                                {DNNL_ARG_DIFF_DST, at(dst_, dst_gradient)},
+                                {DNNL_ARG_DIFF_WEIGHTS, at(gradient_, to)}});
+    if (!first) {
+#pragma omp parallel for simd
+      for (size_t i = 0; i < weight_floats_; ++i) total[i] += to[i];
+    }
+  }
+
+  void weight_gradient(float* plain) {
+    auto from = at(gradient_, total_.data()), to = at(plain_, plain);
+    dnnl::reorder(from, to).execute(stream(), from, to);
+  }
+
+ private:
+  static dnnl::memory at(const dnnl::memory::desc& desc, const float* data) {
+    return dnnl::memory(desc, cpu(), const_cast<float*>(data));
+  }
+  void reorder(const float* weight, const dnnl::memory::desc& desc, Buffer* to) {
+    auto from = at(plain_, weight), into = at(desc, to->get(desc.get_size() / sizeof(float)));
+    dnnl::reorder(from, into).execute(stream(), from, into);
+  }
+
+  dnnl::memory::desc src_, dst_, plain_, for_forward_, for_data_, gradient_;
+  dnnl::convolution_forward forward_;
+  dnnl::convolution_backward_data data_;
+  dnnl::convolution_backward_weights weights_;
+  Buffer forward_weight_, data_weight_, total_, part_;
+  size_t weight_floats_ = 0;
+};
+
+// The convolution of this shape; layers of equal shape on one thread share it, one at a time.
+inline Convolution& convolution(const Shape& in, int channels, int kernel, int stride, int slot) {
+  typedef std::tuple<int, int, int, int, int, int, int, int> Key;
+  thread_local std::map<Key, std::unique_ptr<Convolution>> known;
+  auto& found = known[Key(in.n, in.c, in.h, in.w, channels, kernel, stride, slot)];
+  if (!found) found.reset(new Convolution(in, channels, kernel, stride));
+  return *found;
+}
+
+}  // namespace attn

@@ -1,0 +1,154 @@
+// A whole residual unit with its gate as one operation on blocked maps, forward and backward.
+//
+//   version 1   y = relu(a (bn_k(conv_k(... relu(bn_1(conv_1(x)))))) + shortcut(x))
+//   version 2   y = a (conv_k(relu(bn_k(... conv_1(relu(bn_1(x))))))) + shortcut
+//
+// The arrays come as: x; of each convolution and its normalisation weight, gamma, beta, running
+// mean, running variance; the same of the shortcut's (version 2: its weight alone); w and b of the
+// gate (static: b alone), then gamma, beta, mean, variance of each of its steps but the last.
+#pragma once
+#include <string>
+#include <unordered_map>
+
+#include "convolution.h"
+#include "gate.h"
+
+namespace attn {
+
+struct UnitSpec {
+  int version = 1, convolutions = 0, strided = 0, stride = 1;
+  bool projected = false, shortcut = true, gated = false, recurrent = false;
+  int steps = 1;
+  float epsilon = 1e-5f, momentum = 0.9f;
+
+  explicit UnitSpec(const std::unordered_map<std::string, std::string>& a) {
+    version = std::stoi(a.at("version"));
+    convolutions = std::stoi(a.at("convolutions"));
+    strided = std::stoi(a.at("strided"));
+    stride = std::stoi(a.at("stride"));
+    projected = a.at("shortcut") == "projected";
+    shortcut = a.at("shortcut") != "none";
+    gated = a.at("gate") != "none";
+    recurrent = a.at("gate") == "recurrent";
+    steps = std::stoi(a.at("steps"));
+    epsilon = std::stof(a.at("epsilon"));
+    momentum = std::stof(a.at("momentum"));
+  }
+  int stride_of(int index) const { return index == strided ? stride : 1; }
+  int gate_begin() const {
+    return 1 + 5 * convolutions + (projected ? (version == 1 ? 5 : 1) : 0);
+  }
+  int inputs() const {
+    return gate_begin() + (gated ? (recurrent ? 2 + 4 * (steps - 1) : 1) : 0);
+  }
+};
+
+typedef std::vector<float*> Arrays;
+
+class Unit {
+ public:
+  Unit(const UnitSpec& spec, const Shape& in, const std::vector<Shape>& kernels)
+      : spec_(spec), in_(in), kernels_(kernels) {}
+
+  void forward(const Arrays& a, float* y) {
+    arrays_ = a;
+    plan();
+    spec_.version == 1 ? forward_1(y) : forward_2(y);
+    ready_ = true;
+  }
+
+  // `g` are the gradients of the arrays in their order; false when there was no forward pass.
+  bool backward(const Arrays& a, const float* y, const float* dy, const Arrays& g) {
+    if (!ready_) return false;
+    ready_ = false;  // the maps that were kept are overwritten
+    arrays_ = a, gradients_ = g;
+    spec_.version == 1 ? backward_1(y, dy) : backward_2(dy);
+    return true;
+  }
+
+ private:
+  struct Layer {
+    Shape in, out;  // of all images
+    Norm norm;
+    Buffer before, after;  // before the normalisation, after normalisation and relu
+    int kernel, stride, at;  // at: place of the weight in the arrays
+    int slot;
+  };
+
+  void plan() {
+    layers_.resize(spec_.convolutions + (spec_.projected ? 1 : 0));
+    Shape s = in_;
+    size_t largest = in_.image();
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (!layers_[i]) layers_[i].reset(new Layer);
+      Layer& l = *layers_[i];
+      const bool side = static_cast<int>(i) == spec_.convolutions;
+      l.in = side ? in_ : s;
+      l.kernel = kernels_[i].h;
+      l.stride = side ? spec_.stride : spec_.stride_of(static_cast<int>(i) + 1);
+      l.out = {in_.n, kernels_[i].n, (l.in.h - 1) / l.stride + 1, (l.in.w - 1) / l.stride + 1};
+      l.at = 1 + 5 * static_cast<int>(i);
+      l.slot = side;
+      largest = std::max({largest, l.in.image(), l.out.image()});
+      s = side ? s : l.out;
+    }
+    out_ = s;
+    chunk_ = chunk_of(in_.n, largest);
+  }
+
+  Convolution& conv(const Layer& l) const {
+    return convolution(part(l.in), l.out.c, l.kernel, l.stride, l.slot);
+  }
+  Shape part(Shape s) const {
+    s.n = chunk_;
+    return s;
+  }
+  Layer& last() { return *layers_[spec_.convolutions - 1]; }
+  Layer* side() { return spec_.projected ? layers_.back().get() : nullptr; }
+  NormArrays norm_arrays(const Arrays& a, int at) const {
+    return {a[at], a[at + 1], a[at + 2], a[at + 3]};
+  }
+  void finish(Layer* l) {
+    const NormArrays n = norm_arrays(arrays_, l->at + 1);
+    l->norm.finish(n.gamma, n.beta, spec_.epsilon, spec_.momentum, n.mean, n.var);
+  }
+  std::vector<NormArrays> gate_norms(const Arrays& a) const {
+    std::vector<NormArrays> found;
+    for (int step = 1; spec_.recurrent && step < spec_.steps; ++step)
+      found.push_back(norm_arrays(a, spec_.gate_begin() + 2 + 4 * (step - 1)));
+    return found;
+  }
+  void open_gate(const std::vector<float>& means) {
+    const int at = spec_.gate_begin();
+    gate_.forward(means, out_.n, out_.c, spec_.recurrent ? arrays_[at] : nullptr,
+                  arrays_[at + (spec_.recurrent ? 1 : 0)], gate_norms(arrays_), spec_.epsilon,
+                  spec_.momentum);
+  }
+  void close_gate(const std::vector<float>& da) {
+    const int at = spec_.gate_begin();
+    gate_.backward(da, spec_.recurrent ? gradients_[at] : nullptr,
+                   gradients_[at + (spec_.recurrent ? 1 : 0)], gate_norms(gradients_));
+  }
+
+  void forward_1(float* y);
+  void forward_2(float* y);
+  void backward_1(const float* y, const float* dy);
+  void backward_2(const float* dy);
+  void tail(float* y);
+  void tail_sums(const float* y, const float* dy);
+  void tail_backward(const float* y, const float* dy, int first);
+
+  UnitSpec spec_;
+  Shape in_, out_;
+  std::vector<Shape> kernels_;
+  std::vector<std::unique_ptr<Layer>> layers_;
+  int chunk_ = 1;
+  bool ready_ = false;
+  Arrays arrays_, gradients_;
+  Gate gate_;
+  Norm last_norm_;  // version 2 with a gate: its sums alone are used
+  Buffer scratch_, side_scratch_;
+  std::vector<float> sum_, product_, side_product_, ones_;
+};
+
+}  // namespace attn

@@ -1,0 +1,214 @@
+// Version 1: normalisation after each convolution; the tail adds the shortcut and has the last relu.
+#include "unit.h"
+
+namespace attn {
+
+void Unit::forward_1(float* y) {
+  const float* x = arrays_[0];
+  for (auto& l : layers_) {
+    l->norm.begin(l->out);
+    l->before.get(l->out.size());
+  }
+  if (side()) conv(*side()).set_forward_weight(arrays_[side()->at]);
+  for (int i = 0; i < spec_.convolutions; ++i) {
+    Layer& l = *layers_[i];
+    Layer* previous = i ? layers_[i - 1].get() : nullptr;
+    // Layers of equal shape share the place of the weight.
+    conv(l).set_forward_weight(arrays_[l.at]);
+    for (int first = 0; first < in_.n; first += chunk_) {
+      const float* src = x + first * in_.image();
+      if (previous) {
+        float* after = previous->after.get(l.in.size()) + first * l.in.image();
+        previous->norm.activate(previous->before.data() + first * l.in.image(), after, part(l.in));
+        src = after;
+      }
+      float* dst = l.before.data() + first * l.out.image();
+      conv(l).forward(src, dst);
+      l.norm.take(dst, first, part(l.out));
+      if (i == 0 && side()) {
+        Layer& s = *side();
+        float* to = s.before.data() + first * s.out.image();
+        conv(s).forward(x + first * in_.image(), to);
+        s.norm.take(to, first, part(s.out));
+      }
+    }
+    finish(&l);
+  }
+  if (side()) finish(side());
+  tail(y);
+}
+
+void Unit::tail(float* y) {
+  const Norm& norm = last().norm;
+  if (spec_.gated) {
+    std::vector<float> means(static_cast<size_t>(out_.n) * out_.c);
+    for (int n = 0; n < out_.n; ++n)
+      for (int c = 0; c < out_.c; ++c)
+        means[static_cast<size_t>(n) * out_.c + c] =
+            norm.scale[c] * norm.image_mean(n, c) + norm.shift[c];
+    open_gate(means);
+  }
+  const float *c = last().before.data(), *x = arrays_[0];
+  const float* side_maps = side() ? side()->before.data() : nullptr;
+  each(out_, [&](int n, int b) {
+    const int at = b * kLanes;
+    Lanes k = load(norm.scale.data() + at), t = load(norm.shift.data() + at), ks{};
+    if (spec_.gated) {
+      const Lanes a = load(gate_.value.data() + static_cast<size_t>(n) * out_.c + at);
+      k *= a;
+      t *= a;
+    }
+    if (side_maps) {
+      ks = load(side()->norm.scale.data() + at);
+      t += load(side()->norm.shift.data() + at);
+    }
+    const float* other = side_maps ? side_maps : x;
+    const bool projected = side_maps != nullptr;
+    return [=](size_t i) {
+      const Lanes s = projected ? ks * load(other + i) : load(other + i);
+      store(y + i, positive(k * load(c + i) + t + s));
+    };
+  });
+}
+
+// Sums that the gradients of the last normalisation, the shortcut's and the gate need.
+void Unit::tail_sums(const float* y, const float* dy) {
+  const Norm& norm = last().norm;
+  const size_t count = static_cast<size_t>(out_.n) * out_.c;
+  sum_.resize(count), product_.resize(count);
+  const float* c = last().before.data();
+  sums(out_, sum_.data(), product_.data(), [&](int, int b) {
+    const Lanes m = load(norm.mean.data() + b * kLanes);
+    return [=](size_t i, Lanes& s, Lanes& p) {
+      const Lanes d = where_positive(load(y + i), load(dy + i));
+      s += d;
+      p += d * (load(c + i) - m);
+    };
+  });
+  if (side()) {
+    Layer& l = *side();
+    side_product_.resize(count), ones_.resize(count);
+    const float* maps = l.before.data();
+    sums(out_, ones_.data(), side_product_.data(), [&](int, int b) {
+      const Lanes m = load(l.norm.mean.data() + b * kLanes);
+      return [=](size_t i, Lanes& s, Lanes& p) {
+        const Lanes d = where_positive(load(y + i), load(dy + i));
+        s += d;
+        p += d * (load(maps + i) - m);
+      };
+    });
+    l.norm.backward(ones_, side_product_, gradients_[l.at + 1], gradients_[l.at + 2]);
+  }
+  if (spec_.gated) {
+    const float* beta = arrays_[last().at + 2];
+    std::vector<float> da(count);
+    for (size_t i = 0; i < count; ++i) {
+      const size_t ch = i % out_.c;
+      da[i] = norm.scale[ch] * product_[i] + beta[ch] * sum_[i];
+    }
+    close_gate(da);
+    for (size_t i = 0; i < count; ++i) {
+      const size_t ch = i % out_.c;
+      const float off = norm.image_mean(static_cast<int>(i / out_.c), static_cast<int>(ch)) -
+                        norm.mean[ch];
+      sum_[i] = gate_.value[i] * sum_[i] + gate_.mean_gradient[i];
+      product_[i] = gate_.value[i] * product_[i] + gate_.mean_gradient[i] * off;
+    }
+  }
+  last().norm.backward(sum_, product_, gradients_[last().at + 1], gradients_[last().at + 2]);
+}
+
+// Write the gradients of what the last convolution and the shortcut's gave over their maps.
+void Unit::tail_backward(const float* y, const float* dy, int first) {
+  const Norm& norm = last().norm;
+  const size_t offset = first * out_.image();
+  float* c = last().before.data() + offset;
+  y += offset, dy += offset;
+  each(part(out_), [&](int n, int b) {
+    const int at = b * kLanes;
+    Lanes k = load(norm.scale.data() + at), q = load(norm.q.data() + at);
+    const Lanes p = load(norm.p.data() + at);
+    if (spec_.gated) {
+      const size_t i = static_cast<size_t>(first + n) * out_.c + at;
+      q += k * load(gate_.mean_gradient.data() + i) / static_cast<float>(out_.pixels());
+      k *= load(gate_.value.data() + i);
+    }
+    return [=](size_t i) {
+      const Lanes d = where_positive(load(y + i), load(dy + i));
+      store(c + i, k * d + (p * load(c + i) + q));
+    };
+  });
+  if (!side()) return;
+  const Norm& other = side()->norm;
+  float* s = side()->before.data() + offset;
+  each(part(out_), [&](int, int b) {
+    const int at = b * kLanes;
+    const Lanes k = load(other.scale.data() + at), p = load(other.p.data() + at);
+    const Lanes q = load(other.q.data() + at);
+    return [=](size_t i) {
+      const Lanes d = where_positive(load(y + i), load(dy + i));
+      store(s + i, k * d + (p * load(s + i) + q));
+    };
+  });
+}
+
+void Unit::backward_1(const float* y, const float* dy) {
+  const float* x = arrays_[0];
+  float* dx = gradients_[0];
+  tail_sums(y, dy);
+  for (int i = spec_.convolutions - 1; i >= 0; --i) {
+    Layer& l = *layers_[i];
+    Layer* previous = i ? layers_[i - 1].get() : nullptr;
+    conv(l).set_backward_weight(arrays_[l.at]);
+    if (i == 0 && side()) conv(*side()).set_backward_weight(arrays_[side()->at]);
+    if (previous) {
+      sum_.resize(static_cast<size_t>(in_.n) * l.in.c);
+      product_.resize(sum_.size());
+    }
+    for (int first = 0; first < in_.n; first += chunk_) {
+      float* d = l.before.data() + first * l.out.image();
+      if (i == spec_.convolutions - 1) {
+        tail_backward(y, dy, first);
+      } else {  // the gradient of what was activated lies where that was
+        float* da = l.after.data() + first * l.out.image();
+        l.norm.activated_backward(da, d, nullptr, d, part(l.out));
+      }
+      if (previous) {
+        float* after = previous->after.data() + first * l.in.image();
+        conv(l).backward_weight(after, d, first == 0);
+        conv(l).backward_data(d, after);
+        previous->norm.activated_sums(after, previous->before.data() + first * l.in.image(), first,
+                                      part(l.in), &sum_, &product_);
+        continue;
+      }
+      const size_t offset = first * in_.image();
+      conv(l).backward_weight(x + offset, d, first == 0);
+      conv(l).backward_data(d, dx + offset);
+      if (side()) {
+        Layer& s = *side();
+        float *to = scratch_.get(part(in_).size()), *from = dx + offset;
+        const float* ds = s.before.data() + first * s.out.image();
+        conv(s).backward_weight(x + offset, ds, first == 0);
+        conv(s).backward_data(ds, to);
+        each(part(in_), [&](int, int) {
+          return [=](size_t k) { store(from + k, load(from + k) + load(to + k)); };
+        });
+      } else {
+        const float *yy = y + offset, *dd = dy + offset;
+        float* to = dx + offset;
+        each(part(in_), [&](int, int) {
+          return [=](size_t k) {
+            store(to + k, load(to + k) + where_positive(load(yy + k), load(dd + k)));
+          };
+        });
+      }
+    }
+    conv(l).weight_gradient(gradients_[l.at]);
+    if (i == 0 && side()) conv(*side()).weight_gradient(gradients_[side()->at]);
+    if (previous)
+      previous->norm.backward(sum_, product_, gradients_[previous->at + 1],
+                              gradients_[previous->at + 2]);
+  }
+}
+
+}  // namespace attn

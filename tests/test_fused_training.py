@@ -1,0 +1,219 @@
+"""Training by fused operators gives what the network's own graph gives."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+
+from model import create_model
+from model.fused_graph import Unsupported, training_graph
+from model.fused_library import Unavailable, load
+from model.fused_training import fuse
+
+TOLERANCE = 1e-5
+SMALL: dict[str, Any] = {
+    "modules": (1,),
+    "stem_channels": 16,
+    "channels": (64,),
+    "mask_depths": (2,),
+    "ptr": (1, 1, 1),
+    "tail_channels": 64,
+    "tail_units": 1,
+}
+
+
+def _module(name: str) -> Any:
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+golden_test = _module("test_golden_runs")
+golden = golden_test.golden
+# The networks of the golden runs that the operators know.
+KNOWN = [
+    case
+    for case in golden.CASES
+    if case in ("attention_legacy", "attention_paper", "resnet20", "preresnet20")
+    or case.endswith(("_ram", "_ie", "_static"))
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _operators() -> None:
+    try:
+        load()
+    except Unavailable as error:
+        pytest.skip(f"needs the fused operators: {error}")
+
+
+@pytest.mark.parametrize("case", KNOWN)
+def test_a_golden_run_is_repeated(case: str) -> None:
+    expected = np.load(golden.FOLDER / f"run_{case}.npz")
+    nets = []
+
+    def prepare(net: Any) -> None:
+        fuse(net)
+        nets.append(net)
+
+    found = golden.run(case, prepare)
+    assert nets[0].fused._graphs  # they did compute it
+    errors = golden_test.errors(found, expected)
+    # The gate's offset has a gradient whose terms cancel: the normalisation removes the offset.
+    limits = {n: 5 * TOLERANCE if n.endswith("gate.b") else TOLERANCE for n in errors}
+    assert not {name: e for name, e in errors.items() if not e <= limits[name]}
+
+
+def gradients(net: Any, image: Any, prepare: Any = lambda net: None) -> dict[str, np.ndarray]:
+    """Return logits, gradients and running statistics after one pass from the same start."""
+    prepare(net)
+    label = mx.nd.arange(len(image)) % 10
+    parameters = net._collect_params_with_prefix()
+    kept = {k: p.data().copy() for k, p in parameters.items() if p.grad_req == "null"}
+    with autograd.record():
+        logits = net(image)
+        loss = gluon.loss.SoftmaxCrossEntropyLoss()(logits, label)
+    loss.backward()
+    mx.nd.waitall()
+    found = {"logits": logits.asnumpy()}
+    for name, parameter in parameters.items():
+        array = parameter.data() if parameter.grad_req == "null" else parameter.grad()
+        found[name] = array.asnumpy()
+        if name in kept:
+            parameter.set_data(kept[name])
+    return found
+
+
+def network(name: str, **overrides: Any) -> Any:
+    net = create_model(name, classes=10, **overrides)
+    net.initialize(mx.init.Xavier())
+    net.hybridize()
+    return net
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    largest = max(np.abs(v).max() for k, v in expected.items() if "running" not in k)
+    for name, array in expected.items():
+        scale = max(np.abs(array).max(), 0.05 * largest)
+        assert np.abs(found[name] - array).max() <= 5 * TOLERANCE * scale, name
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 8, 8), (6, 3, 9, 7), (5, 3, 6, 11)])
+@pytest.mark.parametrize(
+    ("model", "overrides"),
+    [
+        ("attention56", SMALL),
+        ("attention56_paper", {**SMALL, "mask_depths": (0,)}),
+        ("resnet20_ram", {"steps": 3, "w_init": 0.5}),
+        ("preresnet20_basic_static", {}),
+    ],
+)
+def test_any_size_and_batch(model: str, overrides: dict[str, Any], shape: tuple[int, ...]) -> None:
+    net = network(model, **overrides)
+    image = mx.nd.random.normal(shape=shape)
+    expected = gradients(net, image)
+    assert_same(gradients(net, image, fuse), expected)
+
+
+def test_a_batch_of_one_and_then_another_size() -> None:
+    net = network("resnet20")
+    images = [mx.nd.random.normal(shape=s) for s in ((1, 3, 8, 8), (4, 3, 8, 8), (2, 3, 10, 8))]
+    expected = [gradients(net, image) for image in images]
+    fuse(net)
+    for image, one in zip([*images, images[0]], [*expected, expected[0]]):
+        assert_same(gradients(net, image), one)
+
+
+def test_gradients_add_up_over_micro_batches() -> None:
+    net = network("resnet20_ram", w_init=0.5)
+    fuse(net)
+    images = [mx.nd.random.normal(shape=(3, 3, 8, 8)) for _ in range(2)]
+    parts = [gradients(net, image) for image in images]
+    for parameter in net.collect_params().values():
+        if parameter.grad_req != "null":
+            parameter.grad_req = "add"
+            parameter.zero_grad()
+    for image in images:
+        total = gradients(net, image)
+    for name, parameter in net._collect_params_with_prefix().items():
+        if parameter.grad_req != "null":
+            expected = parts[0][name] + parts[1][name]
+            np.testing.assert_allclose(total[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_several_devices() -> None:
+    contexts = [mx.cpu(0), mx.cpu(1)]
+    net = create_model("resnet20_ram", w_init=0.5)
+    net.initialize(ctx=contexts)
+    fuse(net)
+    image = mx.nd.random.normal(shape=(4, 3, 8, 8))
+    found = []
+    with autograd.record():
+        losses = [net(image.as_in_context(context)).square().sum() for context in contexts]
+    autograd.backward(losses)
+    for context in contexts:
+        found.append(net.layer1._children["0"].conv1.weight.grad(context).asnumpy())
+    assert np.abs(found[0]).max() > 0
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_a_training_pass_without_gradients_is_not_fused() -> None:
+    net = network("resnet20")
+    fuse(net)
+    net(mx.nd.zeros((2, 3, 8, 8)))
+    with autograd.train_mode():
+        net(mx.nd.zeros((2, 3, 8, 8)))
+    assert not net.fused._graphs
+
+
+def test_an_exported_network_has_none_of_the_operators(tmp_path: Path) -> None:
+    net = network("resnet20_ram")
+    fuse(net)
+    gradients(net, mx.nd.random.normal(shape=(2, 3, 8, 8)))
+    net(mx.nd.zeros((1, 3, 8, 8)))
+    net.export(str(tmp_path / "net"))
+    assert "attn_" not in (tmp_path / "net-symbol.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "reason"),
+    [
+        ("resnet20_se", {}, "SqueezeExcitation"),
+        ("resnet20_dia", {}, "shared"),
+        ("attention56", {**SMALL, "attention": "spatial"}, "spatial"),
+        ("attention56", {**SMALL, "channels": (32,)}, "8 channels"),
+        ("resnet20", {"norm_layer": gluon.nn.InstanceNorm}, "normalisation"),
+    ],
+)
+def test_what_the_operators_do_not_know_is_said(
+    model: str, overrides: dict[str, Any], reason: str
+) -> None:
+    net = network(model, **overrides)
+    with pytest.raises(Unavailable, match=reason):
+        fuse(net)
+    assert net.fused is None
+
+
+def test_a_frozen_network_is_refused() -> None:
+    net = network("resnet20")
+    net.layer1._children["0"].conv1.weight.grad_req = "null"
+    with pytest.raises(Unsupported):
+        training_graph(net, (1, 3, 8, 8), copied=False)
+
+
+def test_not_a_number_stays_one() -> None:
+    net = network("resnet20")
+    fuse(net)
+    with autograd.record():
+        logits = net(mx.nd.full((2, 3, 8, 8), np.nan))
+    assert np.isnan(logits.asnumpy()).all()
