@@ -193,7 +193,8 @@ class Inference:
 def measure_peak(machines: Machines) -> dict[str, float]:
     """Return seconds of the convolutions that show the machine's peak, the faster system's."""
     found = {}
-    with machines.ours("resnet164") as ours, machines.torch("resnet164") as torch:
+    network = machines.config.networks[0]  # any will do
+    with machines.ours(network) as ours, machines.torch(network) as torch:
         for precision in ("float32", "bfloat16"):
             variants = [Variant("ours", ours)]
             variants += [Variant(form, torch, f"{form}/") for form in rows.EAGER]
@@ -209,7 +210,8 @@ def macs(network: str) -> int:
     from model import create_model
     from model.summary import summary_rows
 
-    return sum(row.macs for row in summary_rows(create_model(network)))
+    net = create_model(network, **dict(rows.NETWORKS[network].overrides))
+    return sum(row.macs for row in summary_rows(net))
 
 
 class Table:

@@ -8,6 +8,7 @@ a worker that trains in it does nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -83,6 +84,7 @@ class Steps(Mapping[str, Step]):
     def _train(self, precision: str, batch: int) -> Step:
         import mxnet as mx
 
+        from model.fused_training import Unavailable, fuse
         from training.batches import Batch
         from training.devices import hybridize_options
         from training.engine import Updater, measure
@@ -91,6 +93,9 @@ class Steps(Mapping[str, Step]):
 
         net = create(self.config)
         net.hybridize(**hybridize_options(precision))
+        if precision == "float32":
+            with contextlib.suppress(Unavailable):
+                fuse(net)
         config = ClassifierConfig(optimizer="nag", batch_size=batch, lr=0.01, wd=1e-4)
         updater = Updater(net, build_trainer(net, config), [mx.cpu()])
         label = (np.arange(batch) % rows.CLASSES).astype(np.int32)
@@ -109,10 +114,14 @@ class Steps(Mapping[str, Step]):
         import mxnet as mx
 
         from model.inference import prepare_inference
+        from model.quantization import quantize
 
         if precision not in self._prepared:
-            image = mx.nd.array(images(8, self.config.size))
-            self._prepared[precision] = prepare_inference(create(self.config), image, precision)
+            image, net = mx.nd.array(images(8, self.config.size)), create(self.config)
+            if precision == "int8":  # of random weights; bench_accuracy.py looks at trained ones
+                self._prepared[precision] = quantize(net, image, max_loss=1.0)
+            else:
+                self._prepared[precision] = prepare_inference(net, image, precision)
         return self._prepared[precision]
 
 

@@ -6,6 +6,7 @@ Needs the standard library alone, because both kinds of workers read it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 CLASSES = 10
 SIZE = 32  # height and width of the images, pixels
@@ -19,7 +20,7 @@ class Network:
 
     family: str
     train_batch: int
-    overrides: tuple[tuple[str, float], ...] = ()
+    overrides: tuple[tuple[str, Any], ...] = ()
 
 
 # RAM's w is 0 at first, which no longer is so after the first updates; then no gate is a constant.

@@ -38,9 +38,9 @@ class Graph:
         self.values = dict(values)
 
     def users(self) -> dict[int, list[int]]:
-        """Return the nodes that read each node, and -1 for those that are outputs."""
+        """Return the needed nodes that read each node, and -1 for those that are outputs."""
         found: dict[int, list[int]] = {}
-        for index, node in enumerate(self.nodes):
+        for index, node in self.live():
             for reference in node["inputs"]:
                 found.setdefault(reference[0], []).append(index)
         for head in self.heads:
@@ -99,6 +99,10 @@ class Graph:
                     inputs = self.nodes[index]["inputs"]
                     stack += [(r[0], False) for r in reversed(inputs) if r[0] not in seen]
         return order
+
+    def live(self) -> list[tuple[int, Node]]:
+        """Return number and node of all that the outputs need, each after its inputs."""
+        return [(index, self.nodes[index]) for index in self.order()]
 
     def symbol(self, heads: Optional[list[Reference]] = None) -> Any:
         """Return the graph as a symbol, without the nodes that nothing reads.

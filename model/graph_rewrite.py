@@ -35,7 +35,7 @@ def fold_batch_norms(graph: Graph) -> int:
     else reads too, or whose weights are shared, is left as it is.
     """
     users, folded = graph.users(), 0
-    for index, node in enumerate(list(graph.nodes)):
+    for index, node in graph.live():
         if node["op"] != "BatchNorm" or node["inputs"][0][1] != 0:
             continue
         number = node["inputs"][0][0]
@@ -75,7 +75,7 @@ def pool_means(graph: Graph) -> int:
     `model.channel_attention.global_mean`.
     """
     found = 0
-    for index, node in enumerate(list(graph.nodes)):
+    for index, node in graph.live():
         attrs = node.get("attrs", {})
         if (
             node["op"] == "mean"
@@ -122,7 +122,7 @@ def broadcast_gates(graph: Graph) -> int:
     The outer product is `model.channel_attention.scale`'s, for its backward pass.
     """
     found = 0
-    for index, node in enumerate(list(graph.nodes)):
+    for index, node in graph.live():
         if node["op"] not in ("elemwise_mul", "_mul") or len(node["inputs"]) != 2:
             continue
         spread = graph.source(node, 1)
@@ -151,7 +151,7 @@ def norms_to_convolutions(graph: Graph) -> int:
     bfloat16 too, together with the ReLU after it, and in the layout of the other convolutions.
     """
     found = 0
-    for index, node in enumerate(list(graph.nodes)):
+    for index, node in graph.live():
         if node["op"] != "BatchNorm" or str(node["attrs"].get("axis", "1")) != "1":
             continue
         scale, offset = affine_of_norm(graph, node)
@@ -178,7 +178,7 @@ def freeze_norms(graph: Graph) -> None:
 SHAPE_ONLY = ("_contrib_arange_like", "ones_like", "zeros_like", "shape_array")
 
 
-def fold_shapes(graph: Graph, shape: tuple[int, ...], name: str = "data") -> int:
+def fold_shapes(graph: Graph, shape: tuple[int, ...], data: str = "data") -> int:
     """Compute what depends on the sizes of maps alone, for inputs of `shape`; return how many.
 
     These are the interpolation matrices of the upsampling and rows of ones. The batch size must not
@@ -188,17 +188,16 @@ def fold_shapes(graph: Graph, shape: tuple[int, ...], name: str = "data") -> int
     constant = _constants(graph)
     if not constant:
         return 0
-    wanted = [
-        index
-        for index in constant
-        if any(user == -1 or user not in constant for user in graph.users()[index])
-    ]
-    both = [_evaluate(graph, wanted, (batch, *shape[1:]), name) for batch in (2, 3)]
+    users = graph.users()
+    wanted = [index for index in constant if any(user not in constant for user in users[index])]
+    both = [_evaluate(graph, wanted, (batch, *shape[1:]), data) for batch in (2, 3)]
     folded = 0
     for index, first, second in zip(wanted, *both):
         if first.shape != second.shape or not np.array_equal(first, second):
             continue
-        variable = graph.add("null", f"{graph.nodes[index]['name']}_constant", [])
+        # Nothing tells the shape of an operand of `dot` but the operand itself.
+        name, known = f"{graph.nodes[index]['name']}_constant", {"__shape__": first.shape}
+        variable = graph.add("null", name, [], **known)
         graph.set_value(graph.nodes[variable]["name"], first)
         graph.redirect(index, [variable, 0, 0])
         folded += 1

@@ -133,7 +133,7 @@ def prepare_inference(
     if precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
         raise ValueError(f"unknown precision {precision!r}; available: {known} (int8: quantize)")
-    image = _checked(net, image)
+    image = check_image(net, image)
     tolerance = TOLERANCE[precision] if tolerance is None else tolerance
     expected = _logits(net, image)
     graph, steps = rewritten(net, image.shape)
@@ -180,7 +180,7 @@ def rewritten(net: nn.HybridBlock, shape: tuple[int, ...]) -> tuple[Graph, list[
         ("means pooled", rewrite.pool_means(graph)),
         ("gates broadcast", rewrite.broadcast_gates(graph)),
         (CONSTANTS, rewrite.fold_shapes(graph, shape, DATA)),
-        ("normalisations with ReLU", rewrite.fuse_norm_relu(graph)),
+        ("normalisations as convolutions", rewrite.norms_to_convolutions(graph)),
     ):
         if count:
             steps.append(f"{count} {what}")
@@ -249,7 +249,7 @@ def _fused(
     return block, difference, ""
 
 
-def _checked(net: nn.HybridBlock, image: Any) -> Any:
+def check_image(net: nn.HybridBlock, image: Any) -> Any:
     """Return the image as an NDArray on the CPU; ValueError when the network cannot take it."""
     image = image if isinstance(image, mx.nd.NDArray) else mx.nd.array(np.asarray(image, "float32"))
     if image.ndim != 4 or image.dtype != np.float32 or not image.shape[0]:
