@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse test lint types format bench board gpu test-gpu-install lock setup clean
+.PHONY: help train train-glimpse ops native test lint types format bench board gpu test-gpu-install lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
 PYTHON ?=
@@ -18,6 +18,12 @@ help:  ## list the targets
 train: setup  ## train a small Attention-56 on the embedded images, within minutes
 	@run=$(RUN_DIR); n=1; while [ -e "$$run" ]; do n=$$((n + 1)); run=$(RUN_DIR)-$$n; done; \
 	set -x; $(VENV)/bin/python train_cifar.py $(TRAIN_ARGS) --run-dir "$$run"
+
+ops: setup  ## build the fused operators for this processor, where there is a C++ compiler
+	@$(VENV)/bin/python -m model.fused_library
+
+native: setup  ## compile the optional operators in C++, which make the glimpse model faster on a CPU (needs g++)
+	$(VENV)/bin/python -m model.operators
 
 train-glimpse: setup  ## train the glimpse model on embedded handwritten digits, within minutes
 	$(VENV)/bin/python train_mnist_glimpse.py --dataset digits
@@ -55,5 +61,5 @@ setup:  ## only set up .venv
 	@.ci/setup.sh cpu $(VENV)
 
 clean:  ## remove the environments and caches; runs stay
-	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock .venv-torch .venv-torch.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock .venv-torch .venv-torch.lock build/native .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

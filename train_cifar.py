@@ -160,10 +160,11 @@ def networks() -> Any:
     """Return what `training` needs to know of the networks, a `training.classifier.Networks`."""
     from model import create_model
     from model.fused_training import Unavailable, fuse
+    from model.gate_report import watch_gates
     from model.loading import find_model, load_parameters
     from training.classifier import Networks
 
-    return Networks(create_model, load_parameters, find_model, fuse, Unavailable)
+    return Networks(create_model, load_parameters, find_model, fuse, Unavailable, watch_gates)
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:

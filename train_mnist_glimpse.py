@@ -183,8 +183,15 @@ def _prepare(config: GlimpseConfig) -> Prepared:
 
         status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
         print(f"started from {config.finetune} ({status})")
+    _use_operator(net, contexts)
     method = _method(config, net, contexts[0], data, loaders)
     return Prepared(Task(net, build_trainer(net, config), contexts, loaders, method))
+
+
+def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
+    """Compute glimpses in C++ where that was compiled and the network is one that it knows."""
+    if all(context.device_type == "cpu" for context in contexts) and net.use_operator():
+        print("glimpses are computed by the operator in C++ (ATTENTION_NATIVE=0: by the graph)")
 
 
 def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: Any) -> Any:
@@ -251,6 +258,7 @@ def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
     for one in (net, control):
         status = load_parameters(one, path, contexts, arrays=arrays)
         one.hybridize(static_alloc=True, static_shape=True)
+    _use_operator(net, contexts)
     print(f"{path} ({status}): {_model_name(config)} on {config.dataset}")
     return Opened(net, control, contexts, config, task)
 

@@ -3,7 +3,8 @@
 Time of a training step and of an evaluated image, ours, PyTorch with the seed's loop over the
 images and PyTorch batched, batch 128. Before anything is timed, all must agree on one forward pass
 with the same parameters, first locations and noise. PyTorch runs in .venv-torch, which is set up
-when it is missing. Takes about four minutes on a quiet machine; use no other.
+when it is missing; our operator in C++ is compiled first, where there is a compiler. Takes about
+four minutes on a quiet machine; use no other.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Config:
     threads: tuple[int, ...] = option((1, 2), "threads of one operator, measured one by one")
     rounds: int = option(15, "timed rounds of each worker and case")
     round_sec: float = option(0.5, "about how long a round lasts, seconds")
+    operator: bool = option(True, "measure our operator in C++; false: our graph alone")
     compile: bool = option(False, "also PyTorch with torch.compile (needs a C++ compiler)")
     torch_python: Optional[str] = option(
         None, f"interpreter that has PyTorch; default: that of {TORCH_FOLDER}"
@@ -72,12 +74,23 @@ def find_torch(config: Config) -> str:
     return str(ROOT / TORCH_FOLDER / "bin" / "python")
 
 
+def compile_operators() -> None:
+    """Compile our operators where that is not done, or say why the graph is measured instead."""
+    from model.operators import OperatorError, build
+
+    try:
+        build()
+    except OperatorError as error:
+        print(f"ours is the graph without own operators: {error}", flush=True)
+
+
 def commands(config: Config, torch_python: str, task: str, threads: int) -> dict[str, list[str]]:
     """Name and command of each worker; ours is the first, to which the ratios are."""
     torch = [torch_python, "benchmarks/torch_glimpse.py", "--worker", "--task", task]
     torch += ["--threads", str(threads), "--form"]
+    ours = [sys.executable, "benchmarks/mxnet_glimpse.py", "--worker", "--task", task]
     found = {
-        "ours": [sys.executable, "benchmarks/mxnet_glimpse.py", "--worker", "--task", task],
+        "ours": [*ours, *([] if config.operator else ["--no-operator"])],
         "PyTorch looped": [*torch, "looped"],
         "PyTorch batched": [*torch, "batched"],
     }
@@ -133,6 +146,8 @@ def measure_task(config: Config, torch_python: str, task: str, threads: int) -> 
             for name, command in commands(config, torch_python, task, threads).items()
         ]
         differences = check_parity(workers, task)
+        how = "operator in C++" if workers[0].about.get("operator") else "graph"
+        print(f"{task}, {threads} threads: ours is computed by the {how}")
         for name, difference in differences.items():
             print(f"{task}, {threads} threads: {name} differs from ours by {difference:.2g}")
         for worker in workers:
@@ -165,6 +180,8 @@ def main(argv: Sequence[str]) -> int:
     config = parse(Config, argv, "bench_glimpse.py", __doc__)
     known = environment()
     print(headline(known), flush=True)
+    if config.operator:
+        compile_operators()
     try:
         torch_python = find_torch(config)
         records = [

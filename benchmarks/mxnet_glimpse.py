@@ -1,5 +1,6 @@
 """Our recurrent attention model as it is trained and scored: a worker of bench_glimpse.py.
 
+It takes the operator in C++ where that was compiled (`model.operators`), as the training does.
 A training step is `training.engine.Updater.step` with the objective that ``train_mnist_glimpse.py``
 minimizes, and the reading of its sums; an evaluation is `training.rollouts.score_rollouts` of one
 batch, one rollout of each image with mean locations.
@@ -31,6 +32,7 @@ class Config:
     """Settings of the worker; the number of threads is OMP_NUM_THREADS."""
 
     task: str = option("mnist", "what is learned", choices=tuple(TASKS))
+    operator: bool = option(True, "use the operator in C++ where it was compiled")
     worker: bool = option(False, "answer requests; without it, one line of figures is printed")
 
 
@@ -53,6 +55,8 @@ def build(config: Config) -> tuple[Any, Any]:
         pad_value=0.0,
     )
     net.initialize()
+    if config.operator:
+        net.use_operator()  # the graph where it was not compiled
     loss = HybridLoss(net, LossWeights(reinforce=glimpse_inputs.REINFORCE_WEIGHT))
     loss.hybridize(static_alloc=True, static_shape=True)
     net.hybridize(static_alloc=True, static_shape=True)
@@ -130,12 +134,16 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     """Build the network; see `serve`."""
     import mxnet as mx
 
+    from training.threads import copy_on_one_thread
+
+    copy_on_one_thread()  # as the training does
     mx.random.seed(0)
     net, loss = build(config)
     about = {
         "versions": {"mxnet": mx.__version__, "numpy": np.__version__},
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "parameters": sum(int(np.prod(p.shape)) for p in net.collect_params().values()),
+        "operator": net.uses_operator,
     }
     steps = build_steps(config, net, loss)
     return about, {"time": timed(steps, mx.nd.waitall), "forward": forward_action(config)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any, Callable, Optional
+
 import mxnet as mx
 import numpy as np
 
@@ -9,6 +12,12 @@ from model.channel_attention import RecurrentGate, StaticGate
 from model.ram_resnet import ResNet
 
 ALIVE = 1e-3  # |w| above which a recurrent gate counts as depending on its input
+
+
+def watch_gates(net: Any) -> Optional[Callable[[mx.nd.NDArray], dict[str, float]]]:
+    """Return `gate_statistics` of a network with gates, None for any other network."""
+    gated = isinstance(net, ResNet) and net.spec.attention != "none"
+    return partial(gate_statistics, net) if gated else None
 
 
 def gate_statistics(net: ResNet, image: mx.nd.NDArray) -> dict[str, float]:

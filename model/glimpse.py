@@ -13,7 +13,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Optional
+
+
+class Lookup(NamedTuple):
+    """Where windows are in a pyramid; see `Retina.lookup`.
+
+    ``start`` int32 (M, 1), of the image that each location looks at; for rows and for columns the
+    places, int32, and the steps (1, K * C * G).
+    """
+
+    start: Any
+    rows: Any
+    row_steps: Any
+    columns: Any
+    column_steps: Any
 
 
 @dataclass(frozen=True)
@@ -81,30 +95,86 @@ class Retina:
         """Edges in pixels of what one value of each scale is the mean of."""
         return [size // self.patch_size for size in self.sizes]
 
+    def _planes(self) -> list[int]:
+        """Numbers of one channel of each level."""
+        return [(self.height + w) * (self.width + w) for w in self._windows()]
+
     def pyramid(self, F: Any, image: Any) -> Any:
         """Return the means of all windows that touch an image: (N, C, H, W) to (N, P).
 
-        A level with windows of ``w`` pixels is (C, H + w + 1, W + w + 1): its first and last rows
-        and columns are windows next to the image, which see only padding.
+        A level with windows of ``w`` pixels is (C, H + w, W + w). Its last row and column are
+        windows next to the image, which see only padding; they serve for all that do.
         """
         # MXNet crashes in an eager backward pass to a padding whose own gradient is blocked.
         image = F.BlockGrad(image)
+        for axis in (2, 3):  # one row and one column of padding at the end; F.pad takes longer
+            border = F.zeros_like(F.slice_axis(image, axis=axis, begin=0, end=1))
+            image = F.concat(image, border + self.pad_value if self.pad_value else border, dim=axis)
         levels = []
-        for window in self._windows():
-            level = F.pad(
-                image,
-                mode="constant",
-                pad_width=(0, 0, 0, 0, *(window,) * 4),
-                constant_value=self.pad_value,
-            )
-            if window > 1:
-                level = _window_sums(F, level, 2, self.height + 2 * window, window)
-                level = _window_sums(F, level, 3, self.width + 2 * window, window)
-                level = level * (1 / window**2)
-            levels.append(F.Flatten(level))
+        for window, plane in zip(self._windows(), self._planes()):
+            level = image if window == 1 else self._means(F, image, window)
+            levels.append(F.reshape(level, shape=(-1, self.channels * plane)))
         return levels[0] if len(levels) == 1 else F.concat(*levels, dim=1)
 
-    def glimpses(self, F: Any, pyramid: Any, image_index: Any, location: Any) -> Any:
+    def _means(self, F: Any, image: Any, window: int) -> Any:
+        """Return the means over windows of an image that has one more row and column."""
+        # Pooling surrounds with zeros. The images take the place of the channels: one kernel works
+        # on 16 channels at once, so that this is 10 times as fast as on images of one channel.
+        shifted = image - self.pad_value if self.pad_value else image
+        means = F.Pooling(
+            F.reshape(shifted, shape=(1, -1, self.height + 1, self.width + 1)),
+            kernel=(window, window),
+            pad=(window - 1, window - 1),
+            pool_type="avg",
+            count_include_pad=True,
+        )
+        return means + self.pad_value if self.pad_value else means
+
+    def lookup(self, F: Any, image_index: Any) -> Lookup:
+        """Return what all glimpses of the same images share; `image_index` as in `glimpses`."""
+        planes = [plane for plane in self._planes() for _ in range(self.channels)]
+        windows = [window for window in self._windows() for _ in range(self.channels)]
+        offsets = [sum(planes[:level]) for level in range(len(planes))]
+        strides = [self.width + window for window in windows]
+        start = F.reshape(image_index, shape=(-1, 1)) * sum(planes)
+        rows = self._axis(F, self.height, windows, offsets, strides)
+        columns = self._axis(F, self.width, windows, [0] * len(windows), [1] * len(windows))
+        return Lookup(start, *rows, *columns)
+
+    def _axis(
+        self, F: Any, length: int, windows: list[int], offsets: list[int], strides: list[int]
+    ) -> tuple[Any, Any]:
+        """Return where the windows of one axis are in a pyramid, and what to look up there.
+
+        Both are concatenations over scales and channels. ``places[k]``, int32, is where the lines
+        are whose centre and step add up to ``k``; ``steps`` (1, K * C * G) has the steps. One
+        lookup replaces clipping, products and sums of every glimpse.
+        """
+        places, steps, count = [], [], 0
+        for window, offset, stride in zip(windows, offsets, strides):
+            size, outside = self.patch_size * window, length + window - 1
+            first = window - 1 - size // 2  # of a patch whose centre is 0
+            last = first + length + size - window
+            runs = [
+                F.zeros((before,), dtype="int32") + outside
+                for before in (max(-first, 0), max(last + 1 - outside, 0))
+                if before
+            ]
+            inside = F.arange(max(first, 0), min(last + 1, outside), dtype="int32")
+            runs.insert(1 if first < 0 else 0, inside)
+            places.append(F.concat(*runs, dim=0) * stride + offset)
+            steps.append(F.arange(self.patch_size) * window + count)
+            count += last + 1 - first
+        return F.concat(*places, dim=0), F.expand_dims(F.concat(*steps, dim=0), axis=0)
+
+    def glimpses(
+        self,
+        F: Any,
+        pyramid: Any,
+        image_index: Any,
+        location: Any,
+        lookup: Optional[Lookup] = None,
+    ) -> Any:
         """Return what is seen at some locations.
 
         Parameters
@@ -117,57 +187,32 @@ class Retina:
             int32 (M,): the image that each location looks at.
         location
             (M, 2), (x, y) in [-1, 1]. What is outside is moved to the border.
+        lookup
+            `lookup` of `image_index`, for several glimpses; made here when None.
 
         Returns
         -------
         (M, V)
             Ordered by scale, channel, row and column. No gradient flows through it.
         """
-        x, y = (
-            F.floor(F.clip((axis + 1) * (0.5 * length), 0, length))
-            for axis, length in zip(
-                F.split(F.BlockGrad(location), num_outputs=2, axis=1), (self.width, self.height)
-            )
-        )  # (M, 1) each: the centre's column and row
-        sizes = [
-            self.channels * (self.height + window + 1) * (self.width + window + 1)
-            for window in self._windows()
-        ]
-        start = F.reshape(image_index, shape=(-1, 1, 1, 1)) * sum(sizes)
-        indices, offset = [], 0
-        for size, window, values in zip(self.sizes, self._windows(), sizes):
-            rows = self._line(F, y, size, window, self.height)  # (M, G)
-            columns = self._line(F, x, size, window, self.width)
-            width = self.width + window + 1
-            plane = F.broadcast_add(
-                F.expand_dims(rows * width, axis=2), F.expand_dims(columns, axis=1)
-            )
-            channel = F.arange(self.channels, dtype="int32") * (values // self.channels) + offset
-            index = F.broadcast_add(
-                F.expand_dims(plane, axis=1), F.reshape(channel, shape=(1, -1, 1, 1))
-            )  # (M, C, G, G)
-            indices.append(F.Flatten(F.broadcast_add(index, start)))
-            offset += values
-        index = indices[0] if len(indices) == 1 else F.concat(*indices, dim=1)
-        return F.BlockGrad(F.take(F.reshape(pyramid, shape=(-1,)), index))
+        start, rows, row_steps, columns, column_steps = lookup or self.lookup(F, image_index)
+        x, y = self._centres(F, F.BlockGrad(location))
+        row = F.broadcast_add(F.take(rows, F.broadcast_add(y, row_steps)), start)  # (M, K * C * G)
+        column = F.take(columns, F.broadcast_add(x, column_steps))
+        index = F.broadcast_add(
+            F.reshape(row, shape=(0, -1, self.patch_size, 1)),
+            F.reshape(column, shape=(0, -1, 1, self.patch_size)),
+        )  # (M, K * C, G, G)
+        return F.BlockGrad(F.take(F.reshape(pyramid, shape=(-1,)), F.Flatten(index)))
 
-    def _line(self, F: Any, centre: Any, size: int, window: int, length: int) -> Any:
-        """Return where the values of a patch are along one axis of its level, int32 (M, G)."""
-        steps = F.arange(self.patch_size) * window + (window - size // 2)
-        places = F.broadcast_add(centre, F.expand_dims(steps, axis=0))
-        # Windows further outside see the same padding as the first and the last.
-        return F.cast(F.clip(places, 0, length + window), dtype="int32")
+    def _centres(self, F: Any, location: Any) -> tuple[Any, Any]:
+        """Return column and row of each centre as whole numbers, float32 (M, 1) each."""
 
+        def pixel(place: Any, length: int) -> Any:
+            return F.floor(F.clip((place + 1) * (0.5 * length), 0, length))
 
-def _window_sums(F: Any, x: Any, axis: int, length: int, window: int) -> Any:
-    """Return the sums of `window` neighbours along an axis of `length` entries."""
-    if window == 1:
-        return x
-    # Adding two halves takes fewer passes over memory than adding one neighbour at a time.
-    part = window // 2 if window % 2 == 0 else window - 1
-    sums = _window_sums(F, x, axis, length, part)
-    other = sums if window % 2 == 0 else x
-    end = length - window + 1
-    return F.slice_axis(sums, axis=axis, begin=0, end=end) + F.slice_axis(
-        other, axis=axis, begin=part, end=part + end
-    )
+        if self.width == self.height:
+            x, y = F.split(pixel(location, self.width), num_outputs=2, axis=1)
+            return x, y
+        x, y = F.split(location, num_outputs=2, axis=1)
+        return pixel(x, self.width), pixel(y, self.height)

@@ -64,7 +64,7 @@ class RecurrentAttention(nn.HybridBlock):
 
     def __init__(self, spec: GlimpseSpec, classes: int = 10, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.spec, self.retina = spec, spec.retina()
+        self.spec, self.retina, self._native = spec, spec.retina(), False
         core = Core if spec.core == "rnn" else LSTMCore
         with self.name_scope():
             self.sensor = Sensor(self.retina.values, spec)
@@ -76,6 +76,26 @@ class RecurrentAttention(nn.HybridBlock):
                 self.first_mean = self.params.get("first_mean", shape=(1, 2), init="zeros")
             elif spec.first_location == "context":
                 self.context = Locator(spec.channels * CONTEXT_SIZE**2, spec.loc_hidden)
+
+    def use_operator(self, wanted: bool = True) -> bool:
+        """Compute with the operator in C++, or with the graph; return whether it is the operator.
+
+        The results are equal up to rounding, and so are the gradients. The graph stays in use where
+        the operator was not compiled (`model.operators`) or does not know the spec, and it is what
+        has to be in use for an export. The parameters must be on CPUs.
+        """
+        from model import operators
+
+        spec = self.spec
+        known = spec.core == "rnn" and spec.first_location == "given" and spec.gaze == "policy"
+        self._native = wanted and known and operators.load()
+        self._clear_cached_op()
+        return self._native
+
+    @property
+    def uses_operator(self) -> bool:
+        """Whether the operator in C++ computes."""
+        return self._native
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -99,6 +119,21 @@ class RecurrentAttention(nn.HybridBlock):
     def hybrid_forward(
         self, F: Any, image: Any, first_location: Any, noise: Any, **params: Any
     ) -> tuple[Any, ...]:
+        walk = self._operator if self._native else self._graph
+        hidden, means, samples, locations = walk(F, image, first_location, noise, params)
+        baseline = F.reshape(self.baseliner(F.BlockGrad(hidden)), shape=(0, 0))
+        if self.spec.num_glimpses == 1 and not self._native:
+            # Gluon wants inputs and parameters in use, and gradients of all.
+            state = F.reshape(F.BlockGrad(hidden), shape=(-3, 0))
+            unused = 0 * self.locator(state) + F.reshape(F.zeros_like(noise), shape=(-1, 2))
+            baseline = baseline + F.sum(unused, axis=1, keepdims=True)
+        results = self.classifier(hidden), baseline, means, samples, locations
+        return tuple(_by_image(F, result, first_location) for result in results)
+
+    def _graph(
+        self, F: Any, image: Any, first_location: Any, noise: Any, params: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """Return states (M, T, hidden), and means, samples and locations (M, T, 2), M = B * R."""
         spec, retina = self.spec, self.retina
         pyramid = retina.pyramid(F, image)
         first = F.reshape(first_location, shape=(-3, 0))  # (M, 2), M = B * R
@@ -113,6 +148,7 @@ class RecurrentAttention(nn.HybridBlock):
         state_size = spec.hidden_size * (2 if spec.core == "lstm" else 1)
         state = F.dot(F.zeros_like(first), F.zeros((2, state_size)))  # (M, state)
         mean, sample = self._first(F, image, first, index, steps[0], params)
+        lookup = retina.lookup(F, index)
         hiddens: list[Any] = []
         means: list[Any] = []
         samples: list[Any] = []
@@ -131,17 +167,39 @@ class RecurrentAttention(nn.HybridBlock):
             means.append(mean)
             samples.append(sample)
             locations.append(location)
-            patches = retina.glimpses(F, pyramid, index, location)
+            patches = retina.glimpses(F, pyramid, index, location, lookup)
             hidden, state = self.rnn(self.sensor(patches, location), state)
             hiddens.append(hidden)
-        hidden = F.stack(*hiddens, axis=1)  # (M, T, hidden)
-        baseline = F.reshape(self.baseliner(F.BlockGrad(hidden)), shape=(0, 0))
-        if spec.num_glimpses == 1:  # Gluon wants inputs and parameters in use, and gradients of all
-            unused = 0 * self.locator(F.BlockGrad(hiddens[0])) + F.zeros_like(steps[0])
-            baseline = baseline + F.sum(unused, axis=1, keepdims=True)
-        results = [self.classifier(hidden), baseline]
-        results += [F.stack(*parts, axis=1) for parts in (means, samples, locations)]
-        return tuple(_by_image(F, result, first_location) for result in results)
+        return tuple(F.stack(*parts, axis=1) for parts in (hiddens, means, samples, locations))
+
+    def _operator(
+        self, F: Any, image: Any, first_location: Any, noise: Any, _: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """Return the same as `_graph`, by the operator of ``native/rollouts.cc``."""
+        spec = self.spec
+
+        def value(parameter: Any) -> Any:
+            return parameter.var() if F is mx.sym else parameter.data(image.context)
+
+        layers = [getattr(self.sensor, f"fc{number}") for number in (1, 2, 3, 4)]
+        layers += [self.rnn.i2h, self.rnn.h2h, self.locator.fc, self.locator.fc_lt]
+        weights = [value(p) for layer in filter(None, layers) for p in (layer.weight, layer.bias)]
+        outputs = F.glimpse_rollouts(
+            *map(F.BlockGrad, (image, first_location, noise)),
+            *weights,
+            num_glimpses=spec.num_glimpses,
+            patch_size=spec.patch_size,
+            windows="x".join(str(size // spec.patch_size) for size in self.retina.sizes),
+            pad_value=spec.pad_value,
+            octaves=spec.location_octaves,
+            multiply=int(spec.combine == "multiply"),
+            tanh=int(spec.squash == "tanh"),
+            two_layers=int(bool(spec.locator_hidden)),
+            reinforce_to_core=int(spec.reinforce_to_core),
+        )
+        hidden, means, samples, locations = outputs
+        # The operator gives gradients for the states and the means alone.
+        return hidden, means, F.BlockGrad(samples), F.BlockGrad(locations)
 
     def _first(
         self, F: Any, image: Any, first: Any, index: Any, noise: Any, params: dict[str, Any]

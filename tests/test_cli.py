@@ -12,14 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
+import mxnet as mx
 import numpy as np
 import pytest
 from PIL import Image
 
 import train_cifar
 from bridge.param_file import read_params, write_params
+from model import create_model
+from model.gate_report import gate_statistics
+from model.loading import load_parameters
 from training.checkpoint import load_state
 from training.cifar_files import FORMATS
+from training.loaders import evaluation_batches, open_dataset
 from training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -424,3 +429,19 @@ def test_the_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert train_cifar.main(["--list-models"]) == 0
     shown = capsys.readouterr().out
     assert {"attention56", "attention92"} <= set(shown.split())
+
+
+def test_a_run_records_what_its_gates_do(photos: Path, tmp_path: Path) -> None:
+    argv = [*flags(photos, tmp_path / "run", 2), "--model", "resnet20_basic_ram", "--w-init", "0.1"]
+    assert train_cifar.main([*argv, "--eval-every", "2"]) == 0
+    first, last = read_metrics(tmp_path / "run")
+    keys = [f"gate_{what}{k}" for what in ("mean", "std", "alive") for k in ("1", "2", "3", "")]
+    assert set(keys) <= set(last)
+    assert "gate_alive" not in first
+    net = create_model("resnet20_basic_ram", 2)
+    load_parameters(net, str(tmp_path / "run" / "last.param"), [mx.cpu()])
+    config = train_cifar.CifarConfig(dataset=f"folder:{photos}")
+    data = open_dataset(config)
+    image = next(iter(evaluation_batches(data.test, data))).image
+    expected = gate_statistics(net, mx.nd.array(image))
+    assert {key: last[key] for key in keys} == pytest.approx(expected, rel=1e-4)

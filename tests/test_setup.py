@@ -75,6 +75,9 @@ def test_the_gpu_lock_is_the_cpu_lock_with_another_mxnet(version: str) -> None:
     assert cpu.pop("mxnet") == gpu.pop("mxnet-cu117")
     assert not [name for name in cpu if name.startswith(("mxnet", "nvidia"))]
     assert "mxnet" not in gpu
+    for name in ("onednn-cpu-gomp", "onednn-devel-cpu-gomp"):  # the fused operators are for CPUs
+        assert cpu.pop(name) == "2023.2.0"
+        assert name not in gpu
     assert cpu.items() <= gpu.items()
 
 

@@ -15,7 +15,7 @@ from training.environment import remember
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
-from training.task import Task
+from training.task import Method, Task
 from training.train_config import ClassifierConfig
 
 C = TypeVar("C", bound=ClassifierConfig)
@@ -23,6 +23,8 @@ C = TypeVar("C", bound=ClassifierConfig)
 OVERRIDES = ("wiring", "learning", "attention", "depth", "steps", "w_init", "b_init")
 # Settings that a parameter file's row in the index, or its run, answers.
 KNOWN = ("model", "dataset", "normalization", *OVERRIDES)
+
+WATCHED_IMAGES = 256
 
 
 class Networks(NamedTuple):
@@ -34,6 +36,10 @@ class Networks(NamedTuple):
         `model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`.
     fuse
         `model.fused_training.fuse`; it raises `unavailable` with the reason where it cannot.
+    watch
+        ``watch(net)`` returns what gives numbers about the network's inside for images
+        (N, C, H, W), to be recorded beside loss and accuracy, or None; see
+        `model.gate_report.watch_gates`.
     """
 
     create: Callable[..., Any]
@@ -41,6 +47,7 @@ class Networks(NamedTuple):
     find: Callable[[Mapping[str, tuple[int, ...]]], tuple[Optional[str], int]]
     fuse: Callable[[Any], str]
     unavailable: type[Exception]
+    watch: Callable[[Any], Optional[Callable[[Any], Mapping[str, float]]]] = lambda net: None
 
     def build(self, config: ClassifierConfig, classes: int) -> Any:
         """Return the network that the settings describe, uninitialized."""
@@ -104,7 +111,8 @@ def prepare_classifier(
     net.hybridize(**hybridize_options(config.precision))
     _choose_graph(net, config, contexts, networks)
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
-    task = Task(net, build_trainer(net, config), contexts, loaders)
+    method = Method(statistics=_statistics(networks.watch(net), loaders, contexts[0]))
+    task = Task(net, build_trainer(net, config), contexts, loaders, method)
     return Prepared(task, files)
 
 
@@ -135,6 +143,22 @@ def _choose_graph(net: Any, config: Any, contexts: list[Any], networks: Networks
     found = f"MXNet's own operators ({reason})" if reason else found
     print(f"training steps by {found}")
     remember("training_steps", found)
+
+
+def _statistics(
+    watch: Optional[Callable[[Any], Mapping[str, float]]], loaders: Any, context: Any
+) -> Callable[[], Mapping[str, float]]:
+    """Return what gives the numbers of `watch` for the first images that are not trained on."""
+    if watch is None:
+        return dict
+    image = next(iter(loaders.valid or loaders.test)).image[:WATCHED_IMAGES]
+
+    def statistics() -> Mapping[str, float]:
+        import mxnet as mx
+
+        return watch(mx.nd.array(image, ctx=context))
+
+    return statistics
 
 
 def _preprocessing(data: Any, loaders: Any) -> Preprocessing:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from training.errors import UserError
+from training.threads import copy_on_one_thread
 
 PROBE_TIMEOUT_SEC = 120
 # A convolution and a product: a GPU without kernels in this build fails here, not in the training.
@@ -23,7 +24,7 @@ if not (y * y).sum().asscalar() > 0:
 
 
 def choose_contexts(gpus: Optional[str] = None) -> list[Any]:
-    """Return the MXNet contexts to train on.
+    """Return the MXNet contexts to train on; copies to them are made by one thread from then on.
 
     Parameters
     ----------
@@ -38,6 +39,7 @@ def choose_contexts(gpus: Optional[str] = None) -> list[Any]:
     """
     import mxnet as mx
 
+    copy_on_one_thread()
     if gpus is not None and gpus.strip().lower() == "cpu":
         return [mx.cpu()]
     count = _gpu_count()

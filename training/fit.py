@@ -176,6 +176,7 @@ class Fit:
                 for name, scores in (("valid", valid), ("test", test)):
                     if scores:
                         row[f"{name}_loss"], row[f"{name}_acc"] = scores.loss, scores.acc
+                row.update(self.method.statistics())
             judged = valid or test
             best = judged is not None and judged.acc > progress.best_acc
             if best:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -33,12 +34,16 @@ class Method:
         that were tested.
     graph
         The block whose graph is recorded; None: the network.
+    statistics
+        Further numbers for the row of an epoch that is evaluated, by name; the network has the
+        weights that were tested.
     """
 
     objective: Optional[Callable[..., Any]] = None
     evaluate: Optional[Callable[..., Scores]] = None
     after_epoch: Callable[[Any, int], None] = lambda run, epoch: None
     graph: Any = None
+    statistics: Callable[[], Mapping[str, float]] = dict
 
 
 class Task(NamedTuple):

@@ -1,0 +1,117 @@
+"""The operators are built where they can be, kept per machine, and never needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import fused_library
+from model.fused_library import OneDNN, Unavailable
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Notes each call, makes what it is asked for, fails at what FAILS names.
+FAKE_COMPILER = """#!/bin/sh
+echo "$@" >>"$0.calls"
+[ "$1" = --version ] && echo "fake 1" && exit 0
+[ -z "$FAILS" ] || { echo "unit.cc:1: error: $FAILS" >&2; exit 1; }
+while [ $# -gt 1 ]; do [ "$1" = -o ] && echo built >"$2"; shift; done
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A compiler and a oneDNN that do nothing, and folders of their own."""
+    compiler = tmp_path / "bin" / "g++"
+    compiler.parent.mkdir()
+    compiler.write_text(FAKE_COMPILER)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.delenv("FAILS", raising=False)
+    sources = tmp_path / "ops"
+    sources.mkdir()
+    (sources / "unit.cc").write_text("int unit;")
+    monkeypatch.setattr(fused_library, "SOURCES", sources)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library = tmp_path / "libdnnl.so.3"
+    library.write_bytes(b"library")
+    return OneDNN(library, tmp_path, "3.2")
+
+
+def calls(tmp_path: Path) -> list[str]:
+    lines = (tmp_path / "bin" / "g++.calls").read_text().splitlines()
+    return [line for line in lines if line != "--version"]
+
+
+def test_it_is_built_once(machine: OneDNN, tmp_path: Path) -> None:
+    made = fused_library.build(machine)
+    assert made.read_text() == "built\n"
+    before = calls(tmp_path)
+    assert any("unit.cc" in line for line in before)
+    assert fused_library.build(machine) == made
+    assert calls(tmp_path) == before
+    assert [file.name for file in made.parent.iterdir()] == [made.name]  # nothing half-built
+
+
+def test_another_processor_gets_its_own(machine: OneDNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fused_library.build(machine)
+    monkeypatch.setattr(fused_library, "cpu_identity", lambda: "model name: another\nflags: sse2")
+    assert fused_library.build(machine) != made
+
+
+def test_changed_sources_are_built_anew(machine: OneDNN) -> None:
+    made = fused_library.build(machine)
+    (fused_library.SOURCES / "unit.cc").write_text("int other;")
+    assert fused_library.build(machine) != made
+
+
+def test_another_onednn_is_built_for_anew(machine: OneDNN) -> None:
+    made = fused_library.build(machine)
+    assert fused_library.build(machine._replace(version="3.3")) != made
+
+
+def test_a_read_only_package_is_built_in_the_cache(
+    machine: OneDNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fused_library.SOURCES / "build").write_text("a file, so no folder can be made here")
+    made = fused_library.build(machine)
+    assert made.parent == tmp_path / "cache" / fused_library.CACHE_NAME
+
+
+def test_a_failing_compiler_is_quoted_and_leaves_nothing(
+    machine: OneDNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAILS", "no such thing")
+    with pytest.raises(Unavailable, match=r"error: no such thing"):
+        fused_library.build(machine)
+    assert list((fused_library.SOURCES / "build").iterdir()) == []
+
+
+def test_no_compiler(machine: OneDNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match="no C\\+\\+ compiler"):
+        fused_library.build(machine)
+
+
+def test_no_onednn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTENTION_ONEDNN", str(tmp_path))
+    with pytest.raises(Unavailable, match=f"no oneDNN 3 in ATTENTION_ONEDNN={tmp_path}"):
+        fused_library.find_onednn()
+
+
+def test_the_program_says_why_and_does_not_fail(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "model.fused_library"],
+        env={**os.environ, "ATTENTION_ONEDNN": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("not built: no oneDNN 3")
