@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -104,26 +104,37 @@ def endless(batches: Any, prefetch: int) -> Iterator[Any]:
         epoch += 1
 
 
+def measure_all(config: Config) -> dict[str, dict[str, float]]:
+    """Return `measure` of each network, by name."""
+    import mxnet as mx
+
+    from training.devices import use_precision
+
+    use_precision(config.precision, [mx.cpu()])
+    return {model: measure(config, model) for model in config.models}
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the Markdown table."""
+    lines = ["| network | ms of a step | with a batch that lies ready | share of the network |"]
+    lines.append("|---|---|---|---|")
+    for model, one in found.items():
+        times = [f"{1e3 * one[key]:.1f}" for key in ("seconds", "seconds_alone")]
+        lines.append(f"| {model} | {times[0]} | {times[1]} | {one['share']:.3f} |")
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input."""
     config = parse(Config, argv, "bench_epoch.py", __doc__)
     known = environment()
     print(headline(known), flush=True)
     try:
-        import mxnet as mx
-
-        from training.devices import use_precision
-
-        use_precision(config.precision, [mx.cpu()])
-        found = {model: measure(config, model) for model in config.models}
+        found = measure_all(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("| network | ms of a step | with a batch that lies ready | share of the network |")
-    print("|---|---|---|---|")
-    for model, one in found.items():
-        times = [f"{1e3 * one[key]:.1f}" for key in ("seconds", "seconds_alone")]
-        print(f"| {model} | {times[0]} | {times[1]} | {one['share']:.3f} |")
+    print(table(found))
     store(config.out, {"environment": known, "networks": found})
     return 0
 

@@ -67,6 +67,7 @@ class Steps(Mapping[str, Step]):
     def __init__(self, config: Config) -> None:
         self.config, self._made = config, dict[str, Step]()
         self._prepared: dict[str, Any] = {}
+        self.trained_by = ""
 
     def __getitem__(self, name: str) -> Step:
         if name not in self._made:
@@ -93,9 +94,10 @@ class Steps(Mapping[str, Step]):
 
         net = create(self.config)
         net.hybridize(**hybridize_options(precision))
-        if precision == "float32":
+        self.trained_by = "MXNet's own operators"
+        if precision == "float32":  # as training.classifier chooses
             with contextlib.suppress(Unavailable):
-                fuse(net)
+                self.trained_by = fuse(net)
         config = ClassifierConfig(optimizer="nag", batch_size=batch, lr=0.01, wd=1e-4)
         updater = Updater(net, build_trainer(net, config), [mx.cpu()])
         label = (np.arange(batch) % rows.CLASSES).astype(np.int32)
@@ -118,7 +120,7 @@ class Steps(Mapping[str, Step]):
 
         if precision not in self._prepared:
             image, net = mx.nd.array(images(8, self.config.size)), create(self.config)
-            if precision == "int8":  # of random weights; bench_accuracy.py looks at trained ones
+            if precision == "int8":  # random weights: bench_accuracy.py judges trained ones
                 self._prepared[precision] = quantize(net, image, max_loss=1.0)
             else:
                 self._prepared[precision] = prepare_inference(net, image, precision)
@@ -168,7 +170,9 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
         np.save(outputs, net(mx.nd.array(image)).asnumpy())
         return {"written": weights}
 
-    def describe(precision: str) -> dict[str, Any]:
+    def describe(kind: str, precision: str) -> dict[str, Any]:
+        if kind == "train":
+            return {"steps": [steps.trained_by]}
         net = steps.prepared(precision)
         return {"steps": list(net.steps), "difference": net.difference}
 

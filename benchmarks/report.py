@@ -58,7 +58,7 @@ def _three_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def store(path: str, record: Mapping[str, Any]) -> None:
+def store(path: str, record: Any) -> None:
     """Write the record as JSON, making its folder."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())

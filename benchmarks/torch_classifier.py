@@ -100,7 +100,7 @@ class Steps(Mapping[str, Step]):
         net, layout = self._network(form)
         net.eval()
         image = self._image(batch, layout)
-        run = torch.compile(net) if form == rows.COMPILED else net
+        run = torch.compile(net, dynamic=False) if form == rows.COMPILED else net
 
         def step() -> Tensor:
             with torch.no_grad(), autocast(precision):

@@ -154,7 +154,8 @@ def test_the_network_itself_stays_and_can_be_trained_on() -> None:
     expected = prepared(images(3, 16)).asnumpy()
     with autograd.record():  # training mode changes neither outputs nor statistics of the prepared
         found = prepared(images(3, 16))
-    np.testing.assert_array_equal(found.asnumpy(), expected)
+    # Not the same bits: oneDNN chooses other kernels while gradients are recorded.
+    np.testing.assert_allclose(found.asnumpy(), expected, atol=1e-5 * np.abs(expected).max())
     for key, parameter in net._collect_params_with_prefix().items():
         np.testing.assert_array_equal(parameter.data().asnumpy(), before[key])
     with autograd.record():
