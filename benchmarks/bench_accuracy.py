@@ -70,6 +70,7 @@ def measure(config: Config) -> dict[str, Any]:
     data = load_dataset(config.dataset, config.data_dir, download=False)
     net = create_model(config.model, data.classes)
     load_parameters(net, config.file)
+    net.hybridize(static_alloc=True, static_shape=True)
     mean, std = (np.reshape(v, (1, 3, 1, 1)).astype(np.float32) for v in (data.mean, data.std))
 
     def normalised(images: np.ndarray) -> np.ndarray:

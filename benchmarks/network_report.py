@@ -60,10 +60,11 @@ def markdown(record: Mapping[str, Any]) -> str:
             goals, met, least = goals + 1, met + (reached >= mode.goal), min(least, reached)
     parity = max(record["parity"].values(), default=0.0)
     notes = [
+        "Written by `make bench`; docs/speed.md has the method.",
+        "",
         *(f"- {place}" for place in places),
         "",
-        f"{met} of {goals} rows reach their goal"
-        + (f"; the least is {least:.2f} x." * bool(goals)),
+        f"{met} of {goals} rows reach their goal. The least ratio: {least if goals else 0:.2f}.",
         f"Measured peak of 3x3 convolutions, the faster system's: {_peaks(record)}.",
         f"Largest difference of PyTorch's logits from ours: {parity:.2g} of the largest logit.",
         LEGEND,

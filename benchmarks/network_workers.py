@@ -179,7 +179,7 @@ def cached() -> list[str]:
 
 
 def warm_up(
-    machines: Machines, torch: Worker, network: str, modes: Sequence[tuple[str, rows.Mode]]
+    machines: Machines, torch: Asked, network: str, modes: Sequence[tuple[str, rows.Mode]]
 ) -> None:
     """Let torch.compile fill its cache with what the rows of a network need."""
     for name, mode in modes:

@@ -69,7 +69,10 @@ def quantize(
         image = calibration.asnumpy()
         label = _decisions(net, image)
     else:
-        image, label = (np.asarray(each) for each in judges)
+        image, label = (
+            each.asnumpy() if isinstance(each, mx.nd.NDArray) else np.asarray(each)
+            for each in judges
+        )
     before, after = (float(np.mean(_decisions(n, image) == label)) for n in (net, block))
     text = f"int8: accuracy {after:.4f}, float32 {before:.4f} on {len(label)} images"
     if not before - after <= max_loss:

@@ -16,6 +16,7 @@ from model.graph import Graph
 from model.graph_rewrite import fold_batch_norms, fold_shapes
 from model.inference import prepare_inference
 from model.loading import load_parameters
+from model.quantization import AccuracyError, quantize
 
 ROOT = Path(__file__).resolve().parent.parent
 THIN: dict[str, Any] = {"channels": (4, 8, 8), "depth": 11}
@@ -227,3 +228,26 @@ def test_constants_with_one_row_an_image_are_left() -> None:
     graph = Graph(outputs, {})
     assert fold_shapes(graph, (4, 3, 5)) == 0
     assert graph.count("ones_like") == 1
+
+
+QUANTIZED = (("resnet20_ram", THIN), ("attention56", TINY))
+
+
+@pytest.mark.parametrize(("name", "overrides"), QUANTIZED, ids=[n for n, _ in QUANTIZED])
+def test_int8_is_near(name: str, overrides: dict[str, Any]) -> None:
+    net = trained(name, **overrides)
+    prepared = quantize(net, images(8, 16), max_loss=1.0)
+    content = prepared.block(mx.sym.var("data")).tojson()
+    assert content.count('"quantized": "true"') > 10 or "quantized_conv" in content
+    assert_same(net, prepared, images(8, 16, seed=3), 0.25)
+    assert not np.array_equal(prepared(images(8, 16)).asnumpy(), net(images(8, 16)).asnumpy())
+
+
+def test_int8_that_costs_accuracy_is_refused() -> None:
+    net = trained("resnet20_ram", **THIN)
+    decided = net(images(8, 16)).asnumpy()
+    wrong_by_net = decided.argmin(axis=1)  # so that the network is never right
+    with pytest.raises(AccuracyError, match=r"float32 1\.0000 on 8 images; .* points are lost"):
+        quantize(net, images(8, 16), (images(8, 16), decided.argmax(axis=1)), max_loss=-0.01)
+    found = quantize(net, images(8, 16), (images(8, 16), wrong_by_net))
+    assert "float32 0.0000 on 8 images" in found.steps[-1]
