@@ -70,7 +70,10 @@ class Plan:
 class Asked(Protocol):
     """What `interleave` needs of a worker."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Return the name of the row in the table."""
+        ...
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send one request and return the answer."""

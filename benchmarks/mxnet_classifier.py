@@ -157,7 +157,7 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
 
     use_precision(config.precision, [mx.cpu()])
     steps = Steps(config)
-    about = {
+    about: dict[str, Any] = {
         "versions": {"mxnet": mx.__version__, "numpy": np.__version__},
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
@@ -176,7 +176,11 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
         net = steps.prepared(precision)
         return {"steps": list(net.steps), "difference": net.difference}
 
-    actions = {"time": timed(steps, mx.nd.waitall), "save": save, "describe": describe}
+    actions: dict[str, Action] = {
+        "time": timed(steps, mx.nd.waitall),
+        "save": save,
+        "describe": describe,
+    }
     return about, actions
 
 

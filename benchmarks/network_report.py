@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 from benchmarks import bench_epoch, bench_glimpse, bench_scaling
@@ -22,7 +22,7 @@ LEGEND = (
     "of that precision, int8 of bfloat16's. MiB: largest resident memory of a process that only "
     "trains."
 )
-SECTIONS = {
+SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "glimpse": ("Glimpse model", bench_glimpse.table),
     "scaling": ("Cost and work", bench_scaling.table),
     "epoch": ("Does the network wait for its data?", bench_epoch.table),

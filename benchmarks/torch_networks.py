@@ -163,7 +163,7 @@ class RecurrentGate(nn.Module):  # type: ignore[misc]
         return x * torch.sigmoid(y * self.w + self.b)
 
 
-class PostUnit(nn.Module):  # type: ignore[misc]
+class PostUnit(nn.Module):
     """Bottleneck of version 1, as `model.resnet_unit.Unit`."""
 
     def __init__(self, channels: int, in_channels: int, stride: int, gated: bool) -> None:
@@ -186,7 +186,7 @@ class PostUnit(nn.Module):  # type: ignore[misc]
         return functional.relu(y, inplace=True)
 
 
-class ResNet(nn.Module):  # type: ignore[misc]
+class ResNet(nn.Module):
     """CIFAR ResNet of bottlenecks, version 1, as `model.ram_resnet.ResNet`."""
 
     def __init__(self, spec: Spec, classes: int) -> None:
