@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse ops native test lint types format bench bench-parts board gpu test-gpu-install lock setup clean
+.PHONY: help train train-glimpse ops native test lint types format bench bench-parts board gpu gpu-check test-gpu-install test-crash test-fuzz lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
 PYTHON ?=
@@ -11,6 +11,8 @@ RUN_DIR = runs/shapes
 TRAIN_ARGS = --recipe quick --model attention56_small --dataset shapes --epochs 5
 PYTEST_ARGS =
 BENCH_ARGS =
+CRASH_ARGS =
+FUZZ_ARGS =
 PORT = 6006
 
 help:  ## list the targets
@@ -46,8 +48,8 @@ format: setup  ## format the code, and mend what can be mended without thought
 bench: setup  ## measure all networks against PyTorch, one table (BENCH_ARGS="--scaling --epoch --again")
 	$(VENV)/bin/python benchmarks/bench_networks.py $(BENCH_ARGS)
 
-bench-parts: setup  ## measure input pipeline, training speed and the glimpse model, each by itself
-	@failed=0; for name in input train glimpse; do \
+bench-parts: setup  ## measure input pipeline, training, glimpse model and export, each by itself
+	@failed=0; for name in input train train_variants glimpse export; do \
 	(set -x; $(VENV)/bin/python benchmarks/bench_$$name.py) || failed=1; done; exit $$failed
 
 board: setup  ## show the curves of all runs in TensorBoard (PORT=6006)
@@ -56,8 +58,17 @@ board: setup  ## show the curves of all runs in TensorBoard (PORT=6006)
 gpu:  ## set up .venv-gpu: MXNet for CUDA 11.7 with its libraries, 3 GB
 	@.ci/setup.sh gpu $(VENV_GPU)
 
+gpu-check: gpu  ## check this machine's GPUs, and print a report to paste into an issue
+	$(VENV_GPU)/bin/python -m training.gpu_checklist
+
 test-gpu-install: gpu  ## check that .venv-gpu finds its CUDA libraries, also without a GPU (needs gcc)
 	@.ci/test_gpu_install.sh $(VENV_GPU)
+
+test-crash: setup  ## kill a training at every write, flush and rename and at random moments, and resume it
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/crash_harness.py $(CRASH_ARGS)
+
+test-fuzz: setup  ## load 23,000 randomly changed parameter files, checkpoints and pictures
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/fuzz_harness.py $(FUZZ_ARGS)
 
 lock:  ## resolve the dependencies anew into requirements/ (newest versions: LOCK_ARGS=--upgrade)
 	.ci/lock.sh $(LOCK_ARGS)

@@ -73,7 +73,8 @@ class Config:
 def measure_point(worker: Worker, case: str, point_sec: float) -> float:
     """Return the median seconds of a step, after one that builds the graph."""
     worker.ask(do="time", case=case, repeat=1)
-    end, seconds = time.monotonic() + point_sec, []
+    end = time.monotonic() + point_sec
+    seconds: list[float] = []
     while len(seconds) < 3 or (time.monotonic() < end and len(seconds) < 50):
         seconds.append(worker.ask(do="time", case=case, repeat=1)["seconds"])
     return statistics.median(seconds)

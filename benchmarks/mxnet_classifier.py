@@ -176,12 +176,8 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
         net = steps.prepared(precision)
         return {"steps": list(net.steps), "difference": net.difference}
 
-    actions: dict[str, Action] = {
-        "time": timed(steps, mx.nd.waitall),
-        "save": save,
-        "describe": describe,
-    }
-    return about, actions
+    time_action = timed(steps, mx.nd.waitall)
+    return about, {"time": time_action, "save": save, "describe": describe}
 
 
 if __name__ == "__main__":

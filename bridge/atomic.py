@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
-from collections.abc import Sequence
-from typing import Optional, Union
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, Optional, Union
 
 PathLike = Union[str, "os.PathLike[str]"]
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
 def write_atomically(path: PathLike, data: bytes) -> None:
@@ -60,18 +63,56 @@ def write_together(files: Sequence[tuple[PathLike, Optional[bytes]]]) -> None:
             if data is not None:
                 temporaries[target] = _temporary_name(target)
                 _write_temporary(temporaries[target], target, data)
-        for target in targets[1:]:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(target)
+        old = [target for target in targets[1:] if os.path.lexists(target)]
+        for target in old:
+            os.unlink(target)
+        # Each step is on the disk before the next: a power cut must not change their order.
+        if old:
+            _sync_folders(targets)
         for target, temporary in temporaries.items():
             os.replace(temporary, target)
+            sync_folder(os.path.dirname(target))
     except BaseException:
         for temporary in temporaries.values():
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         raise
-    for folder in {os.path.dirname(target) for target in targets}:
-        _sync_folder(folder)
+    if len(temporaries) < len(targets):
+        _sync_folders(targets)
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[BinaryIO]:
+    """Give a stream whose content takes the place of ``path`` at the end of the block.
+
+    For content that is too large to be held in memory. When the block or the disk fails, the file
+    that was at ``path`` is unchanged and the temporary one is removed.
+    """
+    target = os.path.realpath(os.fspath(path))
+    temporary = _temporary_name(target)
+    try:
+        with open(temporary, "xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(os.path.dirname(target))
+
+
+def remove_leftovers(folder: PathLike, below: bool = True) -> None:
+    """Remove the temporary files that killed processes left in a folder, and below it.
+
+    Only for a folder that no other process writes to at that moment.
+    """
+    for place, folders, names in os.walk(os.fspath(folder)):
+        for name in filter(_LEFTOVER.fullmatch, names):
+            os.unlink(os.path.join(place, name))
+        if not below:
+            folders.clear()
 
 
 def _temporary_name(target: str) -> str:
@@ -96,10 +137,15 @@ def _write_temporary(temporary: str, target: str, data: bytes) -> None:
         os.chmod(temporary, stat.S_IMODE(mode))
 
 
-def _sync_folder(folder: str) -> None:
-    """Make the rename itself durable, where the system can do that for a folder."""
+def _sync_folders(targets: Sequence[str]) -> None:
+    for folder in dict.fromkeys(os.path.dirname(target) for target in targets):
+        sync_folder(folder)
+
+
+def sync_folder(folder: PathLike) -> None:
+    """Make new, renamed and removed names durable, where the system can do that for a folder."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(os.fspath(folder) or ".", os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

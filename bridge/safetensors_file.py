@@ -74,7 +74,9 @@ def read_safetensors(path: PathLike) -> dict[str, np.ndarray]:
     try:
         entries = deserialize(data)
     except SafetensorError as error:
-        raise _problem(path, f"broken: {error}", "a sound safetensors file", DAMAGED) from error
+        raise _problem(
+            path, f"broken: {str(error)[:200]}", "a sound safetensors file", DAMAGED
+        ) from error
     del data
     return {name: _array(path, name, entry) for name, entry in sorted(entries)}
 

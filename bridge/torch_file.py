@@ -35,6 +35,7 @@ GROWTH, GROWTH_BASE = 16, 1 << 20
 MAX_PICKLE = 64 << 20
 MAX_READ = 8 << 20  # zipfile reads the whole table of contents at once; 80,000 entries fit
 COMMENT = 66_000
+MAX_QUOTED = 200  # characters of an error of the library
 CHUNK = 1 << 20
 NEWEST_VERSION = 10  # of the zip format; PyTorch itself writes 3 and reads 1 to 10
 
@@ -175,7 +176,9 @@ def _read(path: PathLike, stream: io.BufferedReader, size: int) -> object:
         try:
             return _read_zip(path, stream, size, kind, resolver)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error) as error:
-            raise Refusal(f"the zip archive is broken: {error}", "a whole one", DAMAGED) from error
+            # zipfile quotes the bytes that it finds, tens of thousands of them at times.
+            found = f"the zip archive is broken: {str(error)[:MAX_QUOTED]}"
+            raise Refusal(found, "a whole one", DAMAGED) from error
     remedy = "Give the path of a file that torch.save wrote, or download it again."
     if kind == "a tar archive":
         kind, remedy = f"{kind}, the format of PyTorch before 0.1.10 or a packed folder", SAVE_AGAIN

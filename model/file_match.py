@@ -19,6 +19,7 @@ from model.dialects import HEAD, WIRINGS, describe, detect_dialect, rename
 # Where networks have their classifier: attention networks, other Gluon networks, glimpse models.
 CLASS_LAYERS = ("fc", "output", "classifier.fc")
 SHOWN = 3  # names listed per kind of mismatch
+SHOWN_LETTERS = 120  # of one name
 
 _MODULE = re.compile(r"attention_module(\d+)(?:_\d+)?\.")
 
@@ -78,7 +79,7 @@ def check_match(
     if missing:
         parts.append(f"missing in the file: {_some(missing)}")
     if unexpected:
-        parts.append(f"not in the network: {_some(unexpected)}")
+        parts.append(f"not in the network: {_some([_quoted(name) for name in unexpected])}")
     if wrong:
         pairs = [
             f"{n} {shapes[n]} in the file, {parameters[n].shape} in the network" for n in wrong
@@ -93,6 +94,12 @@ def check_match(
 def _some(items: Sequence[str], separator: str = ", ") -> str:
     rest = f"{separator}... ({len(items)} in all)" if len(items) > SHOWN else ""
     return separator.join(items[:SHOWN]) + rest
+
+
+def _quoted(name: str) -> str:
+    """Return a name from a file as it may stand in an error: of bounded length, printable."""
+    text = name if name.isprintable() else repr(name)
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}..."
 
 
 def _remedy(shapes: Mapping[str, Shape], classes_only: bool) -> str:

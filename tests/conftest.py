@@ -36,8 +36,18 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def torch_files() -> Any:
     """The writers of PyTorch files in test_torch_file.py, which need no PyTorch."""
-    path = Path(__file__).with_name("test_torch_file.py")
-    spec = importlib.util.spec_from_file_location("torch_files", path)
+    return _module_of("test_torch_file")
+
+
+@pytest.fixture(scope="session")
+def small_runs() -> Any:
+    """The runs of a small network in test_fit.py: ``finish(folder, config)`` and what compares."""
+    return _module_of("test_fit")
+
+
+def _module_of(name: str) -> Any:
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"{name}_for_others", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -222,7 +222,7 @@ def after(number: int, call: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-@pytest.mark.parametrize("place", ["step", "save_state"])
+@pytest.mark.parametrize("place", ["step", "write_state"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

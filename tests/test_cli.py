@@ -363,7 +363,7 @@ def test_a_folder_that_holds_a_run(
 
 
 def test_a_run_whose_files_are_damaged(refuse: Refuse, whole: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "resume.state", "metrics.jsonl"):
+    for name in (".lock", "config.json", "resume.state", "metrics.jsonl"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     cut(tmp_path / "resume.state", whole / "resume.state")
     assert "resume.state" in refuse("--resume", str(tmp_path))

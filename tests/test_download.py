@@ -195,9 +195,19 @@ def test_too_large_file_is_refused_early(
     monkeypatch.setattr(http_transfer, "MAX_BYTES", 100_000)
     server.files["/file"] = CONTENT
     server.announce_length = announce_length
-    with pytest.raises(DownloadFailed, match="larger than 100,000 bytes"):
-        get(server, tmp_path)
-    assert not os.listdir(tmp_path)
+    unknown_size = FileDigest(None, sha256=digest(CONTENT).sha256)
+    for accepted, limit in ((unknown_size, "100,000"), (digest(CONTENT[:200_000]), "200,000")):
+        with pytest.raises(DownloadFailed, match=f"larger than {limit} bytes"):
+            fetch(NAME, [server.url + "/file"], [accepted], str(tmp_path))
+        assert not os.listdir(tmp_path)
+
+
+def test_an_archive_of_known_size_may_be_larger_than_the_limit_for_others(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_transfer, "MAX_BYTES", 100_000)  # as STL-10 is larger than 256 MB
+    server.files["/file"] = CONTENT
+    assert get(server, tmp_path) == CONTENT
 
 
 def test_second_place_after_the_first_and_every_reason_listed(

@@ -244,7 +244,7 @@ def test_a_diverged_network_ends_the_run_with_its_last_state(
 ) -> None:
     scores = iter([Scores(1.0, 0.5, 11), Scores(float("nan"), 0.9, 11)])
     monkeypatch.setattr(fit, "evaluate", lambda *_: next(scores))
-    with pytest.raises(UserError, match=r"the test loss after epoch 2 is nan"):
+    with pytest.raises(UserError, match=r"the test loss after epoch 2 is nan, step 6, .* rate 0"):
         finish(tmp_path)
     assert load_state(tmp_path)[0].epoch == 1
 
@@ -303,7 +303,7 @@ PLACES = {
     "last evaluation": (fit, "evaluate", 4),
     "end of an epoch": (Run, "scalars", 2),
     "best file": (fit, "save_parameters", 3),
-    "state": (fit, "save_state", 3),
+    "state": (fit, "write_state", 3),
 }
 
 

@@ -289,7 +289,6 @@ def test_a_full_disk_is_one_user_error(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert "error: cannot write to the run folder" in done.stdout
     assert done.stderr == ""

@@ -50,7 +50,7 @@ def test_lock_fulfils_the_project_file(kind: str, version: str) -> None:
     project = read_project()
     extras = project["optional-dependencies"]
     locked = read_lock(kind, version)
-    for line in project["dependencies"] + extras[kind] + extras["dev"]:
+    for line in project["dependencies"] + extras[kind] + extras["export"] + extras["dev"]:
         requirement = Requirement(line)
         name = canonicalize_name(requirement.name)
         assert name in locked, f"{name} is missing: run make lock"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from training.checkpoint import Progress
+from training.checkpoint import STATE_FILE, Progress
 from training.config import diff_from_default
 from training.devices import device_names
 from training.fit import Loaders, Result
+from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.run_config import RunConfig
 
 
@@ -33,6 +34,9 @@ def announce(
         f"{config.model} on {config.dataset}: {len(loaders.train.data)} images to train{held_out}, "
         f"{len(loaders.test.data)} to test"
     )
+    gpus = visible_gpus(list_gpus())
+    for line in gpu_lines(gpus, bool(gpus) and has_cuda()):
+        print(line)
     print(
         f"on {device_names(contexts)}, {config.precision}; "
         f"changed from default: {diff_from_default(config) or 'nothing'}"
@@ -47,6 +51,16 @@ def warn_threads(saved: Optional[int], now: Optional[int]) -> None:
         print(
             f"warning: this run was made with {saved} CPU threads and goes on with {now}; sums are "
             "then rounded differently. For the same bits set OMP_NUM_THREADS.",
+            file=sys.stderr,
+        )
+
+
+def warn_unverified(folder: str, meta: Mapping[str, Any]) -> None:
+    """Say that the checkpoint of a run has no digest beside it; only its structure was checked."""
+    if not meta["verified"]:
+        print(
+            f"warning: {folder}/{STATE_FILE} is unverified: there is no {STATE_FILE}.sha256 beside "
+            "it, so only its structure could be checked",
             file=sys.stderr,
         )
 

@@ -40,6 +40,7 @@ class WeightAverage:
         """Take the parameters after `step` updates into the average; most updates are skipped."""
         if step % EVERY:
             return
+        _settle()
         steps = step // EVERY
         keep = min(self.decay**EVERY, (1 + steps) / (10 + steps))
         for name, parameter in self.net._collect_params_with_prefix().items():
@@ -72,6 +73,7 @@ class WeightAverage:
     def applied(self) -> Iterator[None]:
         """Give the network the averaged parameters, and its own again at the end."""
         parameters = self.net._collect_params_with_prefix()
+        _settle()
         own = {
             name: [data.copy() for data in parameter.list_data()]
             for name, parameter in parameters.items()
@@ -84,3 +86,14 @@ class WeightAverage:
             for name, parameter in parameters.items():
                 for data, value in zip(parameter.list_data(), own[name]):
                     data[:] = value
+
+
+def _settle() -> None:
+    """Wait for the backward pass, which changes running statistics behind MXNet's back.
+
+    Its BatchNorm writes them in an operator that is said to read them only. A copy that is asked
+    for meanwhile has the values from before or after, as chance will have it.
+    """
+    import mxnet as mx
+
+    mx.nd.waitall()

@@ -13,6 +13,8 @@ from typing import Any, Union
 
 import numpy as np
 
+from bridge.atomic import sync_folder
+
 HISTOGRAM_BINS = 64
 # Keys of `training.metrics` are <split>_<quantity>; the splits of a quantity share one chart.
 _SPLITS = ("train", "valid", "test")
@@ -98,7 +100,7 @@ class Board:
         self._writer("").add_graph(_net2pb(net))
 
     def flush(self) -> None:
-        """Hand everything to the operating system: it outlives a killed process from here on."""
+        """Wait until everything is on the disk: it outlives a power cut from here on."""
         for file in self._files:
             file.flush()
 
@@ -133,6 +135,7 @@ class _EventFile:
         count = len(list(folder.glob("events.out.tfevents.*")))
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{count:03d}"
         self._file = open(folder / name, "xb")  # noqa: SIM115 - stays open as long as the run
+        sync_folder(folder)
         self.add_event(event_pb2.Event(wall_time=time.time()))  # TensorBoard: start of the run
 
     def add_event(self, event: Any) -> None:
@@ -145,6 +148,7 @@ class _EventFile:
 
     def flush(self) -> None:
         self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

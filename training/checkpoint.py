@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from bridge.param_file import ParamFileError, read_params, verify_digest, write_params
 from training.errors import UserError
+from training.run_progress import Progress, check_counters
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -34,51 +36,16 @@ STATE_FILE = "resume.state"
 LAST_FILE = "last.param"
 BEST_FILE = "best.param"
 FORMAT = 1
-
-
-@dataclass
-class Progress:
-    """Where a training stands.
-
-    ``epoch`` counts finished epochs and ``batch`` the updates made in the unfinished one; ``step``
-    counts all updates. The sums, also those of further ``terms`` of the loss, are over the images
-    of the unfinished epoch. ``drops`` counts how often a plateau has lowered the learning rate,
-    ``waited`` the epochs since then, or since a better accuracy.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    images: int = 0
-    loss_sum: float = 0.0
-    correct_sum: float = 0.0
-    epoch_sec: float = 0.0
-    wall_sec: float = 0.0
-    best_acc: float = -1.0
-    best_epoch: int = 0
-    threads: Optional[int] = None
-    terms: dict[str, float] = field(default_factory=dict)
-    drops: int = 0
-    waited: int = 0
-
-    def add(self, sums: Any) -> None:
-        """Count the images of a step and its `training.engine.StepSums`."""
-        self.loss_sum += sums.loss
-        self.correct_sum += sums.correct
-        self.images += sums.images
-        for name, total in sums.terms.items():
-            self.terms[name] = self.terms.get(name, 0.0) + total
-
-    def finish_epoch(self) -> None:
-        """Count an epoch and forget its sums."""
-        self.epoch += 1
-        self.batch = self.images = 0
-        self.loss_sum = self.correct_sum = self.epoch_sec = 0.0
-        self.terms = {}
+_NAME = re.compile(r"(param|average|(state|device):(0|[1-9]\d{0,8})):.+", re.ASCII)
 
 
 def parameter_arrays(net: Any) -> dict[str, np.ndarray]:
     """Return the net's parameters (structural name to array) from its first device."""
+    import mxnet as mx
+
+    # A backward pass that still runs would change running statistics while they are read: MXNet's
+    # BatchNorm writes them in an operator that is said to read them only.
+    mx.nd.waitall()
     return {
         name: parameter.data(parameter.list_ctx()[0]).asnumpy()
         for name, parameter in net._collect_params_with_prefix().items()
@@ -97,14 +64,29 @@ def save_state(
     progress: Progress,
     average: Optional[Mapping[str, np.ndarray]] = None,
 ) -> None:
-    """Write ``resume.state`` into `folder`, atomically.
+    """Write ``resume.state`` into `folder`, atomically; see `collect_state`."""
+    write_state(folder, collect_state(net, trainer, progress, average))
+
+
+def write_state(folder: PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write what `collect_state` has returned, atomically."""
+    write_params(Path(folder) / STATE_FILE, arrays)
+
+
+def collect_state(
+    net: Any,
+    trainer: Any,
+    progress: Progress,
+    average: Optional[Mapping[str, np.ndarray]] = None,
+) -> dict[str, np.ndarray]:
+    """Return the arrays of ``resume.state``.
 
     `average` are the moving averages of the parameters by structural name.
 
     Raises
     ------
     UserError
-        When a parameter or a state is not finite; the older file is then kept.
+        When a parameter or a state is not finite: then nothing may be saved over older files.
     """
     arrays = {f"param:{name}": value for name, value in parameter_arrays(net).items()}
     names = _names_by_index(net, trainer)
@@ -114,10 +96,11 @@ def save_state(
     arrays.update({f"average:{name}": value for name, value in (average or {}).items()})
     bad = next((name for name, value in arrays.items() if not np.isfinite(value).all()), None)
     if bad:
+        epoch = progress.epoch + bool(progress.batch)
         raise UserError(
             f"the training diverged: {bad.split(':')[-1]} is no longer finite after step "
-            f"{progress.step}. The last good {STATE_FILE} is kept. Start anew with a lower --lr or "
-            "more --warmup-epochs"
+            f"{progress.step} in epoch {epoch}, learning rate {trainer.learning_rate:.4g}; the "
+            "last checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
         )
     arrays.update(_other_devices(net))
     meta = {
@@ -128,7 +111,7 @@ def save_state(
         "counts": {names[index]: count for index, count in _counts(trainer).items()},
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    write_params(Path(folder) / STATE_FILE, arrays)
+    return arrays
 
 
 def _other_devices(net: Any) -> dict[str, np.ndarray]:
@@ -146,33 +129,40 @@ def _other_devices(net: Any) -> dict[str, np.ndarray]:
 def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[str, Any]]:
     """Read ``resume.state``: where the run stood, its arrays, and the meta object.
 
+    ``meta["verified"]`` says whether there was a digest that it was compared with.
+
     Raises
     ------
     UserError
         When there is no such file, or it is damaged or of another format.
     """
     path = Path(folder) / STATE_FILE
+    anew = f"start a new run from its parameters: --finetune {Path(folder) / LAST_FILE}"
     if not path.is_file():
         raise UserError(
-            f"{folder} has no {STATE_FILE} to continue from: give the folder of a run that "
-            "finished at least one checkpoint"
+            f"{folder} has no {STATE_FILE} to continue from. Restore it from a copy, or {anew}"
         )
     try:
-        verify_digest(path)
+        verified = verify_digest(path)
         arrays = read_params(path)
         meta = json.loads(arrays.pop("meta").tobytes())
+        wrong = [name for name in arrays if not _NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"an array is called {wrong[0][:80]!r}")
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
         known = {item.name for item in fields(Progress)}
         progress = Progress(**{k: v for k, v in meta["progress"].items() if k in known})
-        counters = [progress.epoch, progress.batch, progress.step, progress.images]
-        for count in [*counters, meta["num_update"], *meta["counts"].values()]:
-            if not isinstance(count, int) or count < 0:
-                raise ValueError(f"a counter is {count!r}")
+        progress.check()
+        check_counters([meta["num_update"], *meta["counts"].values()])
+        meta["verified"] = verified
     except ParamFileError as error:
-        raise UserError(f"cannot continue {folder}: {error}") from error
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot continue {folder}: {path} is damaged ({error})") from error
+        raise UserError(f"cannot continue {folder}: {error} Or {anew}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"cannot continue {folder}: {path} is damaged ({error}). Restore it from a copy, or "
+            f"{anew}"
+        ) from error
     return progress, arrays, meta
 
 
@@ -189,6 +179,10 @@ def restore(net: Any, trainer: Any, arrays: Mapping[str, np.ndarray], meta: Mapp
     parameters = net._collect_params_with_prefix()
     saved = {name[6:]: value for name, value in arrays.items() if name.startswith("param:")}
     _check_parameters(saved, parameters)
+    for name, array in arrays.items():
+        if name.startswith("device:"):
+            own = name.split(":", 2)[2]
+            _check_parameters({own: array}, {own: parameters.get(own)})
     names, states = _names_by_index(net, trainer), _grouped_states(arrays)
     _check_optimizer(trainer, names, states, meta)
     for name, parameter in parameters.items():
@@ -213,7 +207,10 @@ def restore(net: Any, trainer: Any, arrays: Mapping[str, np.ndarray], meta: Mapp
 
 def _check_parameters(saved: Mapping[str, np.ndarray], parameters: Mapping[str, Any]) -> None:
     wrong = sorted(set(saved) ^ set(parameters)) or [
-        name for name, value in saved.items() if value.shape != tuple(parameters[name].shape)
+        name
+        for name, value in saved.items()
+        if parameters[name] is None
+        or (value.shape, value.dtype) != (tuple(parameters[name].shape), parameters[name].dtype)
     ]
     if wrong:
         raise UserError(
@@ -228,13 +225,14 @@ def _check_optimizer(
     """Compare with what the optimizer itself would make; it makes a state at the first update."""
     optimizer = trainer._optimizer
     fits = meta.get("optimizer", type(optimizer).__name__) == type(optimizer).__name__
-    fits = fits and set(meta["counts"]) <= set(names)
+    fits = fits and set(meta["counts"]) <= set(names) and set(states) <= set(names)
     for index, parameter in enumerate(trainer._params):
         expected: list[Any] = []
         if names[index] in meta["counts"]:
             weight = parameter.list_data()[0]
             expected = _parts(optimizer.create_state_multi_precision(index, weight))
-        fits = fits and [p.shape for p in states[names[index]]] == [p.shape for p in expected]
+        found = [(part.shape, part.dtype) for part in states[names[index]]]
+        fits = fits and found == [(part.shape, part.dtype) for part in expected]
     if not fits:
         raise UserError(
             f"the {STATE_FILE} of this run is of another optimizer than {type(optimizer).__name__}"
@@ -269,7 +267,8 @@ def _grouped_states(arrays: Mapping[str, np.ndarray]) -> defaultdict[str, list[n
         if key.startswith("state:"):
             part, name = key.split(":", 2)[1:]
             states.setdefault(name, {})[int(part)] = value
-    grouped = {name: [parts[part] for part in sorted(parts)] for name, parts in states.items()}
+    # A part that is missing makes the list shorter than the optimizer's.
+    grouped = {n: [p[part] for part in range(len(p)) if part in p] for n, p in states.items()}
     return defaultdict(list, grouped)
 
 

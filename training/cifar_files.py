@@ -19,6 +19,7 @@ import numpy as np
 from training.batch_pickle import BatchError, read_batch
 from training.digests import TABLE, mismatch
 from training.errors import UserError
+from training.tar_members import BoundedTarInfo
 
 PIXELS = 3 * 32 * 32
 # The largest file in any layout is the python version of CIFAR-100, 155 MB.
@@ -190,7 +191,7 @@ def _archive_contents(form: Format, path: str) -> Iterator[tuple[str, str, bytes
     wanted = {file: name for name in form.files for file in (name, _file_name("python", name))}
     seen = set()
     try:
-        with tarfile.open(path, mode="r|gz") as archive:
+        with tarfile.open(path, mode="r|gz", tarinfo=BoundedTarInfo) as archive:
             for member in archive:
                 if member.offset_data + member.size > MAX_ARCHIVE_CONTENT:
                     raise UserError(f"{path} holds more than {MAX_ARCHIVE_CONTENT:,} bytes")

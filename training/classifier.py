@@ -85,6 +85,7 @@ def prepare_classifier(
     import numpy as np
 
     from training.devices import choose_contexts, hybridize_options, use_precision
+    from training.loss_scaling import with_loss_scaling
     from training.optimizer import build_trainer, freeze_except, initializer
 
     contexts = choose_contexts(config.gpus)
@@ -112,8 +113,8 @@ def prepare_classifier(
     _choose_graph(net, config, contexts, networks)
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
     method = Method(statistics=_statistics(networks.watch(net), loaders, contexts[0]))
-    task = Task(net, build_trainer(net, config), contexts, loaders, method)
-    return Prepared(task, files)
+    trainer = with_loss_scaling(build_trainer(net, config), config.precision)
+    return Prepared(Task(net, trainer, contexts, loaders, method), files)
 
 
 def _choose_graph(net: Any, config: Any, contexts: list[Any], networks: Networks) -> None:

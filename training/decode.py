@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from typing import Any, Optional
 
@@ -12,6 +14,7 @@ from training.errors import UserError
 
 DECODERS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 50_000_000  # of one image: decoded as RGB that is 150 MB
+MAX_FILE_BYTES = 256 * 2**20  # uncompressed, so many pixels with alpha fit
 
 
 def decode_image(path: str, size: int, share: float = 1.0) -> np.ndarray:
@@ -27,6 +30,24 @@ def decode_image(path: str, size: int, share: float = 1.0) -> np.ndarray:
         When the file cannot be decoded or has more than `MAX_PIXELS` pixels.
     """
     return np.asarray(centre_square(open_rgb(path, round(size / share)), size, share))
+
+
+def check_file(path: str) -> None:
+    """Raise UserError for what cannot be a picture's file: a pipe, which would be waited for for
+    ever, a device, a folder, or more than `MAX_FILE_BYTES`. A missing file is found by opening it.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+        raise UserError(f"cannot read the image {path}: this is {kind}; give the path of a picture")
+    if status.st_size > MAX_FILE_BYTES:
+        raise UserError(
+            f"cannot read the image {path}: it has {status.st_size:,} bytes, more than the "
+            f"{MAX_FILE_BYTES:,} allowed; make it smaller"
+        )
 
 
 def open_rgb(path: str, size: int, data: Optional[bytes] = None) -> Any:
@@ -51,7 +72,8 @@ def open_rgb(path: str, size: int, data: Optional[bytes] = None) -> Any:
 
     # gluoncv sets this for the whole process when it is imported; a cut-off file is an error here.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-
+    if data is None:
+        check_file(path)
     try:
         with warnings.catch_warnings():
             # Pillow's own limit is higher; the check below is an error where it only warns.
@@ -69,7 +91,9 @@ def open_rgb(path: str, size: int, data: Optional[bytes] = None) -> Any:
     except UserError:
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path} has more than the {MAX_PIXELS:,} pixels allowed") from error
+        raise UserError(
+            f"{path} has more than the {MAX_PIXELS:,} pixels allowed; make it smaller"
+        ) from error
     except Exception as error:  # a damaged image can raise nearly anything
         raise UserError(
             f"cannot read the image {path}: {error}; replace or remove the file"

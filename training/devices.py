@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from training.errors import UserError
+from training.gpu_info import advice_for
 from training.threads import copy_on_one_thread
 
 PROBE_TIMEOUT_SEC = 120
@@ -74,9 +75,10 @@ def _require_gpu(index: int, count: int, gpus: str) -> None:
         )
     reason = probe_gpu(index)
     if reason is not None:
+        about = advice_for(index) or "Its kernels are for compute capability 5.0 to 8.9"
         raise UserError(
             f"--gpus {gpus}: GPU {index} is there but cannot compute with this MXNet ({reason}). "
-            "Its kernels are for compute capability 5.0 to 8.9. Leave --gpus out to use the CPU."
+            f"{about}. Leave --gpus out to use the CPU."
         )
 
 
@@ -130,19 +132,32 @@ def probe_gpu(index: int) -> Optional[str]:
 def use_precision(precision: str, contexts: list[Any]) -> None:
     """Switch on mixed precision; call it before any network is built. It cannot be undone.
 
-    Parameters stay float32 and so do files. bfloat16 has float32's range, so no loss scaling.
+    Parameters stay float32 and so do files. bfloat16 has float32's range, so no loss scaling;
+    float16 needs it, see `training.loss_scaling`.
 
     Raises
     ------
     UserError
-        When bfloat16 is asked for on a GPU, for which MXNet has no such kernels.
+        When bfloat16 is asked for on a GPU, or float16 on the CPU, for which MXNet has no kernels.
     """
     if precision == "float32":
         return
     from mxnet.contrib import amp
 
-    if any(context.device_type == "gpu" for context in contexts):
-        raise UserError("--precision bfloat16 is for the CPU; use float32 with --gpus")
+    on_gpu = [context.device_type == "gpu" for context in contexts]
+    if precision == "float16":
+        if not all(on_gpu):
+            raise UserError(
+                "--precision float16 is for GPUs: MXNet has no float16 matrix product for the CPU "
+                "(FP16 gemm on cpu not implemented). Use --precision bfloat16, or float32"
+            )
+        # Positions along an edge would be rounded in float16, near 50 to 1/32 of a pixel. From
+        # float32 positions on, everything up to the interpolation itself stays float32.
+        float32_ops = [*amp.lists.symbol_fp16.FP32_FUNCS, "_contrib_arange_like"]
+        amp.init(target_dtype="float16", fp32_ops=float32_ops)
+        return
+    if any(on_gpu):
+        raise UserError("--precision bfloat16 is for the CPU; use float16, or float32, with --gpus")
     # A product of two bfloat16 tensors runs in a scalar software loop, 20 times slower.
     float32_ops = [*amp.lists.symbol_bf16.FP32_FUNCS, "elemwise_mul"]
     amp.init(target_dtype="bfloat16", fp32_ops=float32_ops)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Optional
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from bridge.atomic import sync_folder
 from training.digests import FileDigest, Hasher
 from training.errors import UserError
 from training.http_transfer import BLOCK, Unavailable, flush, transfer
@@ -127,6 +128,7 @@ def fetch(
             attempts.append((shown(place), str(error)))
             continue
         os.replace(part, target)
+        sync_folder(folder)
         for leftover in glob.glob(f"{glob.escape(target)}.????????.part"):
             os.remove(leftover)
         return target
@@ -163,12 +165,13 @@ def shown(place: str) -> str:
 
 
 def _download_checked(url: str, part: str, accepted: Sequence[FileDigest]) -> None:
-    continued = transfer(url, part)
+    limit = _largest(accepted)
+    continued = transfer(url, part, limit)
     difference = _difference(part, accepted)
     if difference and continued:
         # The file may have changed between the two halves: once more from the start.
         os.remove(part)
-        transfer(url, part)
+        transfer(url, part, limit)
         difference = _difference(part, accepted)
     if difference:
         os.remove(part)
@@ -178,6 +181,9 @@ def _download_checked(url: str, part: str, accepted: Sequence[FileDigest]) -> No
 def _copy_checked(path: str, part: str, accepted: Sequence[FileDigest]) -> None:
     if not os.path.isfile(path):
         raise Unavailable("no such file")
+    limit = _largest(accepted)
+    if limit is not None and os.path.getsize(path) > limit:
+        raise Unavailable(f"larger than {limit:,} bytes, which the file is not")
     with open(path, "rb") as source, open(part, "wb") as stream:
         shutil.copyfileobj(source, stream, BLOCK)
         flush(stream)
@@ -185,6 +191,12 @@ def _copy_checked(path: str, part: str, accepted: Sequence[FileDigest]) -> None:
     if difference:
         os.remove(part)
         raise Unavailable(f"wrong content: {difference}")
+
+
+def _largest(accepted: Sequence[FileDigest]) -> Optional[int]:
+    """Bytes of the largest accepted version, or None when the size of one is not known."""
+    sizes = [version.size for version in accepted]
+    return None if None in sizes else max(filter(None, sizes), default=None)
 
 
 def _difference(path: str, accepted: Sequence[FileDigest]) -> Optional[str]:

@@ -18,6 +18,8 @@ from training.batches import Batch
 from training.checkpoint import Progress
 from training.errors import UserError
 from training.evaluation import Scores, evaluate
+from training.loss_scaling import backward, is_scaled, loss_scale
+from training.nonfinite import SkipGuard
 from training.parameters import average_statistics, plain_layout
 
 __all__ = [
@@ -112,6 +114,7 @@ class Updater:
         self.micro_batch = micro_batch
         self.objective = objective or Classification(net)
         self.clip_gradient = clip_gradient
+        self.guard: Optional[SkipGuard] = None  # decides which updates are left out
         self._trained = [p for p in trainer._params if p.grad_req != "null"]
 
     def step(self, batch: Batch, number: int = 0) -> list[Measured]:
@@ -139,27 +142,36 @@ class Updater:
             itertools.zip_longest(*(self._parts(batch, i, count) for i in range(devices)))
         )
         self._accumulate(len(rounds) > 1)
+        if self.guard:
+            self.guard.keep()
         results: list[Measured] = []
         for parts in rounds:
             done = len(results)
             with autograd.record():
                 for part in filter(None, parts):
                     results.append(self.objective(part, (number, len(results))))
-            autograd.backward([result.losses for result in results[done:]])
-        if self.clip_gradient:
-            self._clip(images)
+            backward([result.losses for result in results[done:]], self.trainer)
+        if self.clip_gradient or self.guard:
+            self._check_and_clip(images, results)
         else:
             self.trainer.step(images)
         return results
 
-    def _clip(self, images: int) -> None:
+    def _check_and_clip(self, images: int, results: Sequence[Measured]) -> None:
         """Update with gradients, which are sums over `images`, scaled down to the limit."""
         from mxnet.gluon.utils import clip_global_norm
 
         self.trainer.allreduce_grads()
-        for device in range(len(self.contexts)):
+        if self.guard:
+            # An overflow is no fault where losses are scaled: the scaler leaves the update out.
+            seen = [] if is_scaled(self.trainer) else self._trained
+            gradients = [parameter.list_grad()[0] for parameter in seen]
+            if not self.guard.allows([result.losses for result in results], gradients):
+                return
+        limit = (self.clip_gradient or 0) * images * loss_scale(self.trainer)
+        for device in range(len(self.contexts) if self.clip_gradient else 0):
             gradients = [parameter.list_grad()[device] for parameter in self._trained]
-            clip_global_norm(gradients, self.clip_gradient * images, check_isfinite=False)
+            clip_global_norm(gradients, limit, check_isfinite=False)
         self.trainer.update(images)
 
     def _parts(self, batch: Batch, device: int, count: int) -> list[Part]:
@@ -249,15 +261,20 @@ def train_one_epoch(
                 "a device ran out of memory: lower --micro-batch (images per device at a time; 0 "
                 "is the whole share), which leaves the batch size as it is"
             ) from error
-        if not math.isfinite(sums.loss):
+        if updater.guard and updater.guard.skipped:
+            updater.guard.count(progress, sums.loss, lr)
+        elif not math.isfinite(sums.loss):
             raise UserError(
                 f"the loss became {sums.loss} in epoch {progress.epoch + 1} at step "
                 f"{progress.step + 1}, learning rate {lr:.4g}; the last checkpoint is kept. "
-                "Start anew with a lower --lr or more --warmup-epochs"
+                "Start anew with a lower --lr or more --warmup-epochs, or go on with --resume RUN "
+                "--on-nonfinite skip, which leaves out such updates"
             )
+        else:
+            progress.skipped_in_row = 0
+            progress.add(sums)
         progress.step += 1
         progress.batch += 1
-        progress.add(sums)
         hooks.after_update(progress.step)
         progress.epoch_sec += time.monotonic() - begin
         hooks.after_step(progress, sums.images)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Union
 
+from bridge.atomic import replacing
+
 MAX_RECORD_BYTES = 1 << 26
 # A killed process or a power cut damages the end of a file. MXBoard's CRC is pure Python (about
 # 10 MB/s), so the payload is only checked there; the headers of all records are checked.
@@ -139,18 +141,11 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 def _rewrite(path: Path, source: BinaryIO, kept: list[_Record]) -> None:
     """Copy the kept records into a new file of the same name, without loading them all."""
-    # The temporary name must not match events.out.tfevents*, or TensorBoard reads it.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as target:
-            for record in kept:
-                source.seek(record.start)
-                _copy(source.read, target.write, record.end - record.start)
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Its temporary name does not match events.out.tfevents*, or TensorBoard would read it.
+    with replacing(path) as target:
+        for record in kept:
+            source.seek(record.start)
+            _copy(source.read, target.write, record.end - record.start)
 
 
 def _copy(read: Callable[[int], bytes], write: Callable[[bytes], int], count: int) -> None:

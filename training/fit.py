@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
+from bridge.digest import digest_path
 from training.averaging import WeightAverage
 from training.batches import EvalBatches
 from training.checkpoint import (
@@ -17,9 +19,10 @@ from training.checkpoint import (
     LAST_FILE,
     STATE_FILE,
     Progress,
+    collect_state,
     load_state,
     save_parameters,
-    save_state,
+    write_state,
 )
 from training.engine import (
     EpochHooks,
@@ -30,8 +33,10 @@ from training.engine import (
     plain_layout,
     train_one_epoch,
 )
+from training.epoch_files import keep_last
 from training.errors import UserError
-from training.interruption import Interrupted, Interruption
+from training.interruption import DataLost, Interrupted, Interruption, readable
+from training.nonfinite import SkipGuard
 from training.progress import DurationNote, ProgressBar
 from training.record import Run
 from training.run_config import RunConfig
@@ -79,6 +84,8 @@ class Fit:
             self.method.objective,
             config.clip_gradient,
         )
+        if config.on_nonfinite == "skip":
+            self.updater.guard = SkipGuard(net, config.nonfinite_limit)
         self.average = WeightAverage(net, config.ema) if config.ema else None
         if self.average and progress.step:
             self.average.load(load_state(run.folder)[1])
@@ -93,14 +100,18 @@ class Fit:
         Raises
         ------
         UserError
-            When the training diverges; the last checkpoint before is kept.
+            When the training diverges; the last checkpoint before is kept. When the data cannot be
+            read any more; what was computed until then is saved.
         """
         scores: Optional[Scores] = None
         progress = self.progress
         if not (self.run.folder / STATE_FILE).exists():
             # From here on the run can be resumed, whenever it is killed.
             self._record_sample(self._mixes())
-            self._save_state()
+            write_state(self.run.folder, self._state())
+        elif not os.path.exists(digest_path(self.run.folder / STATE_FILE)):
+            # A process was killed between the file and its digest; a finished run saves no more.
+            write_state(self.run.folder, self._state())
         with Interruption() as interruption:
             self._stop = interruption.stop
             while progress.epoch < self.config.epochs and not self._early():
@@ -111,6 +122,12 @@ class Fit:
                 except Interrupted:
                     self._save()
                     return Result(progress, scores, interruption.signal)
+                except DataLost as lost:
+                    self._save()
+                    raise UserError(
+                        f"{lost}. What was trained until then, {progress.step} steps, is saved: "
+                        f"mend the data, then go on with --resume {self.run.folder}"
+                    ) from lost
                 if interruption.stop() and progress.epoch < self.config.epochs:
                     return Result(progress, scores, interruption.signal)
         if progress.epoch < self.config.epochs:
@@ -138,8 +155,8 @@ class Fit:
             def after_step(state: Progress, images: int) -> None:
                 bar.advance(
                     images,
-                    loss=state.loss_sum / state.images,
-                    acc=state.correct_sum / state.images,
+                    loss=state.mean(state.loss_sum),
+                    acc=state.mean(state.correct_sum),
                 )
                 self._duration.tell(bar, images, state.step, self.config.epochs, len(train))
                 minutes = (time.monotonic() - self._saved) / 60
@@ -149,7 +166,7 @@ class Fit:
             update = self.average.update if self.average else lambda step: None
             hooks = EpochHooks(after_step, self._stop, update)
             try:
-                return train_one_epoch(self.updater, batches, self.rate, progress, hooks)
+                return train_one_epoch(self.updater, readable(batches), self.rate, progress, hooks)
             finally:
                 batches.close()  # type: ignore[attr-defined]
 
@@ -160,12 +177,14 @@ class Fit:
             "step": progress.step,
             # Not the trainer's, which does not know it after a resume at the end of an epoch.
             "lr": self.rate(progress.step),
-            "train_loss": progress.loss_sum / max(progress.images, 1),
-            "train_acc": progress.correct_sum / max(progress.images, 1),
+            "train_loss": progress.mean(progress.loss_sum),
+            "train_acc": progress.mean(progress.correct_sum),
             "images_per_sec": progress.images / max(progress.epoch_sec, 1e-9),
         }
+        if self.updater.guard:
+            row["skipped"] = progress.skipped
         for name, total in progress.terms.items():
-            row[f"train_{name}"] = total / max(progress.images, 1)
+            row[f"train_{name}"] = progress.mean(total)
         average_statistics(self.net)
         valid = test = None
         with self.average.applied() if self.average else nullcontext():
@@ -213,12 +232,16 @@ class Fit:
                     raise Interrupted
 
             score = self.method.evaluate or evaluate
-            scores = score(self.net, batches, self.contexts, advance)
+            try:
+                scores = score(self.net, batches, self.contexts, advance)
+            except (UserError, OSError) as error:
+                raise DataLost(str(error)) from error
         if not math.isfinite(scores.loss):
             raise UserError(
                 f"the training diverged: the {name} loss after epoch {self.progress.epoch + 1} is "
-                f"{scores.loss}; the last checkpoint is kept. Start anew with a lower --lr or more "
-                "--warmup-epochs"
+                f"{scores.loss}, step {self.progress.step}, learning rate "
+                f"{self.rate(self.progress.step):.4g}; the last checkpoint is kept. Start anew "
+                "with a lower --lr or more --warmup-epochs"
             )
         return scores
 
@@ -252,12 +275,16 @@ class Fit:
         if count_time:
             self.progress.wall_sec += now - self._begun
             self._begun = now
-        # Last the state: a finished run has nothing left to do that would renew the other file.
+        # Collected first: it refuses a network that is not finite before a file is replaced.
+        # Written last: a finished run has nothing left to do that would renew the other file.
+        state = self._state()
         with self.average.applied() if self.average else nullcontext():
             save_parameters(self.net, self.run.folder / LAST_FILE)
-        self._save_state()
+            if not count_time:
+                keep_last(self.run.folder, self.net, self.progress.epoch, self.config.keep)
+        write_state(self.run.folder, state)
         self._saved = time.monotonic()
 
-    def _save_state(self) -> None:
+    def _state(self) -> dict[str, np.ndarray]:
         average = self.average.arrays() if self.average else None
-        save_state(self.run.folder, self.net, self.trainer, self.progress, average)
+        return collect_state(self.net, self.trainer, self.progress, average)

@@ -12,7 +12,7 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0  # between two blocks; the authors' host is slow at times
 TRIES = 4  # in a row without a new byte
 PAUSE_SECONDS = 1.0  # before the second try, doubled before each further one
-MAX_BYTES = 256 * 2**20  # all archives are below 171 MB
+MAX_BYTES = 256 * 2**20  # where the size of the file is not known
 BLOCK = 2**16
 
 
@@ -24,7 +24,7 @@ class Interrupted(Exception):
     """Worth another try at the same place."""
 
 
-def transfer(url: str, part: str) -> bool:
+def transfer(url: str, part: str, limit: Optional[int] = None) -> bool:
     """Complete the partial file ``part`` with what ``url`` gives; its content is not judged.
 
     Parameters
@@ -33,6 +33,8 @@ def transfer(url: str, part: str) -> bool:
         ``http://`` or ``https://``; redirections are followed.
     part : str
         Partial file; what it holds already is continued. It stays when the transfer fails.
+    limit : int, optional
+        More bytes than this are not taken; default: `MAX_BYTES`.
 
     Returns
     -------
@@ -46,11 +48,12 @@ def transfer(url: str, part: str) -> bool:
     OSError
         ``part`` cannot be written.
     """
+    limit = MAX_BYTES if limit is None else limit
     failures, requests_made, continued = 0, 0, _size(part) > 0
     while True:
         before = _size(part)
         try:
-            _request(url, part)
+            _request(url, part, limit)
             return continued or requests_made > 0
         except Interrupted as error:
             requests_made += 1
@@ -61,7 +64,7 @@ def transfer(url: str, part: str) -> bool:
             time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
 
 
-def _request(url: str, part: str) -> None:
+def _request(url: str, part: str, limit: int) -> None:
     """One request that appends to ``part``."""
     import requests
     import urllib3
@@ -75,7 +78,8 @@ def _request(url: str, part: str) -> None:
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
             start, total = _accept(response, part, offset)
-            _receive(response.raw, part, start, total)
+            _within_limit(total, part, limit)
+            _receive(response.raw, part, (start, total, limit))
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         _raise_for(error)
 
@@ -87,7 +91,7 @@ def _accept(response: Any, part: str, offset: int) -> tuple[int, Optional[int]]:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match and int(match[1]) == offset:
             total = None if match[2] == "*" else int(match[2])
-            return offset, _within_limit(total, part)
+            return offset, total
     if status in (206, 416) and offset:
         os.remove(part)
         raise Interrupted("the server could not continue the partial file")
@@ -96,12 +100,14 @@ def _accept(response: Any, part: str, offset: int) -> tuple[int, Optional[int]]:
     if status != 200:
         raise Unavailable(f"HTTP {status} {response.reason}")
     length = response.headers.get("Content-Length", "")
-    return 0, _within_limit(int(length) if length.isdecimal() else None, part)
+    return 0, int(length) if length.isdecimal() else None
 
 
-def _receive(raw: Any, part: str, start: int, total: Optional[int]) -> None:
+def _receive(raw: Any, part: str, sizes: tuple[int, Optional[int], int]) -> None:
+    """Append to ``part``; ``sizes`` are where the bytes begin, the whole size and the limit."""
     from tqdm import tqdm
 
+    start, total, limit = sizes
     name = os.path.basename(part).rpartition(".")[0].rpartition(".")[0]
     with (
         open(part, "r+b" if start else "wb") as stream,
@@ -122,7 +128,7 @@ def _receive(raw: Any, part: str, start: int, total: Optional[int]) -> None:
             if not block:
                 break
             position += len(block)
-            _within_limit(position, part)
+            _within_limit(position, part, limit)
             stream.write(block)
             bar.update(len(block))
         flush(stream)
@@ -130,12 +136,11 @@ def _receive(raw: Any, part: str, start: int, total: Optional[int]) -> None:
         raise Interrupted(f"cut off after {position:,} of {total:,} bytes")
 
 
-def _within_limit(size: Optional[int], part: str) -> Optional[int]:
-    if size is not None and size > MAX_BYTES:
+def _within_limit(size: Optional[int], part: str, limit: int) -> None:
+    if size is not None and size > limit:
         with contextlib.suppress(FileNotFoundError):
             os.remove(part)
-        raise Unavailable(f"larger than {MAX_BYTES:,} bytes, which no archive is")
-    return size
+        raise Unavailable(f"larger than {limit:,} bytes, which the file is not")
 
 
 def _raise_for(error: Exception) -> NoReturn:

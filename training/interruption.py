@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
+
+from training.errors import UserError
+
+T = TypeVar("T")
 
 
 class Interrupted(Exception):
     """Raised out of the loop when a signal asks the run to save and end."""
 
 
-class Interruption:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads after every step.
+class DataLost(Exception):
+    """The data cannot be read any more, or no longer: what was computed until then is to be saved.
 
-    A second SIGINT ends the process at once, by KeyboardInterrupt. In a thread other than the main
-    one, where Python lets nobody handle signals, the flag stays down.
+    Its text says why.
+    """
+
+
+def readable(batches: Iterable[T]) -> Iterator[T]:
+    """Give the same batches; what goes wrong with reading them becomes `DataLost`."""
+    try:
+        yield from batches
+    except (UserError, OSError) as error:
+        raise DataLost(str(error)) from error
+
+
+class Interruption:
+    """Turns SIGINT, SIGTERM and SIGHUP into a flag that the loop reads after every step.
+
+    SIGHUP comes when the terminal is closed; under nohup it stays ignored. A second SIGINT ends the
+    process at once, by KeyboardInterrupt. In a thread other than the main one, where Python lets
+    nobody handle signals, the flag stays down.
     """
 
     def __init__(self) -> None:
@@ -25,8 +46,9 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._old[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: Any) -> None:

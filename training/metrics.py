@@ -11,7 +11,7 @@ from typing import Any, Union
 
 import numpy as np
 
-from bridge.param_file import write_atomically
+from bridge.atomic import sync_folder, write_atomically
 from training.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -54,9 +54,12 @@ def append_metrics(folder: PathLike, row: Mapping[str, Any]) -> None:
     }
     line = json.dumps(finite, allow_nan=False).encode() + b"\n"
     with open(Path(folder) / METRICS_FILE, "ab") as file:
+        new = file.tell() == 0
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+    if new:
+        sync_folder(folder)
 
 
 def read_metrics(folder: PathLike) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from training.augment import mixup, smooth_labels
 from training.batches import Batch, prefetched
-from training.decode import centre_square, open_rgb
+from training.decode import centre_square, check_file, open_rgb
 from training.errors import UserError
 from training.image_folder import Files
 from training.photo_augment import PhotoAugmentation, augment_photo, normalize_photo
@@ -48,6 +48,7 @@ class FolderSource:
     def read(self, index: int) -> tuple[int, str, bytes]:
         """Return label, path and content of an image."""
         path = self.files.paths[index]
+        check_file(path)
         try:
             with open(path, "rb") as file:
                 return int(self.files.labels[index]), path, file.read()

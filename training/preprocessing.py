@@ -28,6 +28,7 @@ RAM_STD = (0.2023, 0.1994, 0.2010)
 FIGURES = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "ram": (RAM_MEAN, RAM_STD)}
 IMAGENET_CROP = 0.875  # 224 of 256 pixels
 CIFAR_SIZE = 32
+MAX_SIZE = 4096  # of an input, in pixels; no network here takes as much
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,13 @@ def read_preprocessing(folder: Path) -> Preprocessing:
             float(values["crop"]),
         )
         channels = (len(known.mean), len(known.std))
-        if known.size < 1 or channels != (3, 3) or not (min(known.std) > 0 < known.crop <= 1):
+        if (
+            not 1 <= known.size <= MAX_SIZE
+            or channels != (3, 3)
+            or not (min(known.std) > 0 < known.crop <= 1)
+        ):
             raise ValueError("impossible values")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}. Restore it from the run") from error
     return known
 

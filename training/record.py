@@ -12,7 +12,6 @@ event files       the same numbers, histograms, images and the graph for TensorB
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -23,25 +22,26 @@ from typing import IO, Any, Optional, Union
 
 import numpy as np
 
-from bridge.param_file import write_atomically
+from bridge.atomic import remove_leftovers, write_atomically
 from training.board import Board, NoBoard
 from training.environment import describe
 from training.errors import UserError
 from training.event_file import cut_back_folder
 from training.metrics import (
-    METRICS_FILE,
     MetricsTable,
     append_metrics,
     cut_back_metrics,
     metrics_row,
 )
+from training.run_folder import CONFIG_FILE, ENV_FILE, has_begun, hold, read_config, read_env
 from training.seed_log import write_seed_files
+
+__all__ = ["CONFIG_FILE", "ENV_FILE", "Run", "read_config"]
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-CONFIG_FILE = "config.json"
-ENV_FILE = "env.json"
-LOCK_FILE = ".lock"
+ELSEWHERE = "Name a folder that you may write to, on a disk with room, with --run-dir FOLDER."
+MAX_RESUMES = 100  # that are kept on record
 
 
 class Run:
@@ -75,7 +75,7 @@ class Run:
         Parameters
         ----------
         folder : str or os.PathLike
-            Made with its parents. It may exist, but not hold a run.
+            Made with its parents. It may exist, but not hold a run that has begun to train.
         config : mapping
             JSON-serializable; written to ``config.json``.
         command : sequence of str
@@ -89,29 +89,33 @@ class Run:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _lock(folder)
         except OSError as error:
             raise UserError(
-                f"cannot make the run folder {folder}: {error.strerror}. "
-                "Name a folder you may write to with --run-dir FOLDER."
+                f"cannot make the run folder {folder}: {error.strerror}. {ELSEWHERE}"
             ) from error
-        run = cls(folder, config, 0, lock)
+        run = cls(folder, config, 0, hold(folder, ELSEWHERE))
         try:
-            if (folder / CONFIG_FILE).exists() or (folder / METRICS_FILE).exists():
+            if has_begun(folder):
                 raise UserError(
                     f"{folder} already holds a run, which would be overwritten. Continue it with "
                     f"--resume {folder}, or name another folder with --run-dir FOLDER."
                 )
-            run._write_json(ENV_FILE, {**describe(), "command": list(command), "resumes": []})
-            # Last, because this file is what makes the folder a run.
-            run._write_json(CONFIG_FILE, run.config)
+            with run._disk(ELSEWHERE):
+                # What a run left that was ended before its first checkpoint.
+                remove_leftovers(folder, below=False)
+                if (folder / CONFIG_FILE).exists():
+                    cut_back_folder(folder, -1)
+                env = {**describe(), "command": list(command), "resumes": []}
+                run._write_json(ENV_FILE, env)
+                # Last, because this file is what makes the folder a run.
+                run._write_json(CONFIG_FILE, run.config)
         except BaseException:
             run.close()
             raise
         return run
 
     @classmethod
-    def resume(cls, folder: PathLike, epoch: int) -> Run:
+    def resume(cls, folder: PathLike, epoch: int, lock: Optional[IO[bytes]] = None) -> Run:
         """Reopen a run at a checkpoint: everything recorded after it is dropped.
 
         Parameters
@@ -121,6 +125,8 @@ class Run:
         epoch : int
             Number of finished epochs in the checkpoint. ``metrics.jsonl`` and all event files are
             cut back to it.
+        lock : file, optional
+            What `training.run_folder.hold` gave for the folder; default: it is locked here.
 
         Raises
         ------
@@ -129,19 +135,16 @@ class Run:
         """
         folder = Path(folder)
         config = read_config(folder)
+        run = cls(folder, config, epoch, lock or hold(folder))
         try:
-            lock = _lock(folder)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to the run folder {folder}: {error.strerror}."
-            ) from error
-        run = cls(folder, config, epoch, lock)
-        try:
-            cut_back_metrics(folder, epoch)
-            cut_back_folder(folder, epoch)
-            env = _read_env(folder / ENV_FILE)
-            env.setdefault("resumes", []).append({"epoch": epoch, **describe()})
-            run._write_json(ENV_FILE, env)
+            with run._disk():
+                remove_leftovers(folder)
+                cut_back_metrics(folder, epoch)
+                cut_back_folder(folder, epoch)
+                env = read_env(folder)
+                resumes = [*env.get("resumes", []), {"epoch": epoch, **describe()}]
+                env["resumes"] = resumes[-MAX_RESUMES:]
+                run._write_json(ENV_FILE, env)
         except BaseException:
             run.close()
             raise
@@ -212,6 +215,11 @@ class Run:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(f"warning: no graph for TensorBoard: {reason}", file=sys.stderr, flush=True)
 
+    def write(self, name: str, content: bytes) -> None:
+        """Put a further file into the folder."""
+        with self._disk():
+            write_atomically(self.folder / name, content)
+
     def close(self) -> None:
         """Close the event files and let other processes open the run."""
         try:
@@ -232,66 +240,15 @@ class Run:
         self.close()
 
     @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
+    def _disk(self, remedy: str = "") -> Iterator[None]:
         try:
             yield
         except OSError as error:
+            remedy = remedy or f"Mend that, then continue with --resume {self.folder}."
             raise UserError(
-                f"cannot write to the run folder {self.folder}: {error.strerror}. Free the disk, "
-                f"then continue with --resume {self.folder}."
+                f"cannot write to the run folder {self.folder}: {error.strerror}. {remedy}"
             ) from error
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(value, indent=2, allow_nan=False)
         write_atomically(self.folder / name, text.encode() + b"\n")
-
-
-def read_config(folder: PathLike) -> dict[str, Any]:
-    """Read ``config.json`` of a run.
-
-    Raises
-    ------
-    UserError
-        There is none, or it is damaged.
-    """
-    path = Path(folder) / CONFIG_FILE
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"{folder} holds no run: cannot read {path}: {error.strerror}. Name the folder that "
-            "the training printed when it started."
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}. Restore it, or start a new run.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged: not a JSON object. Restore it, or start a new run.")
-    return config
-
-
-def _read_env(path: Path) -> dict[str, Any]:
-    # A damaged env.json is no reason to refuse to go on: nothing is computed from it.
-    try:
-        env = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {"resumes": []}
-    if not isinstance(env, dict) or not isinstance(env.get("resumes", []), list):
-        return {"resumes": []}
-    return env
-
-
-def _lock(folder: Path) -> IO[bytes]:
-    """Open and lock the lock file; the system releases it when the process ends in any way."""
-    lock = open(folder / LOCK_FILE, "ab")  # noqa: SIM115 - stays open as long as the run
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(
-            f"another process has the run {folder} open. Wait until it ends, or name another "
-            "folder with --run-dir FOLDER."
-        ) from None
-    except OSError:
-        # Some network file systems cannot lock: better an unguarded run than none.
-        pass
-    return lock

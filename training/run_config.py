@@ -7,12 +7,13 @@ from typing import Any, Optional
 
 from training.config import option
 from training.errors import UserError
+from training.nonfinite import ON_NONFINITE
 from training.schedules import check_schedule
 
 OPTIMIZERS = ("nag", "sgd", "adam")
 SCHEDULES = ("cosine", "step", "linear", "constant", "plateau")
 MAX_SEED = 2**31 - 1  # MXNet's
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class RunConfig:
         0.0, "decay per update of the weights' moving average, which is then tested; 0: none"
     )
 
+    on_nonfinite: str = option(
+        "stop",
+        "at a loss or gradient that is not finite: stop, or skip (leave out that update)",
+        choices=ON_NONFINITE,
+    )
+    nonfinite_limit: int = option(10, "updates left out in a row after which skip stops too")
+
     early_stopping: int = option(
         0, "stop after this many epochs without a better accuracy on the held-out images; 0: never"
     )
@@ -63,10 +71,17 @@ class RunConfig:
     gpus: Optional[str] = option(
         None, "GPUs such as 0,1, or cpu; default: every usable one, else the CPU"
     )
-    precision: str = option("float32", "arithmetic of convolutions", choices=PRECISIONS)
+    precision: str = option(
+        "float32",
+        "arithmetic of convolutions: bfloat16 for the CPU, float16 with loss scaling for GPUs",
+        choices=PRECISIONS,
+    )
     run_dir: Optional[str] = option(None, "folder of the run; default: runs/DATASET-MODEL-TIME")
     resume: Optional[str] = option(None, "run folder to continue", metavar="RUN")
     checkpoint_minutes: float = option(10.0, "minutes between two checkpoints within an epoch")
+    keep: int = option(
+        0, "also keep the parameters of so many last epochs, as epoch-NNNN.param; 0: none"
+    )
 
     def holds_out(self) -> bool:
         """Return whether training images are held out."""
@@ -74,10 +89,10 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
-        check_least(self, 1, "epochs", "batch_size", "eval_every", "lr_patience")
+        check_least(self, 1, "epochs", "batch_size", "eval_every", "lr_patience", "nonfinite_limit")
         check_least(self, 0, "valid_count", "micro_batch", "warmup_epochs", "early_stopping")
         check_least(self, 0, "histogram_every", "seed", "wd", "momentum", "final_lr")
-        check_least(self, 0, "checkpoint_minutes", "clip_gradient", "ema")
+        check_least(self, 0, "checkpoint_minutes", "clip_gradient", "ema", "keep")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"--lr {self.lr}: must be a positive number")
         if self.momentum >= 1:

@@ -7,14 +7,16 @@ terminal, is `Script.train`.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Generic, NamedTuple, TypeVar
 
-from bridge.param_file import ParamFileError, write_atomically
+from bridge.param_file import ParamFileError
 from training.config import from_dict, to_dict
 from training.errors import UserError
 from training.run_config import RunConfig
@@ -23,7 +25,10 @@ from training.task import Task
 WRONG_INPUT_EXIT = 2
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
 # Settings that may be another at a resume: where things are, not what is computed.
-RESUMABLE = ("data_dir", "mirror", "download", "gpus", "checkpoint_minutes")
+RESUMABLE = (
+    *("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "keep"),
+    *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
+)
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -67,30 +72,46 @@ class Script(Generic[C]):
         UserError
             For settings, data or a run folder that cannot be used.
         """
-        from training.announce import announce, default_folder, report, warn_threads
+        from training.announce import (
+            announce,
+            default_folder,
+            report,
+            warn_threads,
+            warn_unverified,
+        )
         from training.checkpoint import Progress, load_state, restore
         from training.environment import describe
         from training.fit import Fit
         from training.plot import plot_runs
         from training.record import Run
+        from training.run_folder import has_begun, hold
 
         check_resume(given)
         progress, state = Progress(), None
-        if config.resume:
-            config = self._saved(Path(config.resume), given)
-            progress, *state = load_state(str(config.resume))
-        task, files = self.prepare(config)
-        if state:
-            restore(task.net, task.trainer, *state)
-            warn_threads(progress.threads, describe()["threads"]["effective"])
-            run = Run.resume(str(config.resume), progress.epoch)
-        else:
+        with contextlib.ExitStack() as held:
+            if config.resume:
+                config = self._saved(Path(config.resume), given)
+                # Before anything is read: the process that has it open would go on writing.
+                lock = held.enter_context(hold(str(config.resume)))
+                if has_begun(str(config.resume)):
+                    progress, *state = load_state(str(config.resume))
+                    warn_unverified(str(config.resume), state[1])
+                else:
+                    held.close()
+                    config = replace(config, resume=None, run_dir=config.resume)
+            task, files = self.prepare(config)
+            if state:
+                restore(task.net, task.trainer, *state)
+                warn_threads(progress.threads, describe()["threads"]["effective"])
+                run = Run.resume(str(config.resume), progress.epoch, lock)
+                held.pop_all()  # the run closes it
+        if not state:
             folder = Path(config.run_dir or default_folder(config.dataset, config.model))
             run = Run.create(folder, to_dict(config), [self.name, *argv])
             progress.threads = describe()["threads"]["effective"]
-            for name, content in files.items():
-                write_atomically(folder / name, content)
-        with run:
+        with run, going_on(run.folder):
+            for name, content in files.items() if not state else ():
+                run.write(name, content)
             announce(config, task.contexts, task.loaders, run.folder, progress)
             result = Fit(task, config, run, progress).run_epochs()
         if result.signal is not None:
@@ -111,6 +132,15 @@ class Script(Generic[C]):
         return config
 
 
+@contextlib.contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """Add to the error of a file that could not be written how the run goes on."""
+    try:
+        yield
+    except ParamFileError as error:
+        raise UserError(f"{error} Then go on with --resume {folder}") from error
+
+
 def check_resume(given: Mapping[str, Any]) -> None:
     """Refuse settings that a resumed run would not heed."""
     ignored = [name for name in given if name not in (*RESUMABLE, "resume")]
@@ -125,6 +155,8 @@ def check_resume(given: Mapping[str, Any]) -> None:
 def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
     """Return what `action` returns; for UserError, ParamFileError and `errors` print one line.
 
+    So does what the system refuses (a full disk, a folder that has gone) and nobody has explained.
+
     Ctrl-C outside of the training loop, which saves first, ends without a word.
     """
     handled: tuple[type[Exception], ...] = (UserError, ParamFileError, *errors)
@@ -134,4 +166,14 @@ def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
         return INTERRUPTED_EXIT
     except handled as error:
         print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT_EXIT
+    except BrokenPipeError:
+        # Whoever read our words, such as head, has gone; Python would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        print(
+            f"error: {place}{error.strerror or error}. Check the path, its permissions and the "
+            "disk; a run goes on with --resume",
+            file=sys.stderr,
+        )
+    return WRONG_INPUT_EXIT

@@ -21,11 +21,13 @@ from typing import Any, Optional
 
 import numpy as np
 
+from bridge.atomic import replacing
 from training.datasets import Dataset, ImageData, channel_statistics
 from training.digests import TABLE, Hasher
 from training.download import DownloadFailed, candidates, exclusive, fetch
 from training.errors import UserError
 from training.places import base_folder, gluon_folder
+from training.tar_members import BoundedTarInfo
 
 CLASS_NAMES = (
     "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
@@ -174,7 +176,10 @@ def _unpack(folder: str, files: Sequence[str]) -> str:
     """
     archive, missing = os.path.join(folder, ARCHIVE), list(files)
     try:
-        with exclusive(folder), tarfile.open(archive, mode="r|gz") as members:
+        with (
+            exclusive(folder),
+            tarfile.open(archive, mode="r|gz", tarinfo=BoundedTarInfo) as members,
+        ):
             missing = _missing(folder, files)  # another process may have been faster
             for member in members:
                 name = os.path.basename(member.name)
@@ -195,13 +200,9 @@ def _unpack(folder: str, files: Sequence[str]) -> str:
 
 
 def _write_member(stream: Any, target: str) -> None:
-    part = f"{target}.part"
-    with open(part, "wb") as file:
+    with replacing(target) as file:
         for block in iter(lambda: stream.read(BLOCK), b""):
             file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, target)
 
 
 def _checked(path: str, unusual: list[str]) -> np.ndarray:
