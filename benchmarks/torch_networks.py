@@ -34,7 +34,7 @@ def conv(out_channels: int, in_channels: int, kernel: int, stride: int = 1) -> n
     return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
 
 
-class PreUnit(nn.Module):  # type: ignore[misc]
+class PreUnit(nn.Module):
     """Pre-activation bottleneck, as `model.basic_layer.ResidualBlock`."""
 
     def __init__(self, channels: int, in_channels: int, stride: int = 1) -> None:
@@ -64,7 +64,7 @@ def units(channels: int, count: int) -> nn.Module:
     return PreUnit(channels, channels) if count == 1 else row(channels, count)
 
 
-class Attention(nn.Module):  # type: ignore[misc]
+class Attention(nn.Module):
     """Attention module, as `model.attention_module.AttentionModule`."""
 
     def __init__(self, channels: int, depth: int, ptr: tuple[int, int, int], wiring: str) -> None:
@@ -115,7 +115,7 @@ class Attention(nn.Module):  # type: ignore[misc]
         return self.last_blocks(trunk + self.mask(x, trunk) * trunk)
 
 
-class AttentionNetwork(nn.Module):  # type: ignore[misc]
+class AttentionNetwork(nn.Module):
     """Residual attention network, as `model.residual_attention_network`."""
 
     def __init__(self, spec: Spec, classes: int) -> None:
@@ -149,7 +149,7 @@ class AttentionNetwork(nn.Module):  # type: ignore[misc]
         return self.fc(image.mean((2, 3), keepdim=True)).flatten(1)
 
 
-class RecurrentGate(nn.Module):  # type: ignore[misc]
+class RecurrentGate(nn.Module):
     """``sigmoid(w bn(w g + b) + b)``, as `model.channel_attention.RecurrentGate` of two steps."""
 
     def __init__(self, channels: int) -> None:
