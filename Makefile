@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse ops native test lint types format bench bench-parts board gpu gpu-check test-gpu-install test-crash test-fuzz lock setup clean
+.PHONY: help train train-glimpse native test lint types format bench bench-parts board gpu gpu-check test-gpu-install test-crash test-fuzz lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
 PYTHON ?=
@@ -22,10 +22,7 @@ train: setup  ## train a small Attention-56 on the embedded images, within minut
 	@run=$(RUN_DIR); n=1; while [ -e "$$run" ]; do n=$$((n + 1)); run=$(RUN_DIR)-$$n; done; \
 	set -x; $(VENV)/bin/python train_cifar.py $(TRAIN_ARGS) --run-dir "$$run"
 
-ops: setup  ## build the fused operators for this processor, where there is a C++ compiler
-	@$(VENV)/bin/python -m model.fused_library
-
-native: setup  ## compile the optional operators in C++, which make the glimpse model faster on a CPU (needs g++)
+native: setup  ## build the operators in C++ now, not when they are first needed (a C++ compiler does it)
 	$(VENV)/bin/python -m model.operators
 
 train-glimpse: setup  ## train the glimpse model on embedded handwritten digits, within minutes

@@ -189,9 +189,18 @@ def _prepare(config: GlimpseConfig) -> Prepared:
 
 
 def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
-    """Compute glimpses in C++ where that was compiled and the network is one that it knows."""
-    if all(context.device_type == "cpu" for context in contexts) and net.use_operator():
-        print("glimpses are computed by the operator in C++ (ATTENTION_NATIVE=0: by the graph)")
+    """Compute glimpses in C++ where that can be built and the network is one that it knows."""
+    from model.operators import GLIMPSE, Unavailable, load
+
+    if any(context.device_type != "cpu" for context in contexts):
+        return
+    try:
+        found = load(GLIMPSE)
+    except Unavailable as error:
+        print(f"glimpses are computed by the graph ({error})")
+        return
+    if net.use_operator():
+        print(f"glimpses are computed by {found}; ATTENTION_NATIVE=0: by the graph")
 
 
 def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: Any) -> Any:

@@ -8,7 +8,6 @@ a worker that trains in it does nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -34,7 +33,6 @@ class Config:
 
     model: str = option("attention92", "network, by name")
     overrides: str = option("{}", "fields of its spec to replace, as JSON")
-    precision: str = option("float32", "of training", choices=("float32", "bfloat16"))
     size: int = option(rows.SIZE, "height and width of the images, pixels")
 
 
@@ -87,17 +85,19 @@ class Steps(Mapping[str, Step]):
 
         from model.fused_training import Unavailable, fuse
         from training.batches import Batch
-        from training.devices import hybridize_options
+        from training.devices import hybridize_options, use_precision
         from training.engine import Updater, measure
         from training.optimizer import build_trainer
         from training.train_config import ClassifierConfig
 
+        # As training.graph_choice: fused operators bring their own precision.
         net = create(self.config)
-        net.hybridize(**hybridize_options(precision))
-        self.trained_by = "MXNet's own operators"
-        if precision == "float32":  # as training.classifier chooses
-            with contextlib.suppress(Unavailable):
-                self.trained_by = fuse(net)
+        try:
+            self.trained_by, amp = f"{fuse(net, precision)}, {precision}", "float32"
+        except Unavailable as error:
+            self.trained_by, amp = f"MXNet's own operators ({error})", precision
+        use_precision(amp, [mx.cpu()])
+        net.hybridize(**hybridize_options(amp))
         config = ClassifierConfig(optimizer="nag", batch_size=batch, lr=0.01, wd=1e-4)
         updater = Updater(net, build_trainer(net, config), [mx.cpu()])
         label = (np.arange(batch) % rows.CLASSES).astype(np.int32)
@@ -153,9 +153,6 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     """Return what this worker is, and its actions; see `serve`."""
     import mxnet as mx
 
-    from training.devices import use_precision
-
-    use_precision(config.precision, [mx.cpu()])
     steps = Steps(config)
     about: dict[str, Any] = {
         "versions": {"mxnet": mx.__version__, "numpy": np.__version__},

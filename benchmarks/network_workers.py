@@ -61,11 +61,11 @@ class Machines:
     plan: Plan
     compile: bool = True
 
-    def ours(self, network: str, precision: str = "float32") -> Worker:
+    def ours(self, network: str) -> Worker:
         """Start our worker of a network."""
         overrides = json.dumps(dict(rows.NETWORKS[network].overrides))
         command = [sys.executable, "benchmarks/mxnet_classifier.py", "--model", network]
-        command += ["--overrides", overrides, "--precision", precision]
+        command += ["--overrides", overrides]
         return Worker("ours", command, self._variables())
 
     def torch(self, network: str, weights: Optional[str] = None) -> Worker:
@@ -125,7 +125,7 @@ Measured = tuple[dict[str, Any], Any]  # figures by system, and how ours was com
 def measure_training(machines: Machines, network: str, mode: rows.Mode) -> Measured:
     """Measure a row of training; every form has a process of its own, whose memory peaks."""
     with ExitStack() as stack:
-        variants = [Variant("ours", stack.enter_context(machines.ours(network, mode.precision)))]
+        variants = [Variant("ours", stack.enter_context(machines.ours(network)))]
         for form in mode.forms:
             worker = stack.enter_context(machines.torch(network))
             variants.append(Variant(form, worker, f"{form}/"))

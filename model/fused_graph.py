@@ -1,8 +1,8 @@
-"""Training graphs of the operators in ``model/ops``: same parameters, same results, fewer passes.
+"""Training graphs of the operators in ``model/native/units``: same parameters and results.
 
 A graph is traced from the network's blocks. Between the stem and the mean over the pixels all maps
 are kept in blocks of 16 channels, (N, C / 16, H, W, 16), which MXNet takes for plain arrays of
-shape (N, C, H, W): only additions and the operators of ``model/ops`` may touch them.
+shape (N, C, H, W): only additions and the operators of ``model/native/units`` may touch them.
 """
 
 from __future__ import annotations
@@ -20,25 +20,29 @@ from model.ram_resnet import ResNet
 from model.residual_attention_network import ResidualAttentionNetwork
 from model.resnet_unit import Unit
 
-LANES = 16  # channels in a block, kLanes in ops/blocked.h
+LANES = 16  # channels in a block, kLanes in units/blocked.h
 
 
 class Unsupported(Exception):
     """What the operators cannot compute; the network then trains with its own graph."""
 
 
-def training_graph(net: Any, shape: tuple[int, ...], copied: bool) -> Any:
+def training_graph(
+    net: Any, shape: tuple[int, ...], copied: bool, precision: str = "float32"
+) -> Any:
     """Return the symbol from ``image`` to logits for images (N, 3, H, W) of this `shape`.
 
     The symbol computes batch statistics and is for training only. `copied`: parameters are copied
     first; the operators write gradients, they do not add to them, as ``grad_req = "add"`` asks.
+    `precision`: what the units' convolutions multiply, ``float32`` or ``bfloat16``; sums, and all
+    that lies between convolutions, are float32.
 
     Raises
     ------
     Unsupported
         The message says what the operators do not know.
     """
-    trace = _Trace(shape, copied)
+    trace = _Trace(shape, copied, precision)
     image = mx.sym.var("image")
     if type(net) is ResidualAttentionNetwork:
         return trace.attention_network(net, image)
@@ -50,8 +54,8 @@ def training_graph(net: Any, shape: tuple[int, ...], copied: bool) -> Any:
 class _Trace:
     """Emits operators; its methods take and return symbols."""
 
-    def __init__(self, shape: tuple[int, ...], copied: bool) -> None:
-        self.shape, self.copied = shape, copied
+    def __init__(self, shape: tuple[int, ...], copied: bool, precision: str) -> None:
+        self.shape, self.copied, self.precision = shape, copied, precision
         self._copies: dict[str, Any] = {}
 
     def attention_network(self, net: ResidualAttentionNetwork, image: Any) -> Any:
@@ -177,6 +181,7 @@ class _Trace:
             shortcut=shortcut,
             gate=kind,
             steps=steps,
+            precision=self.precision,
             epsilon=epsilon,
             momentum=momentum,
         )

@@ -11,7 +11,7 @@ from typing import Any, Optional
 import mxnet as mx
 from mxnet import autograd
 
-from model.fused_library import Unavailable, load
+from model.operators import UNITS, Unavailable, load
 
 __all__ = ["FusedTraining", "Unavailable", "fuse"]
 
@@ -24,8 +24,8 @@ class FusedTraining:
     A size of image, and whether gradients are added up, make a graph of their own.
     """
 
-    def __init__(self, net: Any) -> None:
-        self._net = net
+    def __init__(self, net: Any, precision: str = "float32") -> None:
+        self._net, self.precision = net, precision
         self._parameters = {p.name: p for p in net.collect_params().values()}
         self._graphs: dict[tuple[Any, ...], tuple[Any, list[Optional[Any]]]] = {}
 
@@ -49,14 +49,14 @@ class FusedTraining:
         if key not in self._graphs:
             from model.fused_graph import training_graph
 
-            symbol = training_graph(self._net, x.shape, copied)
+            symbol = training_graph(self._net, x.shape, copied, self.precision)
             names = symbol.list_inputs()
             inputs = [None if name == "image" else self._parameters[name] for name in names]
             self._graphs[key] = mx.nd.CachedOp(symbol, FLAGS), inputs
         return self._graphs[key]
 
 
-def fuse(net: Any) -> str:
+def fuse(net: Any, precision: str = "float32") -> str:
     """Let a network train by fused operators from now on; return what computes.
 
     Parameters
@@ -75,10 +75,10 @@ def fuse(net: Any) -> str:
 
     if not hasattr(net, "fused"):
         raise Unavailable(f"no operators for {type(net).__name__}")
-    found = load()
+    found = load(UNITS)
     try:
         training_graph(net, (1, *net.image_shape), copied=False)
     except Unsupported as error:
         raise Unavailable(f"the operators do not know {error}") from None
-    net.fused = FusedTraining(net)
+    net.fused = FusedTraining(net, precision)
     return found

@@ -10,11 +10,12 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd, gluon
+from mxnet.gluon import nn
 
 from model import create_model
 from model.fused_graph import Unsupported, training_graph
-from model.fused_library import Unavailable, load
 from model.fused_training import fuse
+from model.operators import UNITS, Unavailable, load
 
 TOLERANCE = 1e-5
 SMALL: dict[str, Any] = {
@@ -52,7 +53,7 @@ KNOWN = [
 @pytest.fixture(scope="module", autouse=True)
 def _operators() -> None:
     try:
-        load()
+        load(UNITS)
     except Unavailable as error:
         pytest.skip(f"needs the fused operators: {error}")
 
@@ -220,3 +221,53 @@ def test_not_a_number_stays_one() -> None:
     with autograd.record():
         logits = net(mx.nd.ones((2, 3, 8, 8)))
     assert np.isnan(logits.asnumpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides"),
+    [
+        ("attention56", {**SMALL, "mask_depths": (0,)}),
+        ("resnet20_ram", {"depth": 11, "steps": 3, "w_init": 0.5}),
+        ("preresnet20_basic_static", {"depth": 8}),
+    ],
+)
+def test_bfloat16_rounds_what_is_multiplied(
+    model: str, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = network(model, **overrides)
+    image = mx.nd.random.normal(shape=(8, 3, 16, 16))
+    float32 = gradients(net, image)
+    try:
+        found = gradients(net, image, lambda net: fuse(net, "bfloat16"))
+    except mx.MXNetError as error:
+        pytest.skip(f"this processor has no bfloat16: {str(error).splitlines()[-1]}")
+    weights = [name for name in found if name.endswith("weight")]
+    errors = [distance(found[name], float32[name]) for name in weights]
+    assert min(errors) > 1e-5
+    assert max(errors) < 0.3  # some are small sums of large terms of both signs
+    net.hybridize(active=False)
+    monkeypatch.setattr(nn.Conv2D, "hybrid_forward", rounded_convolution)
+    with autograd.record():
+        net(image)
+    expected = {name: p.data().asnumpy() for name, p in net._collect_params_with_prefix().items()}
+    # Not many convolutions behind these maps: later, what is nearly equal is rounded apart.
+    endings = ("layer1.0.bn2.running_var", "residual_block1.bn3.running_var")
+    name = next(name for name in found if name.endswith(endings))
+    distant = distance(found[name], expected[name])
+    assert distant < 0.1 * distance(float32[name], expected[name])
+
+
+def rounded_convolution(self: Any, F: Any, x: Any, weight: Any, bias: Any = None) -> Any:
+    if x.shape[1] == 3 or bias is not None:  # neither the stem nor the classifier is a unit
+        return F.Convolution(x, weight, *([] if bias is None else [bias]), **self._kwargs)
+    return F.Convolution(bfloat16(x), bfloat16(weight), **self._kwargs)
+
+
+def bfloat16(x: Any) -> Any:
+    bits = x.asnumpy().view(np.uint32).astype(np.uint64)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return mx.nd.array(bits.astype(np.uint32).view(np.float32))
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from model import create_model, operators
+from model import create_model
 from model.hybrid_loss import HybridLoss, LossWeights
+from model.operators import GLIMPSE, SWITCH, Unavailable, load
 from model.recurrent_attention import Rollouts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,19 +45,12 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The compiled operators, loaded. A process can load them once."""
-    if operators._loaded:
-        yield operators._loaded[0]
-        return
-    if operators.find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operators, "FOLDER", tmp_path_factory.mktemp("native"))
-        patch.delenv(operators.SWITCH, raising=False)
-        path = operators.build()
-        assert operators.load()
-        yield path
+def library() -> None:
+    """Let the operators be loaded, or skip."""
+    try:
+        load(GLIMPSE)
+    except Unavailable as error:
+        pytest.skip(f"needs the operators in C++: {error}")
 
 
 def build(name: str = "glimpse_mnist", **overrides: Any) -> Any:
@@ -104,7 +97,7 @@ def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 @pytest.mark.parametrize("hybridize", [False, True])
 @pytest.mark.parametrize("overrides", VARIANTS, ids=str)
 def test_outputs_and_gradients_equal_those_of_the_graph(
-    overrides: dict[str, Any], hybridize: bool, library: Path
+    overrides: dict[str, Any], hybridize: bool, library: None
 ) -> None:
     graph, operator = build(**overrides), build(**overrides)
     assert operator.use_operator()
@@ -116,7 +109,7 @@ def test_outputs_and_gradients_equal_those_of_the_graph(
         assert_close(outputs_and_gradients(operator, inputs), expected)
 
 
-def test_a_training_stays_with_that_of_the_graph(library: Path) -> None:
+def test_a_training_stays_with_that_of_the_graph(library: None) -> None:
     def losses(use: bool) -> list[float]:
         net = build(combine="multiply", location_octaves=2)
         assert net.use_operator(use) is use
@@ -142,7 +135,7 @@ def test_a_training_stays_with_that_of_the_graph(library: Path) -> None:
     "overrides", [{"core": "lstm"}, {"first_location": "learned"}, {"gaze": "noise"}], ids=str
 )
 def test_what_the_operator_does_not_know_stays_a_graph(
-    overrides: dict[str, Any], library: Path
+    overrides: dict[str, Any], library: None
 ) -> None:
     net = build(**overrides)
     assert not net.use_operator()
@@ -150,7 +143,7 @@ def test_what_the_operator_does_not_know_stays_a_graph(
     assert net(*inputs_for(net, 2))[0].shape == (2, 3, 3, 4)
 
 
-def test_back_to_the_graph_for_an_export(library: Path, tmp_path: Path) -> None:
+def test_back_to_the_graph_for_an_export(library: None, tmp_path: Path) -> None:
     net = build()
     net.hybridize()
     for use in (True, False):
@@ -162,52 +155,20 @@ def test_back_to_the_graph_for_an_export(library: Path, tmp_path: Path) -> None:
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(operators.SWITCH, "0")
+    monkeypatch.setenv(SWITCH, "0")
     assert not build().use_operator()
 
 
 def test_without_a_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(operators, "FOLDER", tmp_path)
-    monkeypatch.setattr(operators, "_loaded", [])
+    monkeypatch.setattr("model.operators._loaded", {})
+    monkeypatch.setattr("model.operators.COMPILERS", ("no-such-compiler",))
+    monkeypatch.delenv("CXX", raising=False)
     assert not build().use_operator()
 
 
-def test_a_library_is_known_by_all_it_was_made_of(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    names = {operators.library_path().name}
-    for change in (
-        lambda: monkeypatch.setattr(operators, "OPTIONS", ("-O2",)),
-        lambda: monkeypatch.setattr(operators, "_abilities", lambda: "another processor"),
-        lambda: monkeypatch.setattr(mx, "__version__", "2"),
-        lambda: monkeypatch.setattr(operators, "SOURCES", ROOT / "docs"),
-    ):
-        change()
-        names.add(operators.library_path().name)
-    assert len(names) == 5
-
-
-@pytest.mark.parametrize(("compiler", "message"), [("false", "false failed"), ("/no", "no C++ c")])
-def test_a_failure_to_compile_is_told_and_leaves_nothing(
-    compiler: str,
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(operators, "FOLDER", tmp_path)
-    monkeypatch.setenv("CXX", compiler)
-    assert operators.main() == 2
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 BITS = """
-import hashlib, sys
-from pathlib import Path
-from model import operators
+import hashlib
 from tests.test_operators import build, inputs_for, outputs_and_gradients
-operators.FOLDER = Path(sys.argv[1])
 net = build(combine="multiply", height=28, width=28, num_patches=3)
 assert net.use_operator()
 found = outputs_and_gradients(net, inputs_for(net, 41))
@@ -218,12 +179,12 @@ print(hashlib.sha256(values).hexdigest())
 
 
 def test_bits_do_not_depend_on_the_number_of_threads(
-    library: Path, monkeypatch: pytest.MonkeyPatch
+    library: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests = set()
     for threads in ("1", "2"):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-        command = [sys.executable, "-c", BITS, str(library.parent)]
+        command = [sys.executable, "-c", BITS]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         digests.add(done.stdout)
     assert len(digests) == 1

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from bridge.weight_file import read_weight_shapes
-from training.environment import remember
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
@@ -35,7 +34,8 @@ class Networks(NamedTuple):
     create, load, find
         `model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`.
     fuse
-        `model.fused_training.fuse`; it raises `unavailable` with the reason where it cannot.
+        `model.fused_training.fuse` for a network and a precision; it raises `unavailable` with the
+        reason where it cannot.
     watch
         ``watch(net)`` returns what gives numbers about the network's inside for images
         (N, C, H, W), to be recorded beside loss and accuracy, or None; see
@@ -45,7 +45,7 @@ class Networks(NamedTuple):
     create: Callable[..., Any]
     load: Callable[..., Any]
     find: Callable[[Mapping[str, tuple[int, ...]]], tuple[Optional[str], int]]
-    fuse: Callable[[Any], str]
+    fuse: Callable[..., str]
     unavailable: type[Exception]
     watch: Callable[[Any], Optional[Callable[[Any], Mapping[str, float]]]] = lambda net: None
 
@@ -85,6 +85,7 @@ def prepare_classifier(
     import numpy as np
 
     from training.devices import choose_contexts, hybridize_options, use_precision
+    from training.graph_choice import choose_graph
     from training.loss_scaling import with_loss_scaling
     from training.optimizer import build_trainer, freeze_except, initializer
 
@@ -99,7 +100,10 @@ def prepare_classifier(
     if classes < data.classes:
         raise UserError(f"--classes {classes}: {data.name} has {data.classes}; leave --classes out")
     loaders = build_loaders(config, data, classes)
-    use_precision(config.precision, contexts)
+    choice = choose_graph(config, contexts, networks, classes)
+    config = replace(config, precision=choice.precision)
+    choice.tell()
+    use_precision(choice.amp, contexts)
     np.random.seed(config.seed)  # the initializers of MXNet draw from both
     mx.random.seed(config.seed)
     net = networks.build(config, classes)
@@ -109,41 +113,13 @@ def prepare_classifier(
         print(f"started from {start} ({status}); fresh: {', '.join(status.fresh) or '-'}")
     if config.freeze == "trunk":
         freeze_except(net, "fc.")
-    net.hybridize(**hybridize_options(config.precision))
-    _choose_graph(net, config, contexts, networks)
+    net.hybridize(**hybridize_options(choice.amp))
+    if choice.fused:
+        networks.fuse(net, choice.precision)
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
     method = Method(statistics=_statistics(networks.watch(net), loaders, contexts[0]))
     trainer = with_loss_scaling(build_trainer(net, config), config.precision)
-    return Prepared(Task(net, trainer, contexts, loaders, method), files)
-
-
-def _choose_graph(net: Any, config: Any, contexts: list[Any], networks: Networks) -> None:
-    """Let the network train by fused operators where `config` and the machine allow it; say so.
-
-    Raises
-    ------
-    UserError
-        When they are demanded and cannot be had.
-    """
-    reason = None
-    if config.fused == "off":
-        reason = "--fused off"
-    elif config.precision != "float32":
-        reason = f"{config.precision}; the fused ones are for float32"
-    elif any(context.device_type != "cpu" for context in contexts):
-        reason = "on a GPU; the fused ones are for the CPU"
-    elif config.freeze != "none":
-        reason = "frozen layers, which the fused ones do not know"
-    else:
-        try:
-            found = networks.fuse(net)
-        except networks.unavailable as error:
-            reason = str(error)
-    if reason and config.fused == "on":
-        raise UserError(f"--fused on: {reason}. Leave it out to train by MXNet's own operators")
-    found = f"MXNet's own operators ({reason})" if reason else found
-    print(f"training steps by {found}")
-    remember("training_steps", found)
+    return Prepared(Task(net, trainer, contexts, loaders, method), files, config)
 
 
 def _statistics(

@@ -140,7 +140,7 @@ def use_precision(precision: str, contexts: list[Any]) -> None:
     UserError
         When bfloat16 is asked for on a GPU, or float16 on the CPU, for which MXNet has no kernels.
     """
-    if precision == "float32":
+    if precision in ("float32", "auto"):
         return
     from mxnet.contrib import amp
 
@@ -165,7 +165,7 @@ def use_precision(precision: str, contexts: list[Any]) -> None:
 
 def hybridize_options(precision: str) -> dict:
     """Return the arguments of ``net.hybridize``; bfloat16 alternates fast and slow if static."""
-    return {"static_alloc": True, "static_shape": precision == "float32"}
+    return {"static_alloc": True, "static_shape": precision in ("float32", "auto")}
 
 
 def device_names(contexts: Sequence[Any]) -> str:

@@ -34,10 +34,15 @@ C = TypeVar("C", bound=RunConfig)
 
 
 class Prepared(NamedTuple):
-    """What a training needs beside its settings; ``files`` go into the folder of a new run."""
+    """What a training needs beside its settings.
+
+    ``files`` go into the folder of a new run; ``config`` are the settings with what was chosen for
+    those that left it open, None: nothing was.
+    """
 
     task: Task
     files: Mapping[str, bytes] = {}
+    config: Any = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ class Script(Generic[C]):
                 else:
                     held.close()
                     config = replace(config, resume=None, run_dir=config.resume)
-            task, files = self.prepare(config)
+            task, files, chosen = self.prepare(config)
+            config = chosen or config
             if state:
                 restore(task.net, task.trainer, *state)
                 warn_threads(progress.threads, describe()["threads"]["effective"])

@@ -11,7 +11,7 @@ from typing import Optional
 from training.augment import CUTOUT_KINDS, Augmentation
 from training.config import option
 from training.errors import UserError
-from training.run_config import RunConfig, check_least
+from training.run_config import PRECISIONS, RunConfig, check_least
 
 INITIALIZERS = ("msra", "xavier")
 FUSED = ("auto", "on", "off")
@@ -49,6 +49,11 @@ class ClassifierConfig(RunConfig):
         "dataset",
         "mean and std: the data set's own, ImageNet's, or those of the RAM-ResNet repository",
         choices=NORMALIZATIONS,
+    )
+    precision: str = option(
+        "auto",
+        "what convolutions multiply; auto: the faster one of a probe, where fused operators train",
+        choices=(*PRECISIONS, "auto"),
     )
     init: str = option("msra", "initializer of convolutions", choices=INITIALIZERS)
     fused: str = option(

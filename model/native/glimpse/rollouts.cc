@@ -369,7 +369,7 @@ REGISTER_OP(glimpse_rollouts)
     .setInferShape(infer_shape)
     .setCreateOpState(create, "cpu");
 
-MXReturnValue initialize(int version) {
+__attribute__((visibility("default"))) MXReturnValue initialize(int version) {
   if (version >= 10700) return MX_SUCCESS;
   MX_ERROR_MSG << "MXNet 1.7 or later is needed";
   return MX_FAIL;

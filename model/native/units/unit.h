@@ -18,6 +18,7 @@ namespace attn {
 struct UnitSpec {
   int version = 1, convolutions = 0, strided = 0, stride = 1;
   bool projected = false, shortcut = true, gated = false, recurrent = false;
+  bool half = false;  // convolutions multiply bfloat16
   int steps = 1;
   float epsilon = 1e-5f, momentum = 0.9f;
 
@@ -30,6 +31,7 @@ struct UnitSpec {
     shortcut = a.at("shortcut") != "none";
     gated = a.at("gate") != "none";
     recurrent = a.at("gate") == "recurrent";
+    half = a.at("precision") == "bfloat16";
     steps = std::stoi(a.at("steps"));
     epsilon = std::stof(a.at("epsilon"));
     momentum = std::stof(a.at("momentum"));
@@ -44,6 +46,17 @@ struct UnitSpec {
 };
 
 typedef std::vector<float*> Arrays;
+
+// Memory that no unit keeps from one call to the next; a thread works on one unit at a time.
+struct Scratch {
+  Buffer source, gradient, other, side;  // of one chunk: what convolutions read, and one's output
+  Buffer above, below;                   // of all images: gradients on both sides of a convolution
+};
+
+inline Scratch& scratch() {
+  thread_local Scratch found;
+  return found;
+}
 
 class Unit {
  public:
@@ -70,7 +83,7 @@ class Unit {
   struct Layer {
     Shape in, out;  // of all images
     Norm norm;
-    Buffer before, after;  // before the normalisation, after normalisation and relu
+    Buffer before;  // the maps before the normalisation; what comes after it is computed twice
     int kernel, stride, at;  // at: place of the weight in the arrays
     int slot;
   };
@@ -97,7 +110,7 @@ class Unit {
   }
 
   Convolution& conv(const Layer& l) const {
-    return convolution(part(l.in), l.out.c, l.kernel, l.stride, l.slot);
+    return convolution(part(l.in), l.out.c, l.kernel, l.stride, l.slot, spec_.half);
   }
   Shape part(Shape s) const {
     s.n = chunk_;
@@ -130,13 +143,41 @@ class Unit {
                    gradients_[at + (spec_.recurrent ? 1 : 0)], gate_norms(gradients_));
   }
 
+  // A chunk as a convolution reads it, in memory that `to` owns: relu(norm(x)), or x itself.
+  const void* activated(const Norm& norm, const float* x, const Shape& s, Buffer* to) const;
+  const void* operand(const float* x, const Shape& s, Buffer* to) const;
+  // The same of body(n, b), which returns what is written for the 16 numbers at an offset.
+  template <class Body>
+  const void* written(const Shape& s, Buffer* to, Body body) const {
+    return spec_.half ? written_as<Half>(s, to, body) : written_as<float>(s, to, body);
+  }
+  template <class T, class Body>
+  const void* written_as(const Shape& s, Buffer* to, Body body) const {
+    T* out = to->as<T>(s.size());
+    each(s, [&](int n, int b) {
+      const auto value = body(n, b);
+      return [=](size_t i) { store(out + i, value(i)); };
+    });
+    return out;
+  }
+  const void* normalised_gradient(const Norm& norm, const float* dy, const float* x,
+                                  const Shape& s) const;
+
   void forward_1(float* y);
   void forward_2(float* y);
   void backward_1(const float* y, const float* dy);
   void backward_2(const float* dy);
   void tail(float* y);
   void tail_sums(const float* y, const float* dy);
-  void tail_backward(const float* y, const float* dy, int first);
+  const void* tail_backward(const float* y, const float* dy, int first);
+  const void* side_backward(const float* y, const float* dy, int first);
+  void shortcut_backward_1(const float* y, const float* dy, const void* source, int first);
+  const void* source_1(int i, int first) const;
+  const void* source_2(int i, int first) const;
+  void tail_2(float* y);
+  void gate_sums_2(const float* dy);
+  const void* tail_backward_2(const float* dy, int first);
+  void input_backward_2(const float* da, const float* also);
 
   UnitSpec spec_;
   Shape in_, out_;
@@ -147,8 +188,29 @@ class Unit {
   Arrays arrays_, gradients_;
   Gate gate_;
   Norm last_norm_;  // version 2 with a gate: its sums alone are used
-  Buffer scratch_, side_scratch_;
+  Buffer ungated_;  // version 2 with a gate: what it multiplies
   std::vector<float> sum_, product_, side_product_, ones_;
 };
+
+inline const void* Unit::activated(const Norm& norm, const float* x, const Shape& s,
+                                   Buffer* to) const {
+  return written(s, to, [&](int, int b) {
+    const Lanes k = load(norm.scale.data() + b * kLanes), t = load(norm.shift.data() + b * kLanes);
+    return [=](size_t i) { return positive(load(x + i) * k + t); };
+  });
+}
+
+inline const void* Unit::operand(const float* x, const Shape& s, Buffer* to) const {
+  if (!spec_.half) return x;
+  return written(s, to, [&](int, int) { return [=](size_t i) { return load(x + i); }; });
+}
+
+// The gradient through relu and normalisation.
+inline const void* Unit::normalised_gradient(const Norm& norm, const float* dy, const float* x,
+                                             const Shape& s) const {
+  return written(s, &scratch().gradient, [&](int, int b) {
+    return norm.activated_gradient(dy, x, b);
+  });
+}
 
 }  // namespace attn

@@ -9,6 +9,9 @@
 #include <cstring>
 #include <new>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace attn {
 
@@ -17,6 +20,26 @@ typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
 
 inline Lanes load(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
 inline void store(float* p, Lanes v) { *reinterpret_cast<Lanes*>(p) = v; }
+
+struct Half {  // a bfloat16
+  uint16_t bits;
+};
+
+// Rounded to the nearest, ties to even; NaN stays NaN.
+inline void store(Half* p, Lanes v) {
+#ifdef __AVX512BF16__
+  const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+  std::memcpy(p, &rounded, sizeof rounded);
+#else
+  typedef uint32_t Bits __attribute__((vector_size(64)));
+  typedef uint16_t Halves __attribute__((vector_size(32)));
+  const Bits bits = reinterpret_cast<Bits>(v);
+  const Bits up = bits + 0x7fff + ((bits >> 16) & 1);
+  const Bits kept = v == v ? up : bits | 0x400000;
+  const Halves halves = __builtin_convertvector(kept >> 16, Halves);
+  std::memcpy(p, &halves, sizeof halves);
+#endif
+}
 // NaN stays NaN, so that a diverging training is noticed.
 inline Lanes positive(Lanes v) { return v < 0.0f ? Lanes{} : v; }
 // v where x > 0, else 0.
@@ -39,6 +62,10 @@ class Buffer {
     return data_;
   }
   float* data() const { return data_; }
+  template <class T>
+  T* as(size_t count) {
+    return reinterpret_cast<T*>(get((count * sizeof(T) + sizeof(float) - 1) / sizeof(float)));
+  }
 
  private:
   float* data_ = nullptr;
@@ -177,14 +204,6 @@ class Norm {
     }
   }
 
-  // y = relu(scale * x + shift)
-  void activate(const float* x, float* y, const Shape& s) const {
-    each(s, [&](int, int b) {
-      const Lanes k = load(scale.data() + b * kLanes), t = load(shift.data() + b * kLanes);
-      return [=](size_t i) { store(y + i, positive(load(x + i) * k + t)); };
-    });
-  }
-
   // Sums for the gradient dy of relu(scale * x + shift), images [first, first + s.n).
   void activated_sums(const float* dy, const float* x, int first, const Shape& s,
                       std::vector<float>* dy_sum, std::vector<float>* dy_x_sum) const {
@@ -200,19 +219,14 @@ class Norm {
     });
   }
 
-  // dx = gradient through relu and normalisation, plus `also` where it is given; dx may be dy.
-  void activated_backward(const float* dy, const float* x, const float* also, float* dx,
-                          const Shape& s) const {
-    each(s, [&](int, int b) {
-      const Lanes k = load(scale.data() + b * kLanes), t = load(shift.data() + b * kLanes);
-      const Lanes pp = load(p.data() + b * kLanes), qq = load(q.data() + b * kLanes);
-      return [=](size_t i) {
-        const Lanes v = load(x + i), d = where_positive(v * k + t, load(dy + i));
-        Lanes g = k * d + (pp * v + qq);
-        if (also) g += load(also + i);
-        store(dx + i, g);
-      };
-    });
+  // The gradient of x in block b from the gradient dy of relu(scale * x + shift), by offset.
+  auto activated_gradient(const float* dy, const float* x, int b) const {
+    const Lanes k = load(scale.data() + b * kLanes), t = load(shift.data() + b * kLanes);
+    const Lanes pp = load(p.data() + b * kLanes), qq = load(q.data() + b * kLanes);
+    return [=](size_t i) {
+      const Lanes v = load(x + i), d = where_positive(v * k + t, load(dy + i));
+      return k * d + (pp * v + qq);
+    };
   }
 
  private:

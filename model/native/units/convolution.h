@@ -19,27 +19,34 @@ inline dnnl::stream& stream() {
   return stream;
 }
 
+// What it multiplies, that is maps, weights and gradients of its output, is float32 or bfloat16; what
+// it adds up to, that is its output and the gradients of maps and weights, is float32.
 class Convolution {
  public:
   // `in` holds one chunk; the kernel is square, padding is kernel / 2, there is no bias.
-  Convolution(const Shape& in, int channels, int kernel, int stride)
+  Convolution(const Shape& in, int channels, int kernel, int stride, bool half)
       : in(in),
         out{in.n, channels, (in.h - 1) / stride + 1, (in.w - 1) / stride + 1} {
     using dnnl::memory;
     const auto f32 = memory::data_type::f32;
+    const auto factor = half ? memory::data_type::bf16 : f32;
     const auto blocked = memory::format_tag::nChw16c;
     const memory::dims strides{stride, stride}, pad{kernel / 2, kernel / 2};
+    const memory::dims weight{channels, in.c, kernel, kernel};
     const auto direct = dnnl::algorithm::convolution_direct;
-    src_ = {{in.n, in.c, in.h, in.w}, f32, blocked};
+    src_ = {{in.n, in.c, in.h, in.w}, factor, blocked};
     dst_ = {{out.n, out.c, out.h, out.w}, f32, blocked};
-    plain_ = {{channels, in.c, kernel, kernel}, f32, memory::format_tag::oihw};
-    const memory::desc any({channels, in.c, kernel, kernel}, f32, memory::format_tag::any);
+    src_gradient_ = {src_.get_dims(), f32, blocked};
+    dst_gradient_ = {dst_.get_dims(), factor, blocked};
+    plain_ = {weight, f32, memory::format_tag::oihw};
+    const memory::desc any(weight, factor, memory::format_tag::any);
+    const memory::desc any_gradient(weight, f32, memory::format_tag::any);
     dnnl::convolution_forward::primitive_desc forward(
         cpu(), dnnl::prop_kind::forward_training, direct, src_, any, dst_, strides, pad, pad);
-    dnnl::convolution_backward_data::primitive_desc data(cpu(), direct, src_, any, dst_, strides,
-                                                         pad, pad, forward);
-    dnnl::convolution_backward_weights::primitive_desc weights(cpu(), direct, src_, any, dst_,
-                                                               strides, pad, pad, forward);
+    dnnl::convolution_backward_data::primitive_desc data(
+        cpu(), direct, src_gradient_, any, dst_gradient_, strides, pad, pad, forward);
+    dnnl::convolution_backward_weights::primitive_desc weights(
+        cpu(), direct, src_, any_gradient, dst_gradient_, strides, pad, pad, forward);
     forward_ = dnnl::convolution_forward(forward);
     data_ = dnnl::convolution_backward_data(data);
     weights_ = dnnl::convolution_backward_weights(weights);
@@ -54,24 +61,24 @@ class Convolution {
   void set_forward_weight(const float* weight) { reorder(weight, for_forward_, &forward_weight_); }
   void set_backward_weight(const float* weight) { reorder(weight, for_data_, &data_weight_); }
 
-  void forward(const float* src, float* dst) {
+  void forward(const void* src, float* dst) {
     forward_.execute(stream(), {{DNNL_ARG_SRC, at(src_, src)},
                                 {DNNL_ARG_WEIGHTS, at(for_forward_, forward_weight_.data())},
                                 {DNNL_ARG_DST, at(dst_, dst)}});
   }
 
-  void backward_data(const float* dst_gradient, float* src_gradient) {
-    data_.execute(stream(), {{DNNL_ARG_DIFF_DST, at(dst_, dst_gradient)},
+  void backward_data(const void* dst_gradient, float* src_gradient) {
+    data_.execute(stream(), {{DNNL_ARG_DIFF_DST, at(dst_gradient_, dst_gradient)},
                              {DNNL_ARG_WEIGHTS, at(for_data_, data_weight_.data())},
-                             {DNNL_ARG_DIFF_SRC, at(src_, src_gradient)}});
+                             {DNNL_ARG_DIFF_SRC, at(src_gradient_, src_gradient)}});
   }
 
   // Add a chunk to the weights' gradient; the first one begins it.
-  void backward_weight(const float* src, const float* dst_gradient, bool first) {
+  void backward_weight(const void* src, const void* dst_gradient, bool first) {
     float* total = total_.get(weight_floats_);
     float* to = first ? total : part_.get(weight_floats_);
     weights_.execute(stream(), {{DNNL_ARG_SRC, at(src_, src)},
-                                {DNNL_ARG_DIFF_DST, at(dst_, dst_gradient)},
+                                {DNNL_ARG_DIFF_DST, at(dst_gradient_, dst_gradient)},
                                 {DNNL_ARG_DIFF_WEIGHTS, at(gradient_, to)}});
     if (!first) {
 #pragma omp parallel for simd
@@ -85,15 +92,15 @@ class Convolution {
   }
 
  private:
-  static dnnl::memory at(const dnnl::memory::desc& desc, const float* data) {
-    return dnnl::memory(desc, cpu(), const_cast<float*>(data));
+  static dnnl::memory at(const dnnl::memory::desc& desc, const void* data) {
+    return dnnl::memory(desc, cpu(), const_cast<void*>(data));
   }
   void reorder(const float* weight, const dnnl::memory::desc& desc, Buffer* to) {
-    auto from = at(plain_, weight), into = at(desc, to->get(desc.get_size() / sizeof(float)));
+    auto from = at(plain_, weight), into = at(desc, to->as<char>(desc.get_size()));
     dnnl::reorder(from, into).execute(stream(), from, into);
   }
 
-  dnnl::memory::desc src_, dst_, plain_, for_forward_, for_data_, gradient_;
+  dnnl::memory::desc src_, dst_, src_gradient_, dst_gradient_, plain_, for_forward_, for_data_, gradient_;
   dnnl::convolution_forward forward_;
   dnnl::convolution_backward_data data_;
   dnnl::convolution_backward_weights weights_;
@@ -102,11 +109,12 @@ class Convolution {
 };
 
 // The convolution of this shape; layers of equal shape on one thread share it, one at a time.
-inline Convolution& convolution(const Shape& in, int channels, int kernel, int stride, int slot) {
-  typedef std::tuple<int, int, int, int, int, int, int, int> Key;
+inline Convolution& convolution(const Shape& in, int channels, int kernel, int stride, int slot,
+                                bool half) {
+  typedef std::tuple<int, int, int, int, int, int, int, int, bool> Key;
   thread_local std::map<Key, std::unique_ptr<Convolution>> known;
-  auto& found = known[Key(in.n, in.c, in.h, in.w, channels, kernel, stride, slot)];
-  if (!found) found.reset(new Convolution(in, channels, kernel, stride));
+  auto& found = known[Key(in.n, in.c, in.h, in.w, channels, kernel, stride, slot, half)];
+  if (!found) found.reset(new Convolution(in, channels, kernel, stride, half));
   return *found;
 }
 

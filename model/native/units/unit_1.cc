@@ -3,8 +3,17 @@
 
 namespace attn {
 
+// What convolution i reads of a chunk.
+const void* Unit::source_1(int i, int first) const {
+  const Layer& l = *layers_[i];
+  const size_t offset = first * l.in.image();
+  Buffer* to = &scratch().source;
+  if (i == 0) return operand(arrays_[0] + offset, part(l.in), to);
+  const Layer& previous = *layers_[i - 1];
+  return activated(previous.norm, previous.before.data() + offset, part(l.in), to);
+}
+
 void Unit::forward_1(float* y) {
-  const float* x = arrays_[0];
   for (auto& l : layers_) {
     l->norm.begin(l->out);
     l->before.get(l->out.size());
@@ -12,23 +21,17 @@ void Unit::forward_1(float* y) {
   if (side()) conv(*side()).set_forward_weight(arrays_[side()->at]);
   for (int i = 0; i < spec_.convolutions; ++i) {
     Layer& l = *layers_[i];
-    Layer* previous = i ? layers_[i - 1].get() : nullptr;
     // Layers of equal shape share the place of the weight.
     conv(l).set_forward_weight(arrays_[l.at]);
     for (int first = 0; first < in_.n; first += chunk_) {
-      const float* src = x + first * in_.image();
-      if (previous) {
-        float* after = previous->after.get(l.in.size()) + first * l.in.image();
-        previous->norm.activate(previous->before.data() + first * l.in.image(), after, part(l.in));
-        src = after;
-      }
+      const void* src = source_1(i, first);
       float* dst = l.before.data() + first * l.out.image();
       conv(l).forward(src, dst);
       l.norm.take(dst, first, part(l.out));
       if (i == 0 && side()) {
         Layer& s = *side();
         float* to = s.before.data() + first * s.out.image();
-        conv(s).forward(x + first * in_.image(), to);
+        conv(s).forward(src, to);
         s.norm.take(to, first, part(s.out));
       }
     }
@@ -118,13 +121,13 @@ void Unit::tail_sums(const float* y, const float* dy) {
   last().norm.backward(sum_, product_, gradients_[last().at + 1], gradients_[last().at + 2]);
 }
 
-// Write the gradients of what the last convolution and the shortcut's gave over their maps.
-void Unit::tail_backward(const float* y, const float* dy, int first) {
+// A chunk of the gradient of what the last convolution gave.
+const void* Unit::tail_backward(const float* y, const float* dy, int first) {
   const Norm& norm = last().norm;
   const size_t offset = first * out_.image();
-  float* c = last().before.data() + offset;
+  const float* c = last().before.data() + offset;
   y += offset, dy += offset;
-  each(part(out_), [&](int n, int b) {
+  return written(part(out_), &scratch().gradient, [&](int n, int b) {
     const int at = b * kLanes;
     Lanes k = load(norm.scale.data() + at), q = load(norm.q.data() + at);
     const Lanes p = load(norm.p.data() + at);
@@ -135,79 +138,85 @@ void Unit::tail_backward(const float* y, const float* dy, int first) {
     }
     return [=](size_t i) {
       const Lanes d = where_positive(load(y + i), load(dy + i));
-      store(c + i, k * d + (p * load(c + i) + q));
+      return k * d + (p * load(c + i) + q);
     };
   });
-  if (!side()) return;
-  const Norm& other = side()->norm;
-  float* s = side()->before.data() + offset;
-  each(part(out_), [&](int, int b) {
+}
+
+// The same of what the shortcut's convolution gave.
+const void* Unit::side_backward(const float* y, const float* dy, int first) {
+  const Norm& norm = side()->norm;
+  const size_t offset = first * out_.image();
+  const float* s = side()->before.data() + offset;
+  y += offset, dy += offset;
+  return written(part(out_), &scratch().other, [&](int, int b) {
     const int at = b * kLanes;
-    const Lanes k = load(other.scale.data() + at), p = load(other.p.data() + at);
-    const Lanes q = load(other.q.data() + at);
+    const Lanes k = load(norm.scale.data() + at), p = load(norm.p.data() + at);
+    const Lanes q = load(norm.q.data() + at);
     return [=](size_t i) {
       const Lanes d = where_positive(load(y + i), load(dy + i));
-      store(s + i, k * d + (p * load(s + i) + q));
+      return k * d + (p * load(s + i) + q);
+    };
+  });
+}
+
+// Add what comes through the shortcut to a chunk of the gradient of x.
+void Unit::shortcut_backward_1(const float* y, const float* dy, const void* source, int first) {
+  const size_t offset = first * in_.image();
+  float* dx = gradients_[0] + offset;
+  if (side()) {
+    Layer& s = *side();
+    float* more = scratch().side.get(part(in_).size());
+    const void* ds = side_backward(y, dy, first);
+    conv(s).backward_weight(source, ds, first == 0);
+    conv(s).backward_data(ds, more);
+    each(part(in_), [&](int, int) {
+      return [=](size_t k) { store(dx + k, load(dx + k) + load(more + k)); };
+    });
+    return;
+  }
+  y += offset, dy += offset;
+  each(part(in_), [&](int, int) {
+    return [=](size_t k) {
+      store(dx + k, load(dx + k) + where_positive(load(y + k), load(dy + k)));
     };
   });
 }
 
 void Unit::backward_1(const float* y, const float* dy) {
-  const float* x = arrays_[0];
-  float* dx = gradients_[0];
   tail_sums(y, dy);
+  Buffer *above = &scratch().above, *below = &scratch().below;
   for (int i = spec_.convolutions - 1; i >= 0; --i) {
     Layer& l = *layers_[i];
     Layer* previous = i ? layers_[i - 1].get() : nullptr;
     conv(l).set_backward_weight(arrays_[l.at]);
     if (i == 0 && side()) conv(*side()).set_backward_weight(arrays_[side()->at]);
+    float* da = previous ? below->get(l.in.size()) : gradients_[0];
     if (previous) {
       sum_.resize(static_cast<size_t>(in_.n) * l.in.c);
       product_.resize(sum_.size());
     }
     for (int first = 0; first < in_.n; first += chunk_) {
-      float* d = l.before.data() + first * l.out.image();
-      if (i == spec_.convolutions - 1) {
-        tail_backward(y, dy, first);
-      } else {  // the gradient of what was activated lies where that was
-        float* da = l.after.data() + first * l.out.image();
-        l.norm.activated_backward(da, d, nullptr, d, part(l.out));
-      }
-      if (previous) {
-        float* after = previous->after.data() + first * l.in.image();
-        conv(l).backward_weight(after, d, first == 0);
-        conv(l).backward_data(d, after);
-        previous->norm.activated_sums(after, previous->before.data() + first * l.in.image(), first,
-                                      part(l.in), &sum_, &product_);
-        continue;
-      }
-      const size_t offset = first * in_.image();
-      conv(l).backward_weight(x + offset, d, first == 0);
-      conv(l).backward_data(d, dx + offset);
-      if (side()) {
-        Layer& s = *side();
-        float *to = scratch_.get(part(in_).size()), *from = dx + offset;
-        const float* ds = s.before.data() + first * s.out.image();
-        conv(s).backward_weight(x + offset, ds, first == 0);
-        conv(s).backward_data(ds, to);
-        each(part(in_), [&](int, int) {
-          return [=](size_t k) { store(from + k, load(from + k) + load(to + k)); };
-        });
-      } else {
-        const float *yy = y + offset, *dd = dy + offset;
-        float* to = dx + offset;
-        each(part(in_), [&](int, int) {
-          return [=](size_t k) {
-            store(to + k, load(to + k) + where_positive(load(yy + k), load(dd + k)));
-          };
-        });
-      }
+      const size_t from = first * l.in.image(), into = first * l.out.image();
+      const void* d = i == spec_.convolutions - 1
+                          ? tail_backward(y, dy, first)
+                          : normalised_gradient(l.norm, above->data() + into,
+                                                l.before.data() + into, part(l.out));
+      const void* src = source_1(i, first);
+      conv(l).backward_weight(src, d, first == 0);
+      conv(l).backward_data(d, da + from);
+      if (previous)
+        previous->norm.activated_sums(da + from, previous->before.data() + from, first, part(l.in),
+                                      &sum_, &product_);
+      else
+        shortcut_backward_1(y, dy, src, first);
     }
     conv(l).weight_gradient(gradients_[l.at]);
     if (i == 0 && side()) conv(*side()).weight_gradient(gradients_[side()->at]);
     if (previous)
       previous->norm.backward(sum_, product_, gradients_[previous->at + 1],
                               gradients_[previous->at + 2]);
+    std::swap(above, below);
   }
 }
 

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mxnet as mx
 import pytest
 
-from model import fused_library
-from model.fused_library import OneDNN, Unavailable
+from model import operators
+from model.operators import UNITS, OneDNN, Operators, Unavailable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,14 +34,19 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.delenv("FAILS", raising=False)
-    sources = tmp_path / "ops"
+    sources = tmp_path / "units"
     sources.mkdir()
     (sources / "unit.cc").write_text("int unit;")
-    monkeypatch.setattr(fused_library, "SOURCES", sources)
+    monkeypatch.setattr(operators, "NATIVE", tmp_path)
+    monkeypatch.delenv(operators.SWITCH, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     library = tmp_path / "libdnnl.so.3"
     library.write_bytes(b"library")
     return OneDNN(library, tmp_path, "3.2")
+
+
+def build(onednn: OneDNN, of: Operators = UNITS) -> Path:
+    return operators.build(of, onednn)
 
 
 def calls(tmp_path: Path) -> list[str]:
@@ -49,38 +55,61 @@ def calls(tmp_path: Path) -> list[str]:
 
 
 def test_it_is_built_once(machine: OneDNN, tmp_path: Path) -> None:
-    made = fused_library.build(machine)
+    made = build(machine)
     assert made.read_text() == "built\n"
     before = calls(tmp_path)
     assert any("unit.cc" in line for line in before)
-    assert fused_library.build(machine) == made
+    assert build(machine) == made
     assert calls(tmp_path) == before
     assert [file.name for file in made.parent.iterdir()] == [made.name]  # nothing half-built
 
 
 def test_another_processor_gets_its_own(machine: OneDNN, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = fused_library.build(machine)
-    monkeypatch.setattr(fused_library, "cpu_identity", lambda: "model name: another\nflags: sse2")
-    assert fused_library.build(machine) != made
+    made = build(machine)
+    monkeypatch.setattr(operators, "cpu_identity", lambda: "model name: another\nflags: sse2")
+    assert build(machine) != made
 
 
 def test_changed_sources_are_built_anew(machine: OneDNN) -> None:
-    made = fused_library.build(machine)
-    (fused_library.SOURCES / "unit.cc").write_text("int other;")
-    assert fused_library.build(machine) != made
+    made = build(machine)
+    (operators.NATIVE / "units" / "unit.cc").write_text("int other;")
+    assert build(machine) != made
 
 
 def test_another_onednn_is_built_for_anew(machine: OneDNN) -> None:
-    made = fused_library.build(machine)
-    assert fused_library.build(machine._replace(version="3.3")) != made
+    made = build(machine)
+    assert build(machine._replace(version="3.3")) != made
+
+
+def test_other_options_are_built_anew(machine: OneDNN) -> None:
+    assert build(machine, UNITS._replace(flags=("-O1",))) != build(machine)
+
+
+def test_another_mxnet_is_built_for_anew(machine: OneDNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build(machine)
+    monkeypatch.setattr(mx, "__version__", "2")
+    assert build(machine) != made
+
+
+def test_switched_off(machine: OneDNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(operators.SWITCH, "0")
+    with pytest.raises(Unavailable, match="ATTENTION_NATIVE=0"):
+        operators.load(UNITS)
+    assert not (tmp_path / "build").exists()
+
+
+def test_a_library_that_cannot_be_loaded(machine: OneDNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "_loaded", {})
+    with pytest.raises(Unavailable, match="cannot be loaded"):
+        operators.load(Operators("units"))  # the fake compiler makes no library
 
 
 def test_a_read_only_package_is_built_in_the_cache(
     machine: OneDNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (fused_library.SOURCES / "build").write_text("a file, so no folder can be made here")
-    made = fused_library.build(machine)
-    assert made.parent == tmp_path / "cache" / fused_library.CACHE_NAME
+    (operators.NATIVE / "build").write_text("a file, so no folder can be made here")
+    made = build(machine)
+    assert made.parent == tmp_path / "cache" / operators.CACHE_NAME
 
 
 def test_a_failing_compiler_is_quoted_and_leaves_nothing(
@@ -88,30 +117,30 @@ def test_a_failing_compiler_is_quoted_and_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("FAILS", "no such thing")
     with pytest.raises(Unavailable, match=r"error: no such thing"):
-        fused_library.build(machine)
-    assert list((fused_library.SOURCES / "build").iterdir()) == []
+        build(machine)
+    assert list((operators.NATIVE / "build").iterdir()) == []
 
 
 def test_no_compiler(machine: OneDNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unavailable, match="no C\\+\\+ compiler"):
-        fused_library.build(machine)
+        build(machine)
 
 
 def test_no_onednn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTENTION_ONEDNN", str(tmp_path))
     with pytest.raises(Unavailable, match=f"no oneDNN 3 in ATTENTION_ONEDNN={tmp_path}"):
-        fused_library.find_onednn()
+        operators.find_onednn()
 
 
 def test_the_program_says_why_and_does_not_fail(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "model.fused_library"],
+        [sys.executable, "-m", "model.operators"],
         env={**os.environ, "ATTENTION_ONEDNN": str(tmp_path)},
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.startswith("not built: no oneDNN 3")
+    assert "units: not built: no oneDNN 3" in done.stdout
