@@ -14,8 +14,9 @@ from typing import Any, Optional
 import numpy as np
 
 from benchmarks import network_rows as rows
-from benchmarks.interleave import ROOT, Asked, Plan, Worker, compare, interleave
+from benchmarks.interleave import ROOT, Asked, Plan, Worker, interleave
 from benchmarks.report import store
+from benchmarks.series import compare
 from training.errors import UserError
 
 TOLERANCE = 1e-5  # between the logits of the two systems, over the largest

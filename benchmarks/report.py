@@ -43,7 +43,7 @@ def row(names: Sequence[str], found: Mapping[str, Any], scale: float = 1e3) -> s
     names
         Of the row.
     found
-        An entry of `interleave.compare`; its times are in seconds.
+        An entry of `series.compare`; its times are in seconds.
     scale
         What makes the unit of the table of a second.
     """

@@ -85,13 +85,16 @@ class Attention(nn.Module):
         self.add_module(f"softmax{2 * max(depth, 1)}_blocks", nn.Sequential(*layers))
 
     def child(self, name: str) -> nn.Module:
+        """Return a part by name."""
         return getattr(self, name)
 
     def up(self, y: Tensor, like: Tensor) -> Tensor:
+        """Return `y` in the size of `like`."""
         size = like.shape[2:]
         return functional.interpolate(y, size=size, mode="bilinear", align_corners=True)
 
     def mask(self, x: Tensor, trunk: Tensor) -> Tensor:
+        """Return the soft mask, 0 to 1."""
         down, skips, y, depth = [], [], x, self.depth
         for level in range(1, max(depth, 1) + 1):
             if depth:
