@@ -45,7 +45,9 @@ class Config:
     batch_size: int = option(64, "images per step", flags=("-b",))
     size: int = option(32, "height and width of the images, pixels")
     rounds: int = option(3, "steps of each variant that are measured, after one to warm up")
-    variants: tuple[str, ...] = option(("own", "fused"), "what is measured: own, fused")
+    variants: tuple[str, ...] = option(
+        ("own", "fused", "bfloat16"), "what is measured: own, fused, bfloat16 (fused too)"
+    )
     out: str = option("runs/bench/train_variants.json", "file that the figures are stored in")
 
 
@@ -71,9 +73,10 @@ def steps(name: str, config: Config) -> dict[str, Callable[[], list[tuple[float,
     image = mx.nd.random.normal(shape=(config.batch_size, 3, config.size, config.size))
     label = mx.nd.array(np.arange(config.batch_size) % 10)
     fused: dict[str, Any] = {"own": None}
-    if "fused" in config.variants:
-        fuse(net)
-        fused["fused"] = net.fused
+    for variant, precision in (("fused", "float32"), ("bfloat16", "bfloat16")):
+        if variant in config.variants:
+            fuse(net, precision)
+            fused[variant] = net.fused
 
     def step(variant: str) -> list[tuple[float, float]]:
         net.fused = fused[variant]
@@ -119,7 +122,7 @@ def main() -> None:
     known = environment()
     print(headline(known) + f", batch {config.batch_size}, {config.size}x{config.size}\n")
     print("CPU seconds of a step, median; the ratio is that of the medians, [least, most]")
-    header = f"{'network':<20}{'variant':<8}{'forward':>9}{'backward':>9}{'update':>9}{'step':>9}"
+    header = f"{'network':<20}{'variant':<10}{'forward':>9}{'backward':>9}{'update':>9}{'step':>9}"
     print(header + "  ratio")
     table = {}
     for name in config.models:
@@ -131,7 +134,7 @@ def main() -> None:
             ratio = statistics.median(base) / statistics.median(totals)
             cells = "".join(f"{found['cpu'][part]:>9.3f}" for part in PARTS)
             print(
-                f"{name:<20}{variant:<8}{cells}{statistics.median(totals):>9.3f}"
+                f"{name:<20}{variant:<10}{cells}{statistics.median(totals):>9.3f}"
                 f"  {ratio:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]",
                 flush=True,
             )

@@ -24,6 +24,7 @@ from training.checkpoint import (
     save_parameters,
     write_state,
 )
+from training.collector import only_new_objects
 from training.engine import (
     EpochHooks,
     Scores,
@@ -112,7 +113,7 @@ class Fit:
         elif not os.path.exists(digest_path(self.run.folder / STATE_FILE)):
             # A process was killed between the file and its digest; a finished run saves no more.
             write_state(self.run.folder, self._state())
-        with Interruption() as interruption:
+        with Interruption() as interruption, only_new_objects():
             self._stop = interruption.stop
             while progress.epoch < self.config.epochs and not self._early():
                 try:
