@@ -2,8 +2,8 @@
 
 A training step is `training.engine.Updater.step` with the trainer, the precision and the settings
 of hybridize that the scripts use, and the reading of its sums. Inference is what
-`model.inference.prepare_inference` returns. bfloat16 cannot be switched off again in a process, so
-a worker that trains in it does nothing else.
+`model.inference.prepare_inference` returns. MXNet's own bfloat16 cannot be switched off again in a
+process, so a worker that trains in it does nothing else.
 """
 
 from __future__ import annotations
