@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse native test lint types format bench bench-parts board gpu gpu-check test-gpu-install test-crash test-fuzz lock setup clean
+.PHONY: help train train-glimpse native test test-bridge lint types format bench bench-parts board gpu gpu-check test-gpu-install test-crash test-fuzz lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
 PYTHON ?=
@@ -30,6 +30,10 @@ train-glimpse: setup  ## train the glimpse model on embedded handwritten digits,
 
 test: setup  ## run the tests (real data: ATTENTION_DATA=FOLDER; a part: PYTEST_ARGS=tests/test_x.py)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-bridge: setup  ## run the tests of the PyTorch bridge (sets up .venv-torch, 220 MB)
+	@.ci/setup.sh bench-torch .venv-torch
+	$(VENV)/bin/python -m pytest tests/test_bridge_*.py $(PYTEST_ARGS)
 
 lint: setup  ## check style and formatting
 	$(VENV)/bin/python -m ruff check .

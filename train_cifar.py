@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from training.config import option, parse_overrides
+from training.errors import UserError
 from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.recipes import RECIPES, with_recipe
 from training.script import Prepared, Script, exit_code
@@ -39,6 +40,12 @@ class CifarConfig(TrainConfig):
 
     recipe: str = option(
         "pistony", "settings to start from; single flags change them", choices=tuple(RECIPES)
+    )
+    export_start: Optional[str] = option(
+        None,
+        "write PREFIX-symbol.json and PREFIX.param, the network as this training would start it, "
+        "for python -m bridge.train, and end",
+        metavar="PREFIX",
     )
     seed_format: bool = option(
         False, "write log.txt, checkpoint.param and model_best.param as zhongshsh/RAM does"
@@ -143,6 +150,8 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
         return inspect(config, given, networks(), lambda settings: open_dataset(settings).test)
     if config.test:
         return _test_file(config.test, config, given)
+    if config.export_start:
+        return _export_start(config.export_start, config)
     return Script(PROG, CifarConfig, _prepare).train(config, given, argv)
 
 
@@ -183,6 +192,38 @@ def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
     scores = test(net, contexts, evaluation_batches(dataset.test, dataset))
     if config.seed_format:
         print(evaluation_lines(*scores))
+    return 0
+
+
+def _export_start(prefix: str, config: CifarConfig) -> int:
+    import json
+
+    import mxnet as mx
+
+    from bridge.atomic import write_atomically
+    from model.export_symbol import symbol_json
+    from training.checkpoint import save_parameters
+    from training.cifar import CLASS_NAMES
+    from training.classifier import OVERRIDES, start_network
+    from training.loaders import open_dataset
+
+    known = CLASS_NAMES.get(config.dataset)  # of these the data need not be here
+    classes = config.classes or (len(known[-1]) if known else open_dataset(config).classes)
+    net = start_network(config, networks(), classes, [mx.cpu()])
+    net(mx.nd.zeros((1, *net.image_shape)))  # parameters get their shapes
+    given = {key: getattr(config, key) for key in OVERRIDES}
+    note = {key: json.dumps(value) for key, value in given.items() if value is not None}
+    symbol = symbol_json(net, {"network": config.model, **note})
+    try:
+        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+        save_parameters(net, f"{prefix}.param")
+        write_atomically(f"{prefix}-symbol.json", symbol.encode())
+    except OSError as error:
+        raise UserError(f"--export-start {prefix}: cannot be written: {error.strerror}") from error
+    print(
+        f"wrote {prefix}-symbol.json and {prefix}.param: {config.model}, {classes} classes, "
+        f"seed {config.seed}"
+    )
     return 0
 
 

@@ -61,10 +61,10 @@ class Config:
             raise UserError(f"--threads {' '.join(map(str, wrong))}; choose from 1 to {cores}")
 
 
-def find_torch(config: Config) -> str:
-    """Return the interpreter with PyTorch, after setting up its environment where needed."""
-    if config.torch_python:
-        return os.path.abspath(config.torch_python)
+def find_torch(named: Optional[str]) -> str:
+    """Return the interpreter with PyTorch, after setting up its environment where none is named."""
+    if named:
+        return os.path.abspath(named)
     done = subprocess.run([ROOT / ".ci/setup.sh", "bench-torch", TORCH_FOLDER], check=False)
     if done.returncode:
         raise UserError(
@@ -183,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
     if config.operator:
         compile_operators()
     try:
-        torch_python = find_torch(config)
+        torch_python = find_torch(config.torch_python)
         records = [
             measure_task(config, torch_python, task, threads)
             for threads in config.threads

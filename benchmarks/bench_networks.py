@@ -240,7 +240,7 @@ def main(argv: Sequence[str]) -> int:
     print(headline(known), flush=True)
     try:
         table = Table(config, known)
-        torch_python = find_torch(bench_glimpse.Config(torch_python=config.torch_python))
+        torch_python = find_torch(config.torch_python)
         with tempfile.TemporaryDirectory() as folder:
             machines = Machines(torch_python, folder, config.threads, config.plan, config.compile)
             fill(config, machines, table)

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: seeds drawn from the test's name, real data, writers of PyTorch files."""
+"""Fixtures of all tests: seeds drawn from the test's name, real data, PyTorch and its files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +33,15 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("needs real data: set ATTENTION_DATA to a folder with cifar10/ and cifar100/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def torch_python() -> str:
+    """The interpreter that has PyTorch, in an environment of its own; skips where there is none."""
+    python = Path(os.environ.get("TORCH_PYTHON", ROOT / ".venv-torch/bin/python"))
+    if not python.exists():
+        pytest.skip("needs PyTorch: make test-bridge sets it up in .venv-torch")
+    return str(python)
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,28 @@ FORBIDDEN = {
     # Examples are copied to machines without this project.
     "examples": {"model", "training", "bridge", "benchmarks", "tests", "mxnet", *SCRIPTS},
 }
+# What trains with PyTorch knows settings and records of `training`, unlike the rest of `bridge`.
+BRIDGE_TRAINING = (
+    "bridge/torch_train/",
+    "bridge/train.py",
+    "bridge/bench.py",
+    "bridge/pack.py",
+    "bridge/score.py",
+)
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 300, 50, 7
 # Gluon calls these by name; they say in their class what they do.
 CALLED_BY_GLUON = {"hybrid_forward", "forward"}
 # The readers behind this file are inner workings, and are documented at their entrance only.
 BRIDGE_ENTRANCE = "bridge/param_file.py"
-# What takes more: a schedule's and a block's settings, by name only.
-MANY_PARAMETERS = {"training/schedules.py build_schedule", "model/attention_module.py __init__"}
+# What takes more: a schedule's and a block's settings, and MXNet's attributes, by name only.
+MANY_PARAMETERS = {
+    "training/schedules.py build_schedule",
+    "model/attention_module.py __init__",
+    "bridge/symbol_layers.py batch_norm",
+    "bridge/symbol_layers.py bilinear_resize",
+    "bridge/symbol_layers.py convolution",
+    "bridge/symbol_layers.py pooling",
+}
 
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 
@@ -82,6 +97,19 @@ def test_packages_keep_apart(package: str, trees: dict[Path, ast.Module]) -> Non
         if path.relative_to(ROOT).parts[0] == package
         for name, line in imports(tree, module_of(path))
         if name.split(".")[0] in FORBIDDEN[package]
+        and not (name_of(path).startswith(BRIDGE_TRAINING) and name.split(".")[0] == "training")
+    ]
+    assert not wrong
+
+
+def test_reading_files_needs_no_training(trees: dict[Path, ast.Module]) -> None:
+    """What `training` imports of the bridge does not import `training`, not even in a function."""
+    wrong = [
+        f"{name_of(path)}:{line} imports {name}"
+        for path, tree in trees.items()
+        if path.relative_to(ROOT).parts[0] == "training"
+        for name, line in imports(tree, module_of(path))
+        if (name.replace(".", "/") + ".py").startswith(BRIDGE_TRAINING)
     ]
     assert not wrong
 

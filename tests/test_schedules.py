@@ -170,3 +170,29 @@ def test_bad_values_are_refused(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {**GOOD, **change}
     with pytest.raises(UserError, match=message):
         build_schedule(arguments.pop("kind"), **arguments)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "step", "constant"])
+def test_rates_are_those_of_gluoncv_bit_for_bit(kind: str, warmup: int) -> None:
+    from gluoncv.utils import LRScheduler, LRSequential
+
+    length = (9 - warmup) * 5
+    settings: dict[str, Any] = {"target_lr": 0.02}
+    if kind == "step":
+        places = [epoch * 5 + 1 - warmup * 5 for epoch in (4, 7)]
+        settings = {"step_iter": places, "step_factor": 0.3}
+    theirs = [LRScheduler(kind, base_lr=0.7, niters=length, **settings)]
+    if warmup:
+        theirs.insert(0, LRScheduler("linear", base_lr=0.0, target_lr=0.7, niters=warmup * 5))
+    ours = build_schedule(
+        kind,
+        base_lr=0.7,
+        final_lr=0.02,
+        epochs=9,
+        steps_per_epoch=5,
+        warmup_epochs=warmup,
+        lr_steps=(4, 7) if kind == "step" else (),
+        lr_factor=0.3,
+    )
+    assert rates(ours, 50) == rates(LRSequential(theirs), 50)

@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from training.colour import colour_jitter
 from training.cutout import Range, cutout_square, random_erasing
+from training.draws import draw_flips, draw_mix, draw_places
 from training.errors import UserError
 
 CUTOUT_KINDS = ("none", "square", "erasing")
@@ -155,8 +156,8 @@ def pad_crop(
     check_crop(size, pad, (height, width))
     padded = np.zeros((count, height + 2 * pad, width + 2 * pad, channels), images.dtype)
     padded[:, pad : pad + height, pad : pad + width] = images
-    top = rng.integers(0, height + 2 * pad - rows + 1, count)
-    left = rng.integers(0, width + 2 * pad - columns + 1, count)
+    room = (height + 2 * pad - rows, width + 2 * pad - columns)
+    top, left = draw_places(count, room, rng)
     return _crop(padded, top, left, rows, columns)
 
 
@@ -180,8 +181,7 @@ def random_shift(images: np.ndarray, fraction: float, rng: np.random.Generator) 
     count, height, width, _ = images.shape
     rows, columns = int(fraction * height), int(fraction * width)
     padded = np.pad(images, ((0, 0), (rows, rows), (columns, columns), (0, 0)), mode="edge")
-    top = rng.integers(0, 2 * rows + 1, count)
-    left = rng.integers(0, 2 * columns + 1, count)
+    top, left = draw_places(count, (2 * rows, 2 * columns), rng)
     return _crop(padded, top, left, height, width)
 
 
@@ -196,7 +196,7 @@ def _crop(
 
 def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirror each (H, W, C) image left to right with probability 1/2."""
-    chosen = rng.random(len(images)) < 0.5
+    chosen = draw_flips(len(images), rng)
     flipped = images.copy()
     flipped[chosen] = images[chosen, :, ::-1]
     return flipped
@@ -227,8 +227,7 @@ def mixup(
     https://arxiv.org/abs/1710.09412. PistonY's script pairs the batch with its reverse, which is a
     permutation too.
     """
-    lam = np.float32(rng.beta(alpha, alpha))
-    partner = rng.permutation(len(images))
+    lam, partner = draw_mix(len(images), alpha, rng)
     return _blend(images, partner, lam), _blend(labels, partner, lam)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from training.augment import Augmentation, augment, mixup, normalize, smooth_labels
 from training.datasets import ImageData
+from training.draws import Draws, draw_batch
 from training.errors import UserError
 
 T = TypeVar("T")
@@ -37,6 +38,13 @@ class Batch(NamedTuple):
     image: np.ndarray
     label: np.ndarray
     soft_label: Optional[np.ndarray] = None
+
+
+class Plan(NamedTuple):
+    """Which images a batch is made of, (N,), and what is drawn for them."""
+
+    rows: np.ndarray
+    draws: Draws
 
 
 class TrainBatches:
@@ -131,10 +139,20 @@ class TrainBatches:
         return prefetched(batches, prefetch) if prefetch else batches
 
     def _epoch(self, epoch: int, mix: bool, start: int) -> Iterator[Batch]:
+        for rows, rng in self._parts(epoch, start):
+            yield self._make(rows, mix, rng)
+
+    def plans(self, epoch: int, mixup: bool = True, start: int = 0) -> Iterator[Plan]:
+        """Yield what makes the batches of `epoch`, for one who makes them on a GPU."""
+        size = (self.data.images.shape[1], self.data.images.shape[2])
+        for rows, rng in self._parts(epoch, start):
+            yield Plan(rows, draw_batch(self.augmentation, len(rows), size, mixup, rng))
+
+    def _parts(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
         order = _rng(self.seed, epoch).permutation(len(self.data.images))
         for k in range(start, len(self)):
             rows = order[k * self.batch_size : (k + 1) * self.batch_size]
-            yield self._make(rows, mix, _rng(self.seed, epoch, (k,)))
+            yield rows, _rng(self.seed, epoch, (k,))
 
     def _make(self, rows: np.ndarray, mix: bool, rng: np.random.Generator) -> Batch:
         chosen = self.augmentation

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
@@ -81,13 +81,10 @@ def prepare_classifier(
     UserError
         For data, classes or devices that cannot be used; and whatever `networks` raises.
     """
-    import mxnet as mx
-    import numpy as np
-
     from training.devices import choose_contexts, hybridize_options, use_precision
     from training.graph_choice import choose_graph
     from training.loss_scaling import with_loss_scaling
-    from training.optimizer import build_trainer, freeze_except, initializer
+    from training.optimizer import build_trainer, freeze_except
 
     contexts = choose_contexts(config.gpus)
     # Looked at before the data is loaded, so that a wrong name does not first download a data set.
@@ -104,10 +101,7 @@ def prepare_classifier(
     config = replace(config, precision=choice.precision)
     choice.tell()
     use_precision(choice.amp, contexts)
-    np.random.seed(config.seed)  # the initializers of MXNet draw from both
-    mx.random.seed(config.seed)
-    net = networks.build(config, classes)
-    net.initialize(initializer(config.init), ctx=contexts)
+    net = start_network(config, networks, classes, contexts)
     if start:
         status = networks.load(net, start, contexts, allow_classes_mismatch=True)
         print(f"started from {start} ({status}); fresh: {', '.join(status.fresh) or '-'}")
@@ -120,6 +114,22 @@ def prepare_classifier(
     method = Method(statistics=_statistics(networks.watch(net), loaders, contexts[0]))
     trainer = with_loss_scaling(build_trainer(net, config), config.precision)
     return Prepared(Task(net, trainer, contexts, loaders, method), files, config)
+
+
+def start_network(
+    config: ClassifierConfig, networks: Networks, classes: int, contexts: Sequence[Any]
+) -> Any:
+    """Return a network with the first weights that the settings and their seed give."""
+    import mxnet as mx
+    import numpy as np
+
+    from training.optimizer import initializer
+
+    np.random.seed(config.seed)  # the initializers of MXNet draw from both
+    mx.random.seed(config.seed)
+    net = networks.build(config, classes)
+    net.initialize(initializer(config.init), ctx=list(contexts))
+    return net
 
 
 def _statistics(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from training.draws import draw_jitter
 from training.photo_augment import GREY
 
 
@@ -29,10 +30,10 @@ def colour_jitter(images: np.ndarray, strength: float, rng: np.random.Generator)
         uint8, of the same shape; rounded and clipped once, after the last step.
     """
     count, channels = len(images), images.shape[3]
-    factors = rng.uniform(1 - strength, 1 + strength, (3, count)).astype(np.float32)
+    factors, order = draw_jitter(count, strength, rng)
     pixels = images.astype(np.float32)
     weights = GREY if channels == 3 else np.full(channels, 1 / channels, np.float32)
-    for kind in rng.permutation(3):
+    for kind in order:
         factor = factors[kind][:, None, None, None]
         if kind == 0:
             pixels *= factor

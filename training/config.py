@@ -67,14 +67,15 @@ def parse_overrides(
     argv: Sequence[str],
     prog: Optional[str] = None,
     description: Optional[str] = None,
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Only the fields that ``argv`` gives, to lay over the settings of a saved run.
 
-    Exits like :func:`parse`.
+    The fields ``without`` have no flag here. Exits like :func:`parse`.
     """
-    parser = _parser(config_class, prog, description)
+    parser = _parser(config_class, prog, description, without)
     given, rest = parser.parse_known_args([_dashed(word) for word in argv])
-    words = _positional(config_class)
+    words = None if _positional(config_class) in without else _positional(config_class)
     wrong = next((word for word in rest if word.startswith("-") or not words), None)
     if wrong is not None:
         parser.error(_unknown(wrong, parser))
@@ -180,7 +181,12 @@ class _Assign(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
-def _parser(config_class: type, prog: Optional[str], description: Optional[str]) -> _Parser:
+def _parser(
+    config_class: type,
+    prog: Optional[str],
+    description: Optional[str],
+    without: Sequence[str] = (),
+) -> _Parser:
     parser = _Parser(
         prog=prog,
         description=description,
@@ -194,7 +200,7 @@ def _parser(config_class: type, prog: Optional[str], description: Optional[str])
         field = config_class.__dataclass_fields__[name]  # type: ignore[attr-defined]
         if field.metadata.get("group"):
             group = parser.add_argument_group(field.metadata["group"])
-        if field.metadata.get("positional"):
+        if field.metadata.get("positional") or name in without:
             continue
         _add_flag(group, field, kind)
     return parser

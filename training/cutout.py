@@ -6,12 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Range = tuple[float, float]  # lowest and highest value
-
-# Rectangles are drawn again until one fits, several per image at once; a 32x32 image rarely needs a
-# second round, and an image into which nothing fits stays as it is after the last one.
-_ERASING_TRIES = 8
-_ERASING_ROUNDS = 16
+from training.draws import Range, Rectangles, draw_erasing, draw_square
 
 
 def cutout_square(
@@ -29,15 +24,9 @@ def cutout_square(
     and Taylor 2017, https://arxiv.org/abs/1708.04552.
     """
     count, height, width, _ = images.shape
-    chosen = rng.random(count) < prob
-    rows = rng.integers(0, height, count) - size // 2
-    columns = rng.integers(0, width, count) - size // 2
+    drawn = draw_square(count, (height, width), size, prob, rng)
     colour = np.rint(np.asarray(mean) * 255).astype(images.dtype)
-    filled = images.copy()
-    for index in np.flatnonzero(chosen):
-        top, left = rows[index], columns[index]
-        filled[index, max(top, 0) : top + size, max(left, 0) : left + size] = colour
-    return filled
+    return _filled(images, drawn, np.broadcast_to(colour, (count, len(colour))))
 
 
 def random_erasing(
@@ -57,36 +46,15 @@ def random_erasing(
     PistonY's CIFAR script.
     """
     count, height, width, _ = images.shape
-    chosen = rng.random(count) < prob
-    grey = rng.integers(0, 256, count)
-    top, left, rows, columns = _rectangles(count, (height, width), area, aspect, rng)
-    erased = images.copy()
-    for index in np.flatnonzero(chosen):
+    drawn = draw_erasing(count, (height, width), prob, (area, aspect), rng)
+    return _filled(images, drawn, np.asarray(drawn.grey))
+
+
+def _filled(images: np.ndarray, drawn: Rectangles, values: np.ndarray) -> np.ndarray:
+    """Return a copy with the chosen rectangles filled; `values` (N,) or (N, channels)."""
+    filled = images.copy()
+    top, left, rows, columns = drawn.box
+    for index in np.flatnonzero(drawn.chosen):
         y, x = top[index], left[index]
-        erased[index, y : y + rows[index], x : x + columns[index]] = grey[index]
-    return erased
-
-
-def _rectangles(
-    count: int, size: tuple[int, int], area: Range, aspect: Range, rng: np.random.Generator
-) -> np.ndarray:
-    """Top, left, rows, columns (4, count) of rectangles inside an image, or 0, 0, 0, 0."""
-    height, width = size
-    found = np.zeros((4, count), np.int64)
-    pending = np.arange(count)
-    for _ in range(_ERASING_ROUNDS):
-        shape = (_ERASING_TRIES, len(pending))
-        pixels = rng.uniform(*area, shape) * (height * width)
-        ratio = rng.uniform(*aspect, shape)
-        rows = np.sqrt(pixels * ratio).astype(np.int64)
-        columns = np.sqrt(pixels / ratio).astype(np.int64)
-        top = rng.integers(0, height, shape)
-        left = rng.integers(0, width, shape)
-        fits = (top + rows <= height) & (left + columns <= width)
-        done = np.flatnonzero(fits.any(axis=0))
-        first = fits.argmax(axis=0)[done]
-        found[:, pending[done]] = np.stack([top, left, rows, columns])[:, first, done]
-        pending = np.delete(pending, done)
-        if not len(pending):
-            break
-    return found
+        filled[index, y : y + rows[index], x : x + columns[index]] = values[index]
+    return filled

@@ -1,4 +1,7 @@
-"""Learning rate schedules: a linear warm-up, then one main part, from gluoncv's LRSequential.
+"""Learning rate schedules: a linear warm-up, then one main part.
+
+The arithmetic is that of gluoncv's ``LRSequential``, bit for bit (``tests/test_schedules.py``
+compares), in plain Python: the bridge trains on machines that have neither gluoncv nor MXNet.
 
 MXNet asks its scheduler for the rate of update ``num_update``, which counts from 1: epoch ``e``
 (from 0) consists of the updates ``e * steps_per_epoch + 1`` to ``(e + 1) * steps_per_epoch``. All
@@ -8,12 +11,57 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Callable
 
 from training.errors import UserError
 
 KINDS = ("cosine", "step", "constant", "linear", "plateau")
+
+
+@dataclass(frozen=True)
+class Part:
+    """``length`` updates of one schedule, from ``first`` to ``last`` where it is not a step one.
+
+    ``falls`` are the updates, from 0, at which a step schedule multiplies by ``factor``.
+    """
+
+    kind: str
+    first: float
+    last: float
+    length: int
+    falls: tuple[int, ...] = ()
+    factor: float = 1.0
+
+    def rate(self, update: int) -> float:
+        """Return the rate of an update of this part, counted from 0."""
+        end = self.length - 1
+        update = min(max(0, update), end)
+        if self.kind == "step":
+            return self.first * pow(self.factor, sum(fall <= update for fall in self.falls))
+        if self.kind == "constant":
+            return self.first
+        linear = self.kind == "linear"
+        share = 1 - update / end if linear else (1 + math.cos(math.pi * update / end)) / 2
+        return self.last + (self.first - self.last) * share
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Parts one after the other; ``schedule(num_update)`` is the rate of that update."""
+
+    parts: tuple[Part, ...]
+
+    def __call__(self, num_update: int) -> float:
+        """Return the rate of an update; after the end it stays what it is at the end."""
+        update = min(num_update, sum(part.length for part in self.parts) - 1)
+        for part in self.parts[:-1]:
+            if update < part.length:
+                return part.rate(update)
+            update -= part.length
+        return self.parts[-1].rate(update)
 
 
 def build_schedule(
@@ -26,8 +74,8 @@ def build_schedule(
     lr_steps: Sequence[int] = (),
     lr_factor: float = 0.1,
     final_lr: float = 0.0,
-) -> Any:
-    """A ``gluoncv.utils.LRSequential``: ``schedule(num_update)`` is the rate of that update.
+) -> Schedule:
+    """The whole schedule: ``schedule(num_update)`` is the rate of that update.
 
     The warm-up of ``W = warmup_epochs * steps_per_epoch`` updates gives update ``n`` the rate
     ``base_lr * n / (W - 1)`` and so reaches ``base_lr`` one update before its end. In the same way
@@ -70,28 +118,25 @@ def build_schedule(
     check_schedule(kind, base_lr, epochs, warmup_epochs, lr_steps, lr_factor, final_lr)
     base_lr, final_lr = float(base_lr), float(final_lr)
     warmup = round(warmup_epochs * steps_per_epoch)
-    from gluoncv.utils import LRScheduler, LRSequential  # takes two seconds to import
-
     parts = []
     if warmup:
         mode = "linear" if warmup > 1 else "constant"
         start = 0.0 if warmup > 1 else base_lr
-        parts.append(LRScheduler(mode, base_lr=start, target_lr=base_lr, niters=warmup))
+        parts.append(Part(mode, start, base_lr, warmup))
     main = epochs * steps_per_epoch - warmup
     if kind == "step":
-        # gluoncv counts the steps from the end of the warm-up; + 1 because MXNet counts from 1.
-        places = [epoch * steps_per_epoch + 1 - warmup for epoch in lr_steps]
-        step = {"step_iter": places, "step_factor": lr_factor}
-        parts.append(LRScheduler("step", base_lr=base_lr, niters=main, **step))
+        # Counted from the end of the warm-up; + 1 because MXNet counts from 1.
+        places = tuple(epoch * steps_per_epoch + 1 - warmup for epoch in lr_steps)
+        parts.append(Part("step", base_lr, final_lr, main, places, lr_factor))
     else:
         mode = "constant" if kind == "plateau" or main <= 2 else kind
-        parts.append(LRScheduler(mode, base_lr=base_lr, target_lr=final_lr, niters=main))
-    return LRSequential(parts)
+        parts.append(Part(mode, base_lr, final_lr, main))
+    return Schedule(tuple(parts))
 
 
 def schedule_of(config: Any, steps_per_epoch: int) -> Callable[[int], float]:
     """Return the learning rate of update ``n`` as a function of ``n``, which counts from 1."""
-    schedule: Callable[[int], float] = build_schedule(
+    return build_schedule(
         config.schedule,
         base_lr=config.lr,
         epochs=config.epochs,
@@ -101,7 +146,6 @@ def schedule_of(config: Any, steps_per_epoch: int) -> Callable[[int], float]:
         lr_factor=config.lr_factor,
         final_lr=config.final_lr,
     )
-    return schedule
 
 
 def check_schedule(
@@ -113,7 +157,7 @@ def check_schedule(
     lr_factor: float,
     final_lr: float,
 ) -> None:
-    """Raise UserError for what `build_schedule` would refuse, without importing gluoncv."""
+    """Raise UserError for what `build_schedule` would refuse."""
     if kind not in KINDS:
         raise UserError(f"unknown learning rate schedule {kind!r}; choose from {', '.join(KINDS)}")
     if not base_lr > 0:

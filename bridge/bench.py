@@ -1,0 +1,201 @@
+"""Measure training speed on this device, and what the device can do at most.
+
+    python -m bridge.bench net-symbol.json other-symbol.json
+    python -m bridge.bench net-symbol.json --batch-size 640 --micro-batch 160 --output bench.json
+
+Each line is a network and a way of running its steps: images/s of whole training steps (forward,
+backward, update; images already on the device), and the share of the measured peak that its
+products take. The weights' values do not matter; they are read from beside the symbol.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from bridge.atomic import write_atomically
+from bridge.torch_train.settings import ENGINES, PRECISIONS
+from training.config import option, parse
+from training.errors import UserError
+from training.run_config import check_least
+from training.script import exit_code
+
+PROG = "python -m bridge.bench"
+TRAIN_FACTOR = 3  # a training step computes about three forward passes
+# Sizes of the product and of the convolution that stand for the peak, on a GPU and on a CPU.
+PEAK_PRODUCT = {"cuda": 8192, "cpu": 1024}
+PEAK_CONVOLUTION = {"cuda": (256, 256, 32), "cpu": (8, 64, 32)}  # images, channels, edge
+PEAK_SECONDS = {"cuda": 1.0, "cpu": 0.3}
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Options of ``bridge.bench``."""
+
+    symbols: tuple[str, ...] = option((), "files NAME-symbol.json", positional=True)
+    batch_size: int = option(640, "images per update", flags=("-b",))
+    micro_batch: int = option(160, "images at a time; 0: all")
+    optimizer: str = option("nag", "optimizer", choices=("nag", "sgd", "adam"))
+    precision: str = option("auto", "arithmetic of convolutions", choices=PRECISIONS)
+    compile: str = option("auto", "how steps run; auto: every way", choices=ENGINES)
+    device: str = option("auto", "cuda, cuda:1 or cpu; auto: a GPU if there is one")
+    size: int = option(32, "edge of the images in pixels")
+    output: Optional[str] = option(None, "write the numbers to this JSON file", metavar="FILE")
+
+    def check(self) -> None:
+        """Raise UserError for a value outside its range."""
+        check_least(self, 1, "batch_size", "size")
+        check_least(self, 0, "micro_batch")
+        if not self.symbols:
+            raise UserError("give one NAME-symbol.json or more")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; return the exit code."""
+    config = parse(BenchConfig, sys.argv[1:] if argv is None else argv, PROG, __doc__)
+    from bridge.symbol_graph import SymbolError
+
+    return exit_code(lambda: _run(config), SymbolError)
+
+
+def _run(config: BenchConfig) -> int:
+    from bridge.torch_train.announce import describe_device
+    from bridge.torch_train.prepare import choose_device
+
+    device = choose_device(config.device)
+    about = describe_device(device)
+    print(f"on {about.get('gpu', device)}, PyTorch {about['torch']}", flush=True)
+    peaks = measure_peaks(device)
+    for name, rate in peaks.items():
+        print(f"peak of a {name}: {tera(rate)}", flush=True)
+    rows = []
+    for path in config.symbols:
+        for row in measure_network(path, config, device):
+            row["share_of_peak"] = row["flop_per_sec"] / max(peaks.values())
+            print(
+                f"{path} {row['precision']} {row['engine']}: "
+                f"{row['images_per_sec']:,.0f} images/s, {tera(row['flop_per_sec'])}, "
+                f"{row['share_of_peak']:.1%} of the peak",
+                flush=True,
+            )
+            rows.append(row)
+    if config.output:
+        content = {"device": about, "peaks": peaks, "networks": rows}
+        write_atomically(config.output, json.dumps(content, indent=2).encode() + b"\n")
+    return 0
+
+
+def tera(rate: float) -> str:
+    """Return a rate of floating point operations as text."""
+    return f"{rate / 1e12:.3g} TFLOP/s"
+
+
+def measure_peaks(device: Any) -> dict[str, float]:
+    """Return floating point operations per second of a product and a convolution.
+
+    In bfloat16 on a GPU, in float32 on a CPU; random numbers.
+    """
+    import torch  # type: ignore[import-not-found]
+
+    kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+    edge = PEAK_PRODUCT[device.type]
+    left, right = (torch.randn(edge, edge, device=device, dtype=kind) for _ in range(2))
+    count, channels, size = PEAK_CONVOLUTION[device.type]
+    image = torch.randn(count, channels, size, size, device=device, dtype=kind)
+    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=kind)
+    image, weight = (t.to(memory_format=torch.channels_last) for t in (image, weight))
+    torch.backends.cudnn.benchmark = True
+    name, convolution = str(kind).rpartition(".")[2], torch.nn.functional.conv2d
+    with torch.no_grad():
+        product = _calls_per_sec(lambda: left @ right, device)
+        convolved = _calls_per_sec(lambda: convolution(image, weight, padding=1), device)
+    return {
+        f"{name} product {edge}x{edge}x{edge}": product * 2 * edge**3,
+        f"{name} convolution 3x3 of {channels} channels": convolved
+        * (2 * 9 * channels**2 * count * size**2),
+    }
+
+
+def _calls_per_sec(call: Callable[[], Any], device: Any) -> float:
+    import torch
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(3):
+        call()
+    wait()
+    calls, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < PEAK_SECONDS[device.type]:
+        for _ in range(3):
+            call()
+        wait()
+        calls += 3
+    return calls / (time.perf_counter() - begin)
+
+
+def measure_network(path: str, config: BenchConfig, device: Any) -> list[dict[str, Any]]:
+    """Return a row per engine that works: images/s, FLOP/s of the network's products."""
+    import torch
+
+    from bridge.symbol_module import SymbolModule
+    from bridge.torch_train.engine import candidates, choose_step, measure_step
+    from bridge.torch_train.prepare import build_updater, default_weights, resolve_precision
+    from bridge.torch_train.settings import BridgeConfig
+
+    settings = BridgeConfig(
+        symbol=path,
+        batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
+        optimizer=config.optimizer,
+        precision=resolve_precision(config.precision, device),
+    )
+    module = SymbolModule.from_files(path, default_weights(path))
+    image = torch.randn(config.batch_size, config.size, config.size, 3, device=device)
+    image = image.permute(0, 3, 1, 2)
+    updater = build_updater(settings, module, device)
+    flops, classes = _forward_flops(module, image[:1])
+    label = torch.full((config.batch_size, classes), 1 / classes, device=device)
+    names = candidates(updater) if config.compile == "auto" else (config.compile,)
+    rows = []
+    for name in names:
+        try:
+            step, _, _ = choose_step(updater, name, (image, label), float("inf"))
+            rate = measure_step(step, (image, label))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"{path} {name}: does not work here: {reason}", file=sys.stderr)
+            continue
+        rows.append(
+            {
+                "symbol": path,
+                "engine": name,
+                "precision": settings.precision,
+                "batch_size": config.batch_size,
+                "micro_batch": config.micro_batch,
+                "images_per_sec": rate,
+                "flop_per_sec": rate * flops * TRAIN_FACTOR,
+            }
+        )
+    return rows
+
+
+def _forward_flops(module: Any, image: Any) -> tuple[float, int]:
+    """Return the operations of products and convolutions of one image, and the classes."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode  # type: ignore[import-not-found]
+
+    from bridge.torch_train.scoring import inference
+
+    with inference(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        logits = module(image)
+    return float(counter.get_total_flops()), int(logits.shape[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Score a file of weights with PyTorch over all test images, and keep what it decides.
+
+python -m bridge.score --symbol net-symbol.json --start runs/NAME/last.param --dataset cifar10
+python -m bridge.score ... --output logits.npz        for benchmarks/compare_decisions.py
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import numpy as np
+
+from bridge.atomic import write_atomically
+from bridge.pieces import PieceError
+from training.config import option, parse
+from training.errors import UserError
+from training.script import exit_code
+from training.train_config import NORMALIZATIONS
+
+PROG = "python -m bridge.score"
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Options of ``bridge.score``."""
+
+    symbol: str = option("", "the network, NAME-symbol.json", metavar="JSON")
+    start: Optional[str] = option(
+        None, "file of weights; default: NAME.param beside the symbol", metavar="FILE"
+    )
+    dataset: str = option("cifar10", "data set, as in train_cifar.py")
+    data_dir: Optional[str] = option(None, "folder with the data set's files")
+    mirror: Optional[str] = option(None, "URL or folder to download the data set from first")
+    download: bool = option(True, "download the data set when it is not found")
+    normalization: str = option("dataset", "mean and std", choices=NORMALIZATIONS)
+    count: int = option(0, "only the first test images; 0: all")
+    device: str = option("auto", "cuda, cuda:1 or cpu; auto: a GPU if there is one")
+    output: Optional[str] = option(None, "write logits and labels to this .npz", metavar="FILE")
+
+    def check(self) -> None:
+        """Raise UserError without a symbol."""
+        if not self.symbol:
+            raise UserError("--symbol is missing: give NAME-symbol.json")
+        if self.count < 0:
+            raise UserError(f"--count {self.count}: must be 0 or more")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; return the exit code."""
+    config = parse(ScoreConfig, sys.argv[1:] if argv is None else argv, PROG, __doc__)
+    from bridge.symbol_graph import SymbolError
+
+    return exit_code(lambda: _run(config), SymbolError, PieceError)
+
+
+def _run(config: Any) -> int:
+    import torch  # type: ignore[import-not-found]
+
+    from bridge.symbol_module import SymbolModule
+    from bridge.torch_train.device_batches import DeviceImages
+    from bridge.torch_train.prepare import choose_device, default_weights
+    from bridge.torch_train.scoring import compute_logits, scores_of
+    from training.loaders import evaluation_batches, normalized, open_dataset
+
+    path = config.start or default_weights(config.symbol)
+    module = SymbolModule.from_files(config.symbol, path)
+    device = choose_device(config.device)
+    dataset = normalized(open_dataset(config), config.normalization)
+    images = dataset.test.first(config.count) if config.count else dataset.test
+    data = DeviceImages(evaluation_batches(images, dataset), device)
+    module.to(device=device, memory_format=torch.channels_last)
+    logits = compute_logits(module, data)
+    scores = scores_of(logits, images.labels)
+    if config.output:
+        stream = io.BytesIO()
+        np.savez_compressed(stream, logits=logits, labels=images.labels)
+        try:
+            write_atomically(config.output, stream.getvalue())
+        except OSError as error:
+            raise UserError(f"--output {config.output}: {error.strerror}") from error
+    print(
+        f"{path} on {dataset.name}, normalized by {config.normalization}: test loss "
+        f"{scores.loss:.4f}, test accuracy {scores.acc:.5f} ({scores.images} images)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Train a network exported from MXNet with PyTorch, by the recipes of ``train_cifar.py``.
+
+    python -m bridge.train --symbol net-symbol.json                 PistonY's 97.14 % recipe
+    python -m bridge.train --symbol net-symbol.json --recipe quick --epochs 3
+    python -m bridge.train --symbol ... --stop-after 540            ends itself, exit code 75
+    python -m bridge.train --resume runs/NAME                       goes on, on any machine
+
+The symbol and its weights come from ``python -m model.export_symbol``, where MXNet is. Here PyTorch
+and NumPy suffice. The run folder is that of ``train_cifar.py``: ``last.param`` and ``best.param``
+are MXNet's files, and ``training.plot`` and ``training.compare`` read its records.
+"""
+
+from __future__ import annotations
+
+import time
+
+STARTED = time.monotonic()  # before PyTorch, which takes seconds to import
+
+import signal  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Mapping, Sequence  # noqa: E402
+from dataclasses import replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, Optional  # noqa: E402
+
+from bridge.pieces import PieceError  # noqa: E402
+from bridge.torch_train.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
+from training.config import from_dict, parse_overrides  # noqa: E402
+from training.recipes import RECIPES, with_recipe  # noqa: E402
+from training.script import INTERRUPTED_EXIT, exit_code  # noqa: E402
+
+PROG = "python -m bridge.train"
+UNFINISHED_EXIT = 75  # --stop-after ended it: EX_TEMPFAIL of sysexits.h, try again
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    given = parse_overrides(BridgeConfig, argv, PROG, __doc__, LEFT_OUT)
+    from bridge.symbol_graph import SymbolError
+
+    return exit_code(lambda: _run(given, argv), SymbolError, PieceError)
+
+
+def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
+    check_resume(given)
+    config = _saved(given) if given.get("resume") else _chosen(given)
+    config.check()
+    from bridge.torch_train.prepare import prepare
+
+    prepared = prepare(config, argv, STARTED)
+    with prepared.run:
+        result = prepared.fit.run_epochs()
+    folder = prepared.run.folder
+    if result.signal is not None or result.out_of_time:
+        print(f"saved; go on with: {PROG} --resume {folder}", flush=True)
+        if result.out_of_time:
+            return UNFINISHED_EXIT
+        return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
+    _report(result.scores, prepared.fit.progress, folder, prepared.fit.config)
+    return 0
+
+
+def _chosen(given: Mapping[str, Any]) -> BridgeConfig:
+    """Return the settings of a recipe with the user's; the network is the symbol's."""
+    settings = {**with_recipe(RECIPES, given.get("recipe", "pistony"), given)}
+    settings["model"] = given.get("model", "")
+    return BridgeConfig(**settings)
+
+
+def _saved(given: Mapping[str, Any]) -> BridgeConfig:
+    """Return the settings of a run, with what may be another at a resume."""
+    from training.record import read_config
+
+    folder = str(given["resume"])
+    saved = from_dict(BridgeConfig, read_config(folder))
+    # Of this process, not of the run: a later one that does not say so has no limit.
+    saved = replace(saved, stop_after=0.0, device="auto", compile="auto")
+    here = {name: given[name] for name in RESUMABLE if name in given}
+    return replace(saved, **here, resume=folder)
+
+
+def _report(scores: Any, progress: Any, folder: Path, config: BridgeConfig) -> None:
+    if scores:
+        print(
+            f"last epoch: test loss {scores.loss:.4f}, accuracy {scores.acc:.5f} "
+            f"over {scores.images} images"
+        )
+    judged = "held-out accuracy" if config.holds_out() else "test accuracy (chosen on test)"
+    print(f"best {judged} {progress.best_acc:.5f} at epoch {progress.best_epoch}")
+    print(f"wrote {folder}/last.param, {folder}/best.param; where MXNet is:")
+    print(f"  python train_cifar.py --test {folder}/last.param")
+    print(f"  python -m training.plot {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
