@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse native test test-bridge lint types format bench board gpu gpu-check test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
+.PHONY: help train train-glimpse native test test-bridge lint types format bench bench-parts board gpu gpu-check test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
 PYTHON ?=
@@ -11,6 +11,7 @@ VENV_HOROVOD = .venv-horovod
 RUN_DIR = runs/shapes
 TRAIN_ARGS = --recipe quick --model attention56_small --dataset shapes --epochs 5
 PYTEST_ARGS =
+BENCH_ARGS =
 CRASH_ARGS =
 FUZZ_ARGS =
 PORT = 6006
@@ -46,8 +47,12 @@ format: setup  ## format the code, and mend what can be mended without thought
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
 
-bench: setup  ## measure input pipeline, training speed and, against PyTorch, the glimpse model
-	@failed=0; for file in benchmarks/bench_*.py; do (set -x; $(VENV)/bin/python "$$file") || failed=1; done; exit $$failed
+bench: setup  ## measure all networks against PyTorch, one table (BENCH_ARGS="--scaling --epoch --again")
+	$(VENV)/bin/python benchmarks/bench_networks.py $(BENCH_ARGS)
+
+bench-parts: setup  ## measure input pipeline, training, glimpse model and export, each by itself
+	@failed=0; for name in input train train_variants glimpse export; do \
+	(set -x; $(VENV)/bin/python benchmarks/bench_$$name.py) || failed=1; done; exit $$failed
 
 board: setup  ## show the curves of all runs in TensorBoard (PORT=6006)
 	$(VENV)/bin/python -m tensorboard.main --logdir runs --port $(PORT)

@@ -14,21 +14,21 @@ import json
 import os
 import selectors
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 # Also as `python benchmarks/interleave.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.report import environment, header, headline, row, store
+from benchmarks.series import Series, compare
 from training.config import option, parse
 from training.errors import UserError
 
@@ -50,12 +50,33 @@ class Plan:
         About how long a round lasts: steps are repeated until it is filled.
     timeout_sec
         Longest wait for an answer.
+    repeat
+        Steps of each of the two requests, not counted, that find out how long a step takes.
+    limit_sec
+        No further round is begun after so long, but `least` are made.
+    least
+        Rounds that are made in any case.
     """
 
     rounds: int = 15
     warm_up: int = 2
     round_sec: float = 0.5
     timeout_sec: float = 600.0
+    repeat: int = 2
+    limit_sec: float = float("inf")
+    least: int = 3
+
+
+class Asked(Protocol):
+    """What `interleave` needs of a worker."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of the row in the table."""
+        ...
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send one request and return the answer."""
 
 
 class Worker:
@@ -176,34 +197,17 @@ class Worker:
         self.close()
 
 
-@dataclass
-class Series:
-    """What one worker gave for one case: one entry a round."""
-
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-    peak_mib: float = 0.0
-
-    def summary(self) -> dict[str, Any]:
-        """Median, least and most seconds of a step, with the rest as JSON holds it."""
-        return {
-            "median": statistics.median(self.seconds),
-            "min": min(self.seconds),
-            "max": max(self.seconds),
-            "cpu_median": statistics.median(self.cpu_seconds),
-            "peak_mib": self.peak_mib,
-            "rounds": self.seconds,
-        }
-
-
-def interleave(workers: Sequence[Worker], case: str, plan: Plan) -> dict[str, Series]:
+def interleave(workers: Sequence[Asked], case: str, plan: Plan) -> dict[str, Series]:
     """Run the rounds of one case, all workers in turn, and return the series by worker's name."""
     repeats, series = {}, {worker.name: Series() for worker in workers}
     for worker in workers:
-        worker.ask(do="time", case=case, repeat=2)
-        once = worker.ask(do="time", case=case, repeat=2)["seconds"]
+        worker.ask(do="time", case=case, repeat=plan.repeat)
+        once = worker.ask(do="time", case=case, repeat=plan.repeat)["seconds"]
         repeats[worker.name] = max(1, round(plan.round_sec / max(once, 1e-9)))
+    end = time.monotonic() + plan.limit_sec
     for number in range(plan.warm_up + plan.rounds):
+        if number >= plan.warm_up + plan.least and time.monotonic() > end:
+            break
         for worker in workers:
             time.sleep(PAUSE_SEC)
             answer = worker.ask(do="time", case=case, repeat=repeats[worker.name])
@@ -213,24 +217,6 @@ def interleave(workers: Sequence[Worker], case: str, plan: Plan) -> dict[str, Se
                 found.cpu_seconds.append(answer.get("cpu_seconds", answer["seconds"]))
                 found.peak_mib = max(found.peak_mib, answer.get("peak_mib", 0.0))
     return series
-
-
-def ratio(other: Series, ours: Series) -> dict[str, float]:
-    """How many times as long the other takes: ratio of the medians, and its least and most.
-
-    The spread is that of the ratios round by round, whose two times were measured in turn.
-    """
-    by_round = [b / a for a, b in zip(ours.seconds, other.seconds)]
-    medians = statistics.median(other.seconds) / statistics.median(ours.seconds)
-    return {"ratio": medians, "min": min(by_round), "max": max(by_round)}
-
-
-def compare(series: Mapping[str, Series]) -> dict[str, Any]:
-    """Return what is recorded of a case; ratios are those to the first worker."""
-    first = next(iter(series.values()))
-    return {
-        name: {**found.summary(), "ratio": ratio(found, first)} for name, found in series.items()
-    }
 
 
 def measure(workers: Sequence[Worker], cases: Sequence[str], plan: Plan) -> dict[str, Any]:

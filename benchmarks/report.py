@@ -43,7 +43,7 @@ def row(names: Sequence[str], found: Mapping[str, Any], scale: float = 1e3) -> s
     names
         Of the row.
     found
-        An entry of `interleave.compare`; its times are in seconds.
+        An entry of `series.compare`; its times are in seconds.
     scale
         What makes the unit of the table of a second.
     """
@@ -58,7 +58,7 @@ def _three_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def store(path: str, record: Mapping[str, Any]) -> None:
+def store(path: str, record: Any) -> None:
     """Write the record as JSON, making its folder."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())

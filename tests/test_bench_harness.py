@@ -13,8 +13,9 @@ import pytest
 
 from benchmarks import bench_glimpse, glimpse_inputs, interleave
 from benchmarks.glimpse_inputs import OUTPUTS, TASKS, parameter_shapes, parity_inputs
-from benchmarks.interleave import Plan, Series, Worker, ratio
+from benchmarks.interleave import Plan, Worker
 from benchmarks.report import header, row
+from benchmarks.series import Series, compare, ratio
 from training.errors import UserError
 
 PLAN = Plan(rounds=3, warm_up=1, round_sec=0.0, timeout_sec=20)
@@ -72,7 +73,7 @@ def test_a_round_is_filled_with_steps(tmp_path: Path) -> None:
 def test_ratio_is_that_of_medians_and_its_spread_that_of_rounds() -> None:
     ours, other = Series([1.0, 2.0, 4.0], [1.0] * 3), Series([3.0, 2.0, 8.0], [1.0] * 3)
     assert ratio(other, ours) == {"ratio": 1.5, "min": 1.0, "max": 3.0}
-    found = interleave.compare({"ours": ours, "other": other})
+    found = compare({"ours": ours, "other": other})
     assert found["ours"]["ratio"]["ratio"] == 1.0
     assert (found["other"]["median"], found["other"]["min"], found["other"]["max"]) == (3, 2, 8)
     line = row(["train", "other"], found["other"])

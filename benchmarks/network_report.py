@@ -1,0 +1,146 @@
+"""The page of bench_networks.py, from its file of figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Optional
+
+from benchmarks import bench_epoch, bench_glimpse, bench_scaling
+from benchmarks import network_rows as rows
+from benchmarks.report import headline
+
+TRAIN_PASSES, INFER_PASSES = 3, 1  # a backward pass costs twice a forward pass
+COLUMNS = (
+    "network", "mode", "batch", "ours, ms", "images/s", "PyTorch nchw, ms", "channels_last, ms",
+    "compiled, ms", "x eager", "x best", "goal", "GFLOP/s", "of peak", "MiB, ours / PyTorch",
+)  # fmt: skip
+LEGEND = (
+    "Milliseconds of one step: median of interleaved rounds (least to most). x eager: PyTorch's "
+    "faster eager layout over ours; x best: with torch.compile too. For int8 both are our float32 "
+    "over our int8. The goal is for x best, in training for x eager. of peak: of the convolutions "
+    "of that precision, int8 of bfloat16's. MiB: largest resident memory of a process that only "
+    "trains."
+)
+SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "glimpse": ("Glimpse model", bench_glimpse.table),
+    "scaling": ("Cost and work", bench_scaling.table),
+    "epoch": ("Does the network wait for its data?", bench_epoch.table),
+}
+
+
+def processor(known: Mapping[str, Any]) -> str:
+    """Return the name of the files for this processor: its own, and its number of cores."""
+    name = re.sub(r"[^a-z0-9]+", "-", str(known["cpu"]).lower()).strip("-")
+    return f"{name}-{known['usable_cores']}-cores"
+
+
+def peak_flops(peak: Mapping[str, float], precision: str) -> Optional[float]:
+    """Return the measured FLOP/s of convolutions, the faster system's; None: not measured."""
+    work = 2.0 * 9 * rows.PEAK_CHANNELS**2 * rows.SIZE**2 * rows.PEAK_BATCH * rows.PEAK_LAYERS
+    times = [seconds for name, seconds in peak.items() if name.startswith(f"{precision}/")]
+    return work / min(times) if times else None
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """Return the page: the table, the peak, what the columns mean, and the further tables."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    places, met, goals, least = [], 0, 0, float("inf")
+    for row in record["rows"].values():
+        known = rows.NETWORKS.get(row["network"])
+        mode = rows.modes_of(known).get(row["mode"]) if known else None
+        if mode is None:
+            continue
+        lines.append(_line(record, row, mode))
+        place = f"{headline(row['environment'])}; {row['threads']} threads"
+        place += "; quick, says nothing of speed" if row["quick"] else ""
+        places += [place] if place not in places else []
+        reached = judged(record, row, mode)
+        if reached is not None:
+            goals, met, least = goals + 1, met + (reached >= mode.goal), min(least, reached)
+    parity = max(record["parity"].values(), default=0.0)
+    notes = [
+        "Written by `make bench`; docs/speed.md has the method.",
+        "",
+        *(f"- {place}" for place in places),
+        "",
+        f"{met} of {goals} rows reach their goal. The least ratio: {least if goals else 0:.2f}.",
+        f"Measured peak of 3x3 convolutions, the faster system's: {_peaks(record)}.",
+        f"Largest difference of PyTorch's logits from ours: {parity:.2g} of the largest logit.",
+        LEGEND,
+        "",
+    ]
+    return "\n".join(["# Speed against PyTorch", "", *notes, *lines, "", *_sections(record)])
+
+
+def judged(record: Mapping[str, Any], row: Mapping[str, Any], mode: rows.Mode) -> Optional[float]:
+    """Return the ratio that the goal of a row is for; None: not measured."""
+    eager, best = _factors(record, row, mode)
+    return eager if mode.kind == "train" else best
+
+
+def _peaks(record: Mapping[str, Any]) -> str:
+    found = {name: peak_flops(record["peak"], name) for name in ("float32", "bfloat16")}
+    return ", ".join(f"{v / 1e9:.0f} GFLOP/s in {n}" for n, v in found.items() if v) or "none"
+
+
+def _sections(record: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, (title, table) in SECTIONS.items():
+        if name in record:
+            kept = record[name]
+            lines += [f"## {title}", "", headline(kept["environment"]) + ".", ""]
+            lines += [table(kept["found"]), ""]
+    return lines
+
+
+def _factors(
+    record: Mapping[str, Any], row: Mapping[str, Any], mode: rows.Mode
+) -> tuple[Optional[float], Optional[float]]:
+    """Return how many times ours is as fast as the faster eager form, and as the fastest form."""
+    systems = row["systems"]
+    ours = systems["ours"]["median"]
+    if mode.precision == "int8":
+        wide = record["rows"].get(f"{row['network']}/{row['mode'].replace('int8', 'fp32')}")
+        factor = wide["systems"]["ours"]["median"] / ours if wide else None
+        return factor, factor
+    eager = [systems[form]["median"] for form in rows.EAGER if form in systems]
+    best = eager + [systems[form]["median"] for form in (rows.COMPILED,) if form in systems]
+    return (min(eager) / ours if eager else None), (min(best) / ours if best else None)
+
+
+def _line(record: Mapping[str, Any], row: Mapping[str, Any], mode: rows.Mode) -> str:
+    systems = row["systems"]
+    ours = systems["ours"]["median"]
+    passes = TRAIN_PASSES if mode.kind == "train" else INFER_PASSES
+    flops = 2.0 * record["macs"][row["network"]] * passes * mode.batch / ours
+    peak = peak_flops(record["peak"], "bfloat16" if mode.precision == "int8" else mode.precision)
+    reached = judged(record, row, mode)
+    cells = [
+        row["network"],
+        row["mode"].split(",")[0],
+        str(mode.batch),
+        _times(systems["ours"]),
+        _digits(mode.batch / ours),
+        *(_times(systems[f]) if f in systems else "-" for f in (*rows.EAGER, rows.COMPILED)),
+        *("-" if each is None else f"{each:.2f}" for each in _factors(record, row, mode)),
+        f"{mode.goal:g}" + ("" if reached is None or reached >= mode.goal else ", missed"),
+        _digits(flops / 1e9),
+        f"{flops / peak:.0%}" if peak else "-",
+        _memory(systems) if mode.kind == "train" else "-",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _memory(systems: Mapping[str, Any]) -> str:
+    theirs = [systems[form]["peak_mib"] for form in rows.EAGER if form in systems]
+    return f"{systems['ours']['peak_mib']:.0f} / {min(theirs):.0f}" if theirs else "-"
+
+
+def _times(one: Mapping[str, float]) -> str:
+    median, least, most = (_digits(1e3 * one[key]) for key in ("median", "min", "max"))
+    return f"{median} ({least} to {most})"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,77 @@
+"""What bench_networks.py measures: networks, modes and the forms of PyTorch they stand against.
+
+Needs the standard library alone, because both kinds of workers read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+CLASSES = 10
+SIZE = 32  # height and width of the images, pixels
+SMALL, LARGE = 1, 128  # batches of inference
+PEAK_CHANNELS, PEAK_BATCH, PEAK_LAYERS = 128, 16, 4  # of the convolutions that measure the peak
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, the batch that it is trained with, and the speed to reach."""
+
+    family: str
+    train_batch: int
+    train_goal: float  # times PyTorch's speed, float32
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+
+# RAM's w is 0 at first, which no longer is so after the first updates; then no gate is a constant.
+NETWORKS = {
+    "attention92": Network("attention", 32, 1.15),
+    "attention56": Network("attention", 32, 1.15),
+    "attention92_paper": Network("attention", 64, 1.4),
+    "attention56_paper": Network("attention", 64, 1.4),
+    "resnet164": Network("resnet", 64, 1.8),
+    "resnet164_ram": Network("resnet", 64, 1.4, (("w_init", 0.1),)),
+}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way of using a network.
+
+    ``forms`` names what PyTorch does: memory layouts, and ``compiled`` for torch.compile of the
+    channels_last form. ``goal`` is the ratio to reach: to the fastest form, and for int8 to our own
+    float32.
+    """
+
+    kind: str
+    precision: str
+    batch: int
+    forms: tuple[str, ...]
+    goal: float
+
+    @property
+    def case(self) -> str:
+        """What the workers are asked to time."""
+        return f"{self.kind}_{self.precision}_{self.batch}"
+
+
+EAGER = ("nchw", "channels_last")
+COMPILED = "compiled"
+BF16_TRAIN_GOAL, INFER_GOAL, INT8_GOAL = 1.2, 1.15, 2.0
+
+
+def modes_of(network: Network) -> dict[str, Mode]:
+    """Return the modes of a network by the name that they have in the table."""
+    train = network.train_batch
+    found = {
+        "train fp32": Mode("train", "float32", train, EAGER, network.train_goal),
+        "train bf16": Mode("train", "bfloat16", train, EAGER, BF16_TRAIN_GOAL),
+    }
+    all_forms = (*EAGER, COMPILED)
+    for batch in (LARGE, SMALL):
+        for short, precision in (("fp32", "float32"), ("bf16", "bfloat16")):
+            mode = Mode("infer", precision, batch, all_forms, INFER_GOAL)
+            found[f"infer {short}, batch {batch}"] = mode
+        found[f"infer int8, batch {batch}"] = Mode("infer", "int8", batch, (), INT8_GOAL)
+    return found

@@ -1,0 +1,191 @@
+"""The two systems of bench_networks.py: their processes, their parity, and one row at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, Optional
+
+import numpy as np
+
+from benchmarks import network_rows as rows
+from benchmarks.interleave import ROOT, Asked, Plan, Worker, interleave
+from benchmarks.report import store
+from benchmarks.series import compare
+from training.errors import UserError
+
+TOLERANCE = 1e-5  # between the logits of the two systems, over the largest
+COMPILE_TIMEOUT_SEC = 3600.0
+CACHE = os.path.join(ROOT, "runs", "bench", "torch_cache")
+CACHED = os.path.join(CACHE, "bench_networks.json")  # what the cache has, as `key` names it
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of a system: a worker, and what it is asked for."""
+
+    name: str
+    worker: Worker
+    prefix: str = ""
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Ask the worker for this form of the case."""
+        return self.worker.ask(**{**request, "case": self.prefix + request["case"]})
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Starts the workers of both systems.
+
+    Parameters
+    ----------
+    torch_python
+        Interpreter that has PyTorch.
+    folder
+        For the files by which parameters and logits are handed over.
+    threads
+        Of one operator.
+    plan
+        How much is measured of a row.
+    compile
+        Measure torch.compile too, for inference, where `warm_up` has filled its cache.
+    """
+
+    torch_python: str
+    folder: str
+    threads: int
+    plan: Plan
+    compile: bool = True
+
+    def ours(self, network: str) -> Worker:
+        """Start our worker of a network."""
+        overrides = json.dumps(dict(rows.NETWORKS[network].overrides))
+        command = [sys.executable, "benchmarks/mxnet_classifier.py", "--model", network]
+        command += ["--overrides", overrides]
+        return Worker("ours", command, self._variables())
+
+    def torch(self, network: str, weights: Optional[str] = None) -> Worker:
+        """Start PyTorch's worker of a network."""
+        from model import create_model
+
+        known = rows.NETWORKS[network]
+        spec = json.dumps(asdict(create_model(network, **dict(known.overrides)).spec))
+        command = [self.torch_python, "benchmarks/torch_classifier.py", "--family", known.family]
+        command += ["--spec", spec, "--threads", str(self.threads)]
+        command += ["--weights", weights] if weights else []
+        timeout = COMPILE_TIMEOUT_SEC
+        return Worker("PyTorch", command, self._variables(), timeout)
+
+    def _variables(self) -> dict[str, str]:
+        threads = str(self.threads)
+        return {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TORCHINDUCTOR_CACHE_DIR": CACHE,
+            "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+        }
+
+    def key(self, network: str, mode: rows.Mode) -> str:
+        """Return the name of a compiled network; its code depends on the number of threads."""
+        return f"{network}/{mode.case}/{self.threads}"
+
+    def has_compiled(self, network: str, mode: rows.Mode) -> bool:
+        """Tell whether torch.compile is to be measured."""
+        return self.compile and self.key(network, mode) in cached()
+
+    def parity(self, network: str, ours: Worker, weights: str) -> tuple[Worker, float]:
+        """Give PyTorch our parameters; return its worker, and the difference of the logits.
+
+        Raises
+        ------
+        UserError
+            When it is above `TOLERANCE`.
+        """
+        paths = [os.path.join(self.folder, f"{network}_{n}.npy") for n in ("in", "ours", "torch")]
+        ours.ask(do="save", weights=weights, inputs=paths[0], outputs=paths[1])
+        worker = self.torch(network, weights)
+        worker.ask(do="forward", inputs=paths[0], outputs=paths[2])
+        expected, found = np.load(paths[1]), np.load(paths[2])
+        difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+        if not difference < TOLERANCE:
+            raise UserError(
+                f"PyTorch's {network} differs by {difference:.2g} of the largest logit, allowed is "
+                f"{TOLERANCE}: it is another network, and its speed says nothing"
+            )
+        return worker, difference
+
+
+Measured = tuple[dict[str, Any], Any]  # figures by system, and how ours was computed
+
+
+def measure_training(machines: Machines, network: str, mode: rows.Mode) -> Measured:
+    """Measure a row of training; every form has a process of its own, whose memory peaks."""
+    with ExitStack() as stack:
+        variants = [Variant("ours", stack.enter_context(machines.ours(network)))]
+        for form in mode.forms:
+            worker = stack.enter_context(machines.torch(network))
+            variants.append(Variant(form, worker, f"{form}/"))
+        found = compare(interleave(variants, mode.case, machines.plan))
+        return found, variants[0].worker.ask(do="describe", kind="train", precision=mode.precision)
+
+
+@dataclass
+class Inference:
+    """The two workers of a network that measure its rows of inference."""
+
+    machines: Machines
+    network: str
+    ours: Worker
+    torch: Worker
+
+    def measure(self, mode: rows.Mode) -> Measured:
+        """Measure a row."""
+        variants: list[Asked] = [Variant("ours", self.ours)]
+        for form in mode.forms:
+            if form != rows.COMPILED or self.machines.has_compiled(self.network, mode):
+                variants.append(Variant(form, self.torch, f"{form}/"))
+        found = compare(interleave(variants, mode.case, self.machines.plan))
+        return found, self.ours.ask(do="describe", kind="infer", precision=mode.precision)
+
+
+def measure_peak(machines: Machines, network: str) -> dict[str, float]:
+    """Return seconds of the convolutions that show the machine's peak, by precision and system.
+
+    Any network will do: its workers have the convolutions too.
+    """
+    found = {}
+    with machines.ours(network) as ours, machines.torch(network) as torch:
+        for precision in ("float32", "bfloat16"):
+            variants = [Variant("ours", ours)]
+            variants += [Variant(form, torch, f"{form}/") for form in rows.EAGER]
+            case = f"peak_{precision}_{rows.PEAK_BATCH}"
+            series = interleave(variants, case, machines.plan)
+            for name, one in series.items():
+                found[f"{precision}/{name}"] = one.summary()["min"]
+    return found
+
+
+def cached() -> list[str]:
+    """Return what `warm_up` has compiled so far."""
+    try:
+        with open(CACHED, encoding="utf-8") as file:
+            return list(json.load(file))
+    except (OSError, ValueError):
+        return []
+
+
+def warm_up(
+    machines: Machines, torch: Asked, network: str, modes: Sequence[tuple[str, rows.Mode]]
+) -> None:
+    """Let torch.compile fill its cache with what the rows of a network need."""
+    for name, mode in modes:
+        if rows.COMPILED in mode.forms and not machines.has_compiled(network, mode):
+            start = time.monotonic()
+            torch.ask(do="time", case=f"{rows.COMPILED}/{mode.case}", repeat=1)
+            store(CACHED, [*cached(), machines.key(network, mode)])
+            print(f"{network}, {name}: compiled in {time.monotonic() - start:.0f} s", flush=True)

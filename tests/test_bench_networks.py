@@ -1,0 +1,144 @@
+"""The table of networks: which rows there are, what is judged, and what is kept of another run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import bench_networks, bench_scaling, network_rows, network_workers
+from benchmarks.bench_networks import Config, Table
+from benchmarks.network_report import judged, markdown, processor
+from training.errors import UserError
+
+KNOWN: dict[str, Any] = {"cpu": "A (B) 9", "usable_cores": 2, "load": [0.1], "git": None}
+MODES = network_rows.modes_of(network_rows.NETWORKS["resnet164"])
+
+
+def timing(seconds: float) -> dict[str, Any]:
+    return {"median": seconds, "min": seconds, "max": 2 * seconds, "peak_mib": 1000 * seconds}
+
+
+def row_of(mode: str, **seconds: float) -> dict[str, Any]:
+    """Return a row as it is stored."""
+    about = {"threads": 2, "quick": False, "environment": KNOWN}
+    systems = {name: timing(value) for name, value in seconds.items()}
+    return {"network": "resnet164", "mode": mode, "systems": systems, **about}
+
+
+def record_of(*rows: dict[str, Any]) -> dict[str, Any]:
+    """Return a file of figures; a step of the peak takes as long as 1 TFLOP/s allows."""
+    work = 2 * 9 * network_rows.PEAK_CHANNELS**2 * network_rows.SIZE**2
+    seconds = work * network_rows.PEAK_BATCH * network_rows.PEAK_LAYERS / 1e12
+    found = {f"{row['network']}/{row['mode']}": row for row in rows}
+    peak = {"float32/ours": 2 * seconds, "float32/nchw": seconds}
+    return {"rows": found, "peak": peak, "parity": {}, "macs": {"resnet164": 250_000_000}}
+
+
+def cells_of(record: dict[str, Any], mode: str) -> list[str]:
+    """Return the cells of a row on the page."""
+    found = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in markdown(record).splitlines()
+        if line.startswith("| resnet164")
+    ]
+    return next(cells for cells in found if cells[1] == mode)
+
+
+def test_training_is_judged_by_the_faster_eager_form() -> None:
+    row = row_of("train fp32", ours=1.0, nchw=3.0, channels_last=1.5)
+    record = record_of(row)
+    assert judged(record, row, MODES["train fp32"]) == 1.5
+    cells = cells_of(record, "train fp32")
+    assert cells[3] == "1000 (1000 to 2000)"
+    assert cells[4] == "64"  # images of a step that takes a second
+    assert cells[8:11] == ["1.50", "1.50", "1.8, missed"]
+    assert cells[11:13] == ["96", "10%"]  # 2 * 3 * 64 * 0.25 GMAC, of 1 TFLOP/s
+    assert cells[13] == "1000 / 1500"
+
+
+def test_inference_is_judged_by_the_fastest_form() -> None:
+    mode = "infer fp32, batch 128"
+    row = row_of(mode, ours=1.0, nchw=3.0, channels_last=1.5, compiled=1.2)
+    assert judged(record_of(row), row, MODES[mode]) == 1.2
+    assert cells_of(record_of(row), "infer fp32")[8:11] == ["1.50", "1.20", "1.15"]
+
+
+def test_int8_is_judged_by_our_own_float32() -> None:
+    rows = [row_of("infer int8, batch 1", ours=1.0), row_of("infer fp32, batch 1", ours=2.5)]
+    mode = MODES["infer int8, batch 1"]
+    assert judged(record_of(*rows), rows[0], mode) == 2.5
+    assert judged(record_of(rows[0]), rows[0], mode) is None  # nothing to compare with
+    assert cells_of(record_of(rows[0]), "infer int8")[8] == "-"
+
+
+def test_further_tables_are_on_the_page() -> None:
+    found = {"resnet20": {"seconds": 0.2, "seconds_alone": 0.1, "share": 0.5}}
+    page = markdown({**record_of(), "epoch": {"environment": KNOWN, "found": found}})
+    assert "| resnet20 | 200.0 | 100.0 | 0.500 |" in page
+
+
+def test_only_rows_of_the_same_run_are_kept(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    out.write_text(json.dumps(record_of(row_of("train fp32", ours=1.0))))
+    names = {}
+    for threads in (1, 2):
+        table = Table(Config(networks=("resnet164",), threads=threads, out=str(out)), KNOWN)
+        names[threads] = [name for name, _ in table.todo("resnet164", "train")]
+    assert names == {1: ["train fp32", "train bf16"], 2: ["train bf16"]}
+    again = Table(Config(networks=("resnet164",), again=True, out=str(out)), KNOWN)
+    assert len(again.todo("resnet164", "train")) == 2
+
+
+def test_quick_figures_stay_out_of_the_published_ones() -> None:
+    assert processor(KNOWN) == "a-b-9-2-cores"
+    assert Config().paths(KNOWN)[0] == "benchmarks/results/a-b-9-2-cores.json"
+    assert all(path.startswith("runs/") for path in Config(quick=True).paths(KNOWN))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"rows": 3}'])
+def test_another_file_is_refused(content: str, tmp_path: Path) -> None:
+    out = tmp_path / "other.json"
+    out.write_text(content)
+    with pytest.raises(UserError, match=r"other\.json is no file of this benchmark"):
+        Table(Config(out=str(out)), KNOWN)
+    assert out.read_text() == content
+
+
+def test_unknown_modes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        bench_networks.main(["--modes", "fly"])
+    assert caught.value.code == 2
+    assert "--modes fly; there is train fp32, train bf16" in capsys.readouterr().err
+
+
+def test_compiled_is_measured_only_where_it_was_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_workers, "CACHED", str(tmp_path / "cached.json"))
+    mode = MODES["infer fp32, batch 1"]
+    machines = network_workers.Machines("python", "", 1, Config().plan)
+    asked: list[dict[str, Any]] = []
+
+    class Torch:
+        name = "PyTorch"
+
+        def ask(self, **request: Any) -> dict[str, Any]:
+            asked.append(request)
+            return {}
+
+    assert not machines.has_compiled("resnet164", mode)
+    for _ in range(2):  # the second time there is nothing to do
+        network_workers.warm_up(machines, Torch(), "resnet164", [("name", mode)])
+    assert [request["case"] for request in asked] == ["compiled/infer_float32_1"]
+    assert machines.has_compiled("resnet164", mode)
+    assert not machines.has_compiled("resnet164_ram", mode)
+
+
+def test_sweeps_grow() -> None:
+    for sweep in bench_scaling.SWEEPS:
+        found = [point for point in bench_scaling.points() if point.sweep == sweep]
+        work = [bench_scaling.macs(point) * point.batch for point in found]
+        assert work == sorted(set(work))
