@@ -19,11 +19,14 @@ fi
 
 mkdir -p requirements
 for version in 3.9 3.10 3.11; do
-    for kind in cpu gpu; do
+    # Horovod itself is built from source: its version and hash are in requirements/horovod-source.txt, by hand.
+    for kind in cpu gpu $([ "$version" != 3.10 ] || echo horovod); do
         lock=requirements/$kind-py$(echo "$version" | tr -d .).txt
         # No index and no find-links line: a lock names packages and hashes, where they come from is the
         # machine's business.
-        "$uv" pip compile -q pyproject.toml --extra "$kind" --extra export --extra dev --python-version "$version" \
+        extras="--extra $kind --extra export $([ "$kind" != horovod ] || echo --extra cpu)"
+        # shellcheck disable=SC2086 # four words or six
+        "$uv" pip compile -q pyproject.toml $extras --extra dev --python-version "$version" \
             --python-platform x86_64-manylinux_2_28 --only-binary :all: --generate-hashes --no-annotate \
             --no-header --no-emit-index-url --no-emit-find-links -o "$lock" "$@"
         # uv reads the old file for its preferences, so the note goes on top afterwards, once.

@@ -4,17 +4,20 @@
 #   .ci/setup.sh cpu FOLDER     what training and the tests need, MXNet for the CPU
 #   .ci/setup.sh gpu FOLDER     the same with MXNet for CUDA and the CUDA libraries
 #   .ci/setup.sh bench-torch FOLDER  PyTorch for the CPU, which benchmarks measure against; nothing else
+#   .ci/setup.sh horovod FOLDER      what `cpu` has, and Horovod built from source against its MXNet (JOBS=N: N
+#                                    compilers at once, 1 GB of memory each)
 #   .ci/setup.sh find           print the Python that would be used
 #
 # PYTHON=... names the interpreter. FOLDER/.complete is written last and holds the lock's checksum: a set-up
 # that was interrupted, or whose lock has changed since, is made anew; a finished one costs nothing.
-# Exit code 2: this machine lacks something that a person has to install.
+# Exit code 2: this machine lacks something that a person has to install. 3, `horovod` alone: what it lacks is
+# Python 3.10 or the platform, so that Horovod cannot be had here as it is.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
 fail() {
     echo "error: $*" >&2
-    exit 2
+    exit "${code:-2}"
 }
 
 # Prints 3.11 for a CPython 3.11 that really runs: a pyenv shim of a version that is not selected does not.
@@ -25,8 +28,8 @@ if sys.implementation.name == "cpython": print("%d.%d" % sys.version_info[:2])' 
 
 is_fitting() {
     case "$kind $1" in
-    "bench-torch 3.11") return 0 ;;
-    "bench-torch "*) return 1 ;;
+    "bench-torch 3.11" | "horovod 3.10") return 0 ;;
+    "bench-torch "* | "horovod "*) return 1 ;;
     *" 3.9" | *" 3.10" | *" 3.11") return 0 ;;
     *) return 1 ;;
     esac
@@ -96,6 +99,9 @@ find_python() {
 }
 
 no_python() {
+    [ "$kind" != horovod ] || code=3 fail "Python 3.10 is needed, the one that Horovod was built on with MXNet, and this" \
+        "machine has ${other:+only }${other:-none, }so install it, or name it: PYTHON=/path/to/python3.10." \
+        "Without Horovod, python -m training.launch trains with several processes too."
     [ "$kind" != bench-torch ] || fail "Python 3.11 is needed, for the locked PyTorch, and this machine" \
         "has ${other:+only }${other:-none, }so install it, or name it: PYTHON=/path/to/python3.11"
     fail "Python 3.9, 3.10 or 3.11 is needed, for MXNet 1.9.1 with NumPy 1.23.5, and this machine" \
@@ -105,7 +111,9 @@ no_python() {
 check_platform() {
     case "$kind $(uname -s) $(uname -m)" in
     "cpu Linux x86_64" | "cpu Linux aarch64" | "cpu Darwin x86_64" | "gpu Linux x86_64") ;;
-    "bench-torch Linux x86_64") ;;
+    "bench-torch Linux x86_64" | "horovod Linux x86_64") ;;
+    "horovod "*) code=3 fail "Horovod is built here on Linux on x86_64 only, not on $(uname -s) on $(uname -m);" \
+        "python -m training.launch trains with several processes too." ;;
     "bench-torch "*) fail "PyTorch to measure against is locked for Linux on x86_64 only, not for" \
         "$(uname -s) on $(uname -m)." ;;
     *) fail "MXNet 1.9.1 has no $kind package for $(uname -s) on $(uname -m): it runs on Linux (x86_64;" \
@@ -119,7 +127,7 @@ lock_of() {
 
 # What .complete of a finished environment holds.
 stamp_of() {
-    echo "$1 $(cksum <"$(lock_of "$1")")"
+    echo "$1 $(cat "$(lock_of "$1")" $([ "$kind" != horovod ] || echo "$HOROVOD_LOCK") | cksum)"
 }
 
 is_complete() {
@@ -132,7 +140,7 @@ make_venv() {
     rm -rf "$folder"
     if [ -n "$uv" ]; then
         [ -n "$python" ] || echo "set-up: no fitting Python here, asking uv to bring one" >&2
-        "$uv" venv -q --no-project --python "${python:-3.11}" "$folder" 2>/dev/null && return
+        "$uv" venv -q --no-project --python "${python:-$newest}" "$folder" 2>/dev/null && return
         rm -rf "$folder"
         [ -n "$python" ] || no_python
     fi
@@ -160,6 +168,32 @@ install_packages() {
     fail "the packages of $lock could not be installed; pip's message is above. Run make again to go on."
 }
 
+# Everything that a compiler needs is looked for before minutes are spent.
+check_compiler() {
+    for tool in g++ make; do
+        command -v $tool >/dev/null 2>&1 || fail "Horovod is built from source and needs $tool: install a C++" \
+            "compiler and make (Debian and Ubuntu: build-essential), then run make horovod again."
+    done
+    include=$("${python:-python3.10}" -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null)
+    [ -z "$python" ] || [ -f "$include/Python.h" ] || fail "Horovod is built from source and needs the headers of" \
+        "$python: install them (Debian and Ubuntu: python3.10-dev), or name another PYTHON=/path/to/python3.10."
+}
+
+# cmake is one of the locked packages. Only MXNet and Gloo are built in: no other framework, no MPI, no CUDA.
+build_horovod() {
+    jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
+    log=$folder/horovod-build.log
+    echo "set-up: building Horovod into $folder, once; some minutes on $jobs cores (fewer: JOBS=1); log: $log" >&2
+    PATH="$(pwd)/$folder/bin:$PATH" MAKEFLAGS="-j$jobs" MAKELEVEL= \
+        HOROVOD_WITH_MXNET=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MPI=1 \
+        HOROVOD_WITH_GLOO=1 HOROVOD_CPU_OPERATIONS=GLOO \
+        "$folder/bin/python" -m pip install -v --no-user --no-input --disable-pip-version-check --no-deps \
+        --no-build-isolation --no-binary :all: --require-hashes -r "$HOROVOD_LOCK" >"$log" 2>&1 && return
+    grep -iE 'error|killed|no space' "$log" | tail -n 3 >&2
+    fail "Horovod could not be built; the whole output is in $log. Out of memory: JOBS=1 make horovod." \
+        "Without Horovod, python -m training.launch trains with several processes too."
+}
+
 # MXNet for CUDA must find the libraries of the nvidia wheels without LD_LIBRARY_PATH.
 install_preload() {
     site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
@@ -170,6 +204,7 @@ install_preload() {
 check_import() {
     modules="mxnet, gluoncv, mxboard"
     [ "$kind" != bench-torch ] || modules="numpy, torch"
+    [ "$kind" != horovod ] || modules="mxnet, horovod.mxnet"
     message=$("$folder/bin/python" -c "import $modules" 2>&1 >/dev/null) && return
     case "$message" in
     *libcuda.so.1*)
@@ -184,6 +219,8 @@ check_import() {
 }
 
 kind=${1:-}
+newest=3.11
+HOROVOD_LOCK=requirements/horovod-source.txt
 uv=$(command -v uv) || uv=
 case "$kind" in
 find)
@@ -192,12 +229,13 @@ find)
     exit 0
     ;;
 cpu | gpu) folder=${2:?folder} ;;
-bench-torch)
+bench-torch | horovod)
     folder=${2:?folder}
+    [ "$kind" != horovod ] || newest=3.10
     # PYTHON names what the project runs in, which may be another version.
     [ -z "${PYTHON:-}" ] || is_fitting "$(version_of "$PYTHON")" || PYTHON=
     ;;
-*) fail "usage: .ci/setup.sh cpu FOLDER | gpu FOLDER | bench-torch FOLDER | find" ;;
+*) fail "usage: .ci/setup.sh cpu FOLDER | gpu FOLDER | bench-torch FOLDER | horovod FOLDER | find" ;;
 esac
 
 is_complete && exit 0
@@ -208,12 +246,14 @@ if command -v flock >/dev/null 2>&1; then
     exec 9>"$folder.lock" && flock 9
     is_complete && exit 0
 fi
+[ "$kind" != horovod ] || check_compiler
 make_venv
 version=$(version_of "$folder/bin/python") || fail "the Python in $folder does not run."
 install_packages
-if [ "$kind" = gpu ]; then
-    install_preload
-fi
+case "$kind" in
+gpu) install_preload ;;
+horovod) build_horovod ;;
+esac
 check_import
 stamp_of "$version" >"$folder/.complete.part" && mv "$folder/.complete.part" "$folder/.complete" || exit 1
 echo "set-up: done, Python $version" >&2

@@ -30,7 +30,7 @@ def networks(reason: str = "") -> Any:
 def choose(
     reason: str = "", fused: str = "auto", precision: str = "auto", freeze: str = "none"
 ) -> Any:
-    config = SimpleNamespace(fused=fused, precision=precision, freeze=freeze)
+    config = SimpleNamespace(fused=fused, precision=precision, freeze=freeze, distributed="none")
     return choose_graph(config, [mx.cpu()], networks(reason), 10)
 
 

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.9", "3.10", "3.11")
-LOCKS = [(kind, version) for kind in ("cpu", "gpu") for version in VERSIONS]
+LOCKS = [*((kind, version) for kind in ("cpu", "gpu") for version in VERSIONS), ("horovod", "3.10")]
 TOOLS = ("sh", "cat", "cksum", "cp", "dirname", "flock", "grep", "ls", "mkdir", "mv", "rm", "tail")
 
 # `-m venv FOLDER` makes a folder that holds a copy of this script. A file pip_fails makes its pip
@@ -50,7 +50,9 @@ def test_lock_fulfils_the_project_file(kind: str, version: str) -> None:
     project = read_project()
     extras = project["optional-dependencies"]
     locked = read_lock(kind, version)
-    for line in project["dependencies"] + extras[kind] + extras["export"] + extras["dev"]:
+    needed = extras["cpu"] + extras[kind] if kind == "horovod" else extras[kind]
+    needed += extras["export"] + extras["dev"]
+    for line in project["dependencies"] + needed:
         requirement = Requirement(line)
         name = canonicalize_name(requirement.name)
         assert name in locked, f"{name} is missing: run make lock"
@@ -153,8 +155,10 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def assert_one_sentence(answer: subprocess.CompletedProcess[str], *parts: str) -> None:
-    assert answer.returncode == 2
+def assert_one_sentence(
+    answer: subprocess.CompletedProcess[str], *parts: str, code: int = 2
+) -> None:
+    assert answer.returncode == code
     assert answer.stdout == ""
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: ")
@@ -214,6 +218,24 @@ def test_a_platform_without_mxnet_gets_one_sentence(machine: Machine) -> None:
     machine.add_python("python3.11", "3.11")
     machine.add_command("uname", '[ "$1" = -s ] && echo Darwin || echo arm64')
     assert_one_sentence(machine.run("cpu", ".venv"), "Darwin on arm64")
+
+
+def test_a_machine_that_cannot_have_horovod_gets_one_sentence(machine: Machine) -> None:
+    path = machine.add_python("python3.11", "3.11")
+    machine.add_python("python3.9", "3.9")
+    # PYTHON names what the project runs in; Horovod needs its own.
+    answer = machine.run("horovod", ".venv-horovod", PYTHON=str(path))
+    wanted = ("Python 3.10 is needed", f"3.11 ({path})", "training.launch")
+    assert_one_sentence(answer, *wanted, code=3)
+    machine.add_command("uname", '[ "$1" = -s ] && echo Linux || echo aarch64')
+    answer = machine.run("horovod", ".venv-horovod")
+    assert_one_sentence(answer, "Linux on x86_64 only, not on Linux on aarch64", code=3)
+
+
+def test_horovod_needs_a_compiler(machine: Machine) -> None:
+    machine.add_python("python3.10", "3.10")
+    assert_one_sentence(machine.run("horovod", ".venv-horovod"), "needs g++", "build-essential")
+    assert not (machine.folder / ".venv-horovod").exists()
 
 
 def test_a_finished_setup_is_not_repeated_until_the_lock_changes(machine: Machine) -> None:
@@ -277,6 +299,22 @@ def test_make_train_takes_a_new_run_folder_each_time(make: Any) -> None:
     answer = make("train")
     assert answer.stdout.split() == ["shapes", "shapes-2"]
     assert answer.returncode == 0
+
+
+@pytest.mark.parametrize("code", [0, 2, 3])
+def test_horovod_is_tested_where_it_can_be_had(make: Any, tmp_path: Path, code: int) -> None:
+    (tmp_path / ".ci/setup.sh").write_text(f'[ "$1" = cpu ] || exit {code}')
+    machine_python = 'case "$*" in *"-k horovod"*) echo both ;; *) echo one ;; esac'
+    for name in (".venv", ".venv-horovod"):
+        path = tmp_path / name / "bin/python"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{machine_python}\n")
+        path.chmod(0o755)
+    answer = make("test-distributed")
+    said = [line for line in answer.stdout.splitlines() if line in ("one", "both")]
+    assert said == (["one", "both"] if code == 0 else ["one"])
+    assert ("NOT TESTED: Horovod" in answer.stderr) == (code == 3)
+    assert (answer.returncode == 0) == (code != 2)
 
 
 def test_make_alone_lists_every_target(make: Any) -> None:

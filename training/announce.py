@@ -11,6 +11,7 @@ from typing import Any, Optional
 from training.checkpoint import STATE_FILE, Progress
 from training.config import diff_from_default
 from training.devices import device_names
+from training.distributed import DIST_SYNC, HOROVOD, NONE, Group
 from training.fit import Loaders, Result
 from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.run_config import RunConfig
@@ -27,8 +28,9 @@ def announce(
     loaders: Loaders,
     folder: Path,
     progress: Progress,
+    workers: int = 1,
 ) -> None:
-    """Say what is trained on what, where, and what is not the default."""
+    """Say what is trained on what, where, by how many, and what is not the default."""
     held_out = f", {len(loaders.valid.data)} held out" if loaders.valid else ""
     print(
         f"{config.model} on {config.dataset}: {len(loaders.train.data)} images to train{held_out}, "
@@ -37,22 +39,45 @@ def announce(
     gpus = visible_gpus(list_gpus())
     for line in gpu_lines(gpus, bool(gpus) and has_cuda()):
         print(line)
+    each = f"{workers} workers, each on " if workers > 1 else "on "
     print(
-        f"on {device_names(contexts)}, {config.precision}; "
+        f"{each}{device_names(contexts)}, {config.precision}; "
         f"changed from default: {diff_from_default(config) or 'nothing'}"
     )
     where = f"goes on after epoch {progress.epoch}, batch {progress.batch}"
     print(f"run folder {folder}, {where if progress.step else 'starts'}", flush=True)
 
 
-def warn_threads(saved: Optional[int], now: Optional[int]) -> None:
+def warn_threads(before: Optional[int], threads: Optional[int]) -> None:
     """Warn when a resumed run has another number of CPU threads than before."""
-    if saved != now:
+    if before != threads:
         print(
-            f"warning: this run was made with {saved} CPU threads and goes on with {now}; sums are "
-            "then rounded differently. For the same bits set OMP_NUM_THREADS.",
+            f"warning: this run was made with {before} CPU threads and goes on with "
+            f"{threads}; sums are then rounded differently. For the same bits set OMP_NUM_THREADS.",
             file=sys.stderr,
         )
+
+
+def warn_workers(before: int, workers: int) -> None:
+    """Warn when a resumed run has another number of workers than before."""
+    if before != workers:
+        print(
+            f"warning: this run was made with {before} worker(s) and goes on with "
+            f"{workers}; batch-norm statistics are then over other images.",
+            file=sys.stderr,
+        )
+
+
+def restart_command(script: str, config: Any, group: Group, folder: Path) -> str:
+    """Return the command that goes on with a run."""
+    engine = getattr(config, "distributed", NONE)
+    if engine == HOROVOD:
+        words = f"horovodrun -np {group.size} python {script} --distributed horovod"
+        return f"{words} --resume {folder}"
+    if engine == DIST_SYNC:
+        chosen = "" if script == "train_cifar.py" else f"--script {script} "
+        return f"python -m training.launch -n {group.size} {chosen}-- --resume {folder}"
+    return f"python {script} --resume {folder}"
 
 
 def warn_unverified(folder: str, meta: Mapping[str, Any]) -> None:

@@ -187,6 +187,16 @@ class EvalBatches:
         """Batches per pass."""
         return (len(self.data.images) + self.batch_size - 1) // self.batch_size
 
+    def share(self, rank: int, size: int) -> Optional[EvalBatches]:
+        """Every `size`-th image from number `rank` on; None when there is none."""
+        rows, masks = slice(rank, None, size), self.data.masks
+        data = ImageData(
+            self.data.images[rows], self.data.labels[rows], None if masks is None else masks[rows]
+        )
+        if not len(data.images):
+            return None
+        return EvalBatches(data, self.batch_size, mean=self.mean, std=self.std)
+
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self.data.images), self.batch_size):
             rows = slice(start, start + self.batch_size)

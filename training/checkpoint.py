@@ -6,7 +6,8 @@ file or the new one, because there is only one and it is replaced at once; ``las
 
 ============================  =========================================================
 ``param:NAME``                a parameter, by its structural name
-``device:INDEX:NAME``         the same on a further device, where that differs (running statistics)
+``device:INDEX:NAME``         the same on a further device, where that differs (running statistics);
+                              devices count over all workers
 ``state:PART:NAME``           a tensor of the optimizer's state for that parameter
 ``average:NAME``              the parameter's moving average, where one is kept
 ``meta``                      JSON as uint8: counters, metric sums, thread count
@@ -63,9 +64,10 @@ def save_state(
     trainer: Any,
     progress: Progress,
     average: Optional[Mapping[str, np.ndarray]] = None,
+    everywhere: Optional[Mapping[str, np.ndarray]] = None,
 ) -> None:
     """Write ``resume.state`` into `folder`, atomically; see `collect_state`."""
-    write_state(folder, collect_state(net, trainer, progress, average))
+    write_state(folder, collect_state(net, trainer, progress, average, everywhere))
 
 
 def write_state(folder: PathLike, arrays: Mapping[str, np.ndarray]) -> None:
@@ -78,10 +80,12 @@ def collect_state(
     trainer: Any,
     progress: Progress,
     average: Optional[Mapping[str, np.ndarray]] = None,
+    everywhere: Optional[Mapping[str, np.ndarray]] = None,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of ``resume.state``.
 
-    `average` are the moving averages of the parameters by structural name.
+    `average` are the moving averages of the parameters by structural name. `everywhere` are the
+    running statistics on the devices of all workers, where there are several.
 
     Raises
     ------
@@ -102,7 +106,7 @@ def collect_state(
             f"{progress.step} in epoch {epoch}, learning rate {trainer.learning_rate:.4g}; the "
             "last checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
         )
-    arrays.update(_other_devices(net))
+    arrays.update(_other_devices(net, everywhere))
     meta = {
         "format": FORMAT,
         "optimizer": type(trainer._optimizer).__name__,
@@ -114,12 +118,15 @@ def collect_state(
     return arrays
 
 
-def _other_devices(net: Any) -> dict[str, np.ndarray]:
+def _other_devices(
+    net: Any, everywhere: Optional[Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
     """Return what differs from the first device: statistics of the images that each has seen."""
     arrays = {}
     for name, parameter in net._collect_params_with_prefix().items():
         if parameter.grad_req == "null":
-            first, *others = (data.asnumpy() for data in parameter.list_data())
+            own = [data.asnumpy() for data in parameter.list_data()]
+            first, *others = (everywhere or {}).get(name, own)
             for device, value in enumerate(others, 1):
                 if not np.array_equal(first, value):
                     arrays[f"device:{device}:{name}"] = value
@@ -166,8 +173,12 @@ def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[
     return progress, arrays, meta
 
 
-def restore(net: Any, trainer: Any, arrays: Mapping[str, np.ndarray], meta: Mapping) -> None:
+def restore(
+    net: Any, trainer: Any, arrays: Mapping[str, np.ndarray], meta: Mapping, first_device: int = 0
+) -> None:
     """Put the arrays of `load_state` into an initialized net and its trainer.
+
+    `first_device` is the number of this worker's first device among those of all workers.
 
     Raises
     ------
@@ -187,7 +198,7 @@ def restore(net: Any, trainer: Any, arrays: Mapping[str, np.ndarray], meta: Mapp
     _check_optimizer(trainer, names, states, meta)
     for name, parameter in parameters.items():
         parameter.set_data(mx.nd.array(saved[name], dtype=saved[name].dtype))
-        for device, data in enumerate(parameter.list_data()):
+        for device, data in enumerate(parameter.list_data(), first_device):
             value = arrays.get(f"device:{device}:{name}")
             if value is not None:
                 data[:] = mx.nd.array(value, ctx=data.context, dtype=value.dtype)

@@ -49,11 +49,14 @@ class Networks(NamedTuple):
     unavailable: type[Exception]
     watch: Callable[[Any], Optional[Callable[[Any], Mapping[str, float]]]] = lambda net: None
 
-    def build(self, config: ClassifierConfig, classes: int) -> Any:
-        """Return the network that the settings describe, uninitialized."""
+    def build(self, config: ClassifierConfig, classes: int, **norms: Any) -> Any:
+        """Return the network that the settings describe, uninitialized.
+
+        `norms` are those of `training.devices.norm_arguments`.
+        """
         chosen = {name: getattr(config, name) for name in OVERRIDES}
         overrides = {name: value for name, value in chosen.items() if value is not None}
-        return self.create(config.model, classes, **overrides)
+        return self.create(config.model, classes, **overrides, **norms)
 
 
 def prepare_classifier(
@@ -81,14 +84,20 @@ def prepare_classifier(
     UserError
         For data, classes or devices that cannot be used; and whatever `networks` raises.
     """
-    from training.devices import choose_contexts, hybridize_options, use_precision
+    from training.devices import (
+        choose_contexts,
+        hybridize_options,
+        norm_arguments,
+        use_precision,
+    )
     from training.graph_choice import choose_graph
     from training.loss_scaling import with_loss_scaling
     from training.optimizer import build_trainer, freeze_except
 
     contexts = choose_contexts(config.gpus)
     # Looked at before the data is loaded, so that a wrong name does not first download a data set.
-    networks.build(config, config.classes or 10)
+    norms = norm_arguments(config.sync_batch_norm, contexts)
+    networks.build(config, config.classes or 10, **norms)
     start = None if config.resume else config.finetune
     if start:
         read_weight_shapes(start)
@@ -123,11 +132,13 @@ def start_network(
     import mxnet as mx
     import numpy as np
 
+    from training.devices import norm_arguments
     from training.optimizer import initializer
 
     np.random.seed(config.seed)  # the initializers of MXNet draw from both
     mx.random.seed(config.seed)
-    net = networks.build(config, classes)
+    norms = norm_arguments(config.sync_batch_norm, contexts)
+    net = networks.build(config, classes, **norms)
     net.initialize(initializer(config.init), ctx=list(contexts))
     return net
 

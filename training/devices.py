@@ -30,8 +30,8 @@ def choose_contexts(gpus: Optional[str] = None) -> list[Any]:
     Parameters
     ----------
     gpus
-        ``"0,1"``: these GPUs. ``"cpu"``: the CPU. None: every GPU that really computes, or else
-        the CPU.
+        ``"0,1"``: these GPUs. ``"cpu"``: the CPU. ``"cpu:2"``: two contexts on the CPU, to try the
+        code of several devices. None: every GPU that really computes, or else the CPU.
 
     Raises
     ------
@@ -41,9 +41,10 @@ def choose_contexts(gpus: Optional[str] = None) -> list[Any]:
     import mxnet as mx
 
     copy_on_one_thread()
-    if gpus is not None and gpus.strip().lower() == "cpu":
-        return [mx.cpu()]
-    count = _gpu_count()
+    word, colon, number = (gpus or "").strip().lower().partition(":")
+    if word == "cpu" and (not colon or (number.isdecimal() and int(number) > 0)):
+        return [mx.cpu(i) for i in range(int(number or 1))]
+    count = gpu_count()
     if gpus is None:
         return usable_contexts([mx.gpu(i) for i in range(count)] or [mx.cpu()])
     try:
@@ -57,7 +58,8 @@ def choose_contexts(gpus: Optional[str] = None) -> list[Any]:
     return [mx.gpu(index) for index in indices]
 
 
-def _gpu_count() -> int:
+def gpu_count() -> int:
+    """Return how many GPUs MXNet sees."""
     import mxnet as mx
 
     try:
@@ -89,7 +91,7 @@ def usable_contexts(contexts: Sequence[Any]) -> list[Any]:
     """
     import mxnet as mx
 
-    count = _gpu_count()
+    count = gpu_count()
     usable, faults = [], []
     for context in contexts:
         fault = None if context.device_type != "gpu" else _fault(context.device_id, count)
@@ -161,6 +163,42 @@ def use_precision(precision: str, contexts: list[Any]) -> None:
     # A product of two bfloat16 tensors runs in a scalar software loop, 20 times slower.
     float32_ops = [*amp.lists.symbol_bf16.FP32_FUNCS, "elemwise_mul"]
     amp.init(target_dtype="bfloat16", fp32_ops=float32_ops)
+
+
+def check_kvstore(name: str, contexts: Sequence[Any]) -> None:
+    """Raise UserError when gradients on `contexts` cannot be added up by the kvstore `name`."""
+    import mxnet as mx
+
+    if name != "nccl":
+        return
+    if any(context.device_type != "gpu" for context in contexts):
+        raise UserError(
+            f"--kvstore nccl adds up gradients of GPUs, the training is on {device_names(contexts)}"
+            ": leave --kvstore out"
+        )
+    if not mx.runtime.Features().is_enabled("NCCL"):
+        raise UserError("--kvstore nccl: this MXNet is built without NCCL; leave --kvstore out")
+
+
+def norm_arguments(sync_batch_norm: bool, contexts: Sequence[Any]) -> dict[str, Any]:
+    """Return the arguments that give a network normalisation over the images of all `contexts`.
+
+    Raises
+    ------
+    UserError
+        When a context is on the CPU.
+    """
+    if not sync_batch_norm:
+        return {}
+    if any(context.device_type != "gpu" for context in contexts):
+        raise UserError(
+            "--sync-batch-norm is for GPUs: on several CPU contexts MXNet 1.9.1's SyncBatchNorm "
+            "waits for good, and a single one has nothing to synchronize. Leave it out; "
+            "--micro-batch 0 takes the statistics over a device's whole share"
+        )
+    from mxnet.gluon.contrib.nn import SyncBatchNorm
+
+    return {"norm_layer": SyncBatchNorm, "norm_kwargs": {"num_devices": len(contexts)}}
 
 
 def hybridize_options(precision: str) -> dict:

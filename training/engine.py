@@ -16,6 +16,7 @@ import numpy as np
 
 from training.batches import Batch
 from training.checkpoint import Progress
+from training.distributed import ALONE, Group
 from training.errors import UserError
 from training.evaluation import Scores, evaluate
 from training.loss_scaling import backward, is_scaled, loss_scale
@@ -99,6 +100,9 @@ class Updater:
         What is minimized; `Classification` of `net` when None.
     clip_gradient
         Limit of the norm of the mean gradient over all parameters; 0: none.
+    group
+        The workers that train together, with as many contexts each; every one is given the whole
+        batch and computes its share.
     """
 
     def __init__(
@@ -109,11 +113,14 @@ class Updater:
         micro_batch: int = 0,
         objective: Optional[Callable[[Part, tuple[int, ...]], Measured]] = None,
         clip_gradient: float = 0.0,
+        group: Group = ALONE,
     ) -> None:
         self.net, self.trainer, self.contexts = net, trainer, list(contexts)
         self.micro_batch = micro_batch
         self.objective = objective or Classification(net)
         self.clip_gradient = clip_gradient
+        self.group = group
+        self.devices = group.size * len(self.contexts)
         self.guard: Optional[SkipGuard] = None  # decides which updates are left out
         self._trained = [p for p in trainer._params if p.grad_req != "null"]
 
@@ -129,18 +136,18 @@ class Updater:
         """
         from mxnet import autograd
 
-        images, devices = len(batch.image), len(self.contexts)
+        images, devices = len(batch.image), self.devices
         if images < devices:
             raise UserError(
                 f"a batch of {images} images cannot be split over {devices} devices: use a "
-                f"--batch-size of at least {devices}, or fewer --gpus"
+                f"--batch-size of at least {devices}, or fewer --gpus or workers"
             )
         share = math.ceil(images / devices)
         count = math.ceil(share / self.micro_batch) if self.micro_batch else 1
         # A device whose share is smaller can have one part less than the others.
-        rounds = list(
-            itertools.zip_longest(*(self._parts(batch, i, count) for i in range(devices)))
-        )
+        own = (self._parts(batch, i, count) for i in range(len(self.contexts)))
+        rounds = list(itertools.zip_longest(*own))
+        first = self.group.rank * len(self.contexts) * count  # no two parts draw the same numbers
         self._accumulate(len(rounds) > 1)
         if self.guard:
             self.guard.keep()
@@ -149,38 +156,37 @@ class Updater:
             done = len(results)
             with autograd.record():
                 for part in filter(None, parts):
-                    results.append(self.objective(part, (number, len(results))))
+                    results.append(self.objective(part, (number, first + len(results))))
             backward([result.losses for result in results[done:]], self.trainer)
-        if self.clip_gradient or self.guard:
-            self._check_and_clip(images, results)
-        else:
-            self.trainer.step(images)
+        self.trainer.allreduce_grads()
+        self.group.sum_arrays([p.list_grad() for p in self._trained], "gradient")
+        # An overflow is no fault where losses are scaled: the scaler leaves the update out.
+        seen = [] if is_scaled(self.trainer) else self._trained
+        gradients = [parameter.list_grad()[0] for parameter in seen]
+        if self.guard and not self.guard.allows([r.losses for r in results], gradients):
+            return results
+        if self.clip_gradient:
+            self._clip(images)
+        self.trainer.update(images)
         return results
 
-    def _check_and_clip(self, images: int, results: Sequence[Measured]) -> None:
-        """Update with gradients, which are sums over `images`, scaled down to the limit."""
+    def _clip(self, images: int) -> None:
+        """Scale gradients, which are sums over `images`, down to the limit."""
         from mxnet.gluon.utils import clip_global_norm
 
-        self.trainer.allreduce_grads()
-        if self.guard:
-            # An overflow is no fault where losses are scaled: the scaler leaves the update out.
-            seen = [] if is_scaled(self.trainer) else self._trained
-            gradients = [parameter.list_grad()[0] for parameter in seen]
-            if not self.guard.allows([result.losses for result in results], gradients):
-                return
-        limit = (self.clip_gradient or 0) * images * loss_scale(self.trainer)
-        for device in range(len(self.contexts) if self.clip_gradient else 0):
+        limit = self.clip_gradient * images * loss_scale(self.trainer)
+        for device in range(len(self.contexts)):
             gradients = [parameter.list_grad()[device] for parameter in self._trained]
             clip_global_norm(gradients, limit, check_isfinite=False)
-        self.trainer.update(images)
 
     def _parts(self, batch: Batch, device: int, count: int) -> list[Part]:
         """Return this device's (image, target, target in host memory) in at most `count` parts."""
         import mxnet as mx
 
-        context, devices = self.contexts[device], len(self.contexts)
+        context = self.contexts[device]
+        place = self.group.rank * len(self.contexts) + device
         label = batch.label if batch.soft_label is None else batch.soft_label
-        image, label = (np.array_split(a, devices)[device] for a in (batch.image, label))
+        image, label = (np.array_split(a, self.devices)[place] for a in (batch.image, label))
         return [
             (mx.nd.array(a, ctx=context), mx.nd.array(b, ctx=context, dtype="float32"), b)
             for a, b in zip(np.array_split(image, count), np.array_split(label, count))
@@ -221,11 +227,15 @@ def measure(results: Iterable[Measured]) -> StepSums:
 
 
 class EpochHooks(NamedTuple):
-    """What the loop calls: after every update (timed) and step, and to ask whether to stop."""
+    """What the loop calls: after every update (timed) and step, and to ask whether to stop.
+
+    ``total`` makes the sums of a step those of all workers, before they are looked at.
+    """
 
     after_step: Callable[[Progress, int], None]
     stop: Callable[[], bool]
     after_update: Callable[[int], None] = lambda step: None
+    total: Callable[[StepSums], StepSums] = lambda sums: sums
 
 
 def train_one_epoch(
@@ -253,7 +263,7 @@ def train_one_epoch(
         lr = schedule(progress.step + 1)
         updater.trainer.set_learning_rate(lr)
         try:
-            sums = measure(updater.step(batch, progress.step))
+            sums = hooks.total(measure(updater.step(batch, progress.step)))
         except mx.MXNetError as error:
             if "out of memory" not in str(error).lower():
                 raise

@@ -46,7 +46,7 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "usable_cores": _usable_cores(),
+        "usable_cores": usable_cores(),
         "threads": {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
             "effective": _effective_threads(),
@@ -79,10 +79,11 @@ def cpu_name() -> Optional[str]:
     return platform.processor() or platform.machine() or None
 
 
-def _usable_cores() -> Optional[int]:
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    return os.cpu_count() or 1
 
 
 def _effective_threads() -> Optional[int]:
@@ -95,7 +96,7 @@ def _effective_threads() -> Optional[int]:
         except (OSError, AttributeError):
             pass
     setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(setting) if setting.isdigit() else _usable_cores()
+    return int(setting) if setting.isdigit() else usable_cores()
 
 
 def _variables() -> dict[str, str]:

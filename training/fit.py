@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
@@ -25,6 +27,7 @@ from training.checkpoint import (
     write_state,
 )
 from training.collector import only_new_objects
+from training.distributed import ALONE, Group
 from training.engine import (
     EpochHooks,
     Scores,
@@ -36,17 +39,17 @@ from training.engine import (
 )
 from training.epoch_files import keep_last
 from training.errors import UserError
+from training.fit_records import diverged, sample_images, trained_weights
 from training.interruption import DataLost, Interrupted, Interruption, readable
 from training.nonfinite import SkipGuard
 from training.progress import DurationNote, ProgressBar
 from training.record import Run
 from training.run_config import RunConfig
 from training.schedules import schedule_of
+from training.shared_steps import Agreement, evaluate_together, statistics_everywhere
 from training.task import Loaders, Method, Task
 
 __all__ = ["Fit", "Loaders", "Method", "Result", "Task"]
-
-SAMPLE_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -71,22 +74,21 @@ class Fit:
         Open record; ``last.param``, ``best.param`` and ``resume.state`` go to its folder.
     progress
         A fresh `Progress`, or the restored one.
+    group
+        The workers that train together; the first one keeps the record.
     """
 
-    def __init__(self, task: Task, config: RunConfig, run: Run, progress: Progress) -> None:
+    def __init__(
+        self, task: Task, config: RunConfig, run: Run, progress: Progress, group: Group = ALONE
+    ) -> None:
         self.net, self.trainer, self.contexts = net, trainer, contexts = task[:3]
         self.loaders, self.method = task.loaders, task.method
         self.config, self.run, self.progress = config, run, progress
-        self.updater = Updater(
-            net,
-            trainer,
-            contexts,
-            config.micro_batch,
-            self.method.objective,
-            config.clip_gradient,
-        )
+        self.group, self._writes = group, not group.rank
+        settings = (config.micro_batch, self.method.objective, config.clip_gradient)
+        self.updater = Updater(net, trainer, contexts, *settings, group)
         if config.on_nonfinite == "skip":
-            self.updater.guard = SkipGuard(net, config.nonfinite_limit)
+            self.updater.guard = SkipGuard(net, config.nonfinite_limit, group.any)
         self.average = WeightAverage(net, config.ema) if config.ema else None
         if self.average and progress.step:
             self.average.load(load_state(run.folder)[1])
@@ -94,6 +96,7 @@ class Fit:
         self._saved = self._begun = time.monotonic()
         self._duration = DurationNote()
         self._stop: Callable[[], bool] = lambda: False
+        self._agreement = Agreement(group, lambda: self._stop(), self._due)
 
     def run_epochs(self) -> Result:
         """Train to the end, or until a signal; the folder can be resumed from in either case.
@@ -108,11 +111,11 @@ class Fit:
         progress = self.progress
         if not (self.run.folder / STATE_FILE).exists():
             # From here on the run can be resumed, whenever it is killed.
-            self._record_sample(self._mixes())
-            write_state(self.run.folder, self._state())
+            self.run.images("augmented", 0, sample_images(self.loaders.train, self._mixes()))
+            self._write(self._state())
         elif not os.path.exists(digest_path(self.run.folder / STATE_FILE)):
             # A process was killed between the file and its digest; a finished run saves no more.
-            write_state(self.run.folder, self._state())
+            self._write(self._state())
         with Interruption() as interruption, only_new_objects():
             self._stop = interruption.stop
             while progress.epoch < self.config.epochs and not self._early():
@@ -122,15 +125,18 @@ class Fit:
                     scores = self._finish_epoch() or scores
                 except Interrupted:
                     self._save()
-                    return Result(progress, scores, interruption.signal)
+                    return Result(progress, scores, interruption.signal or signal.SIGTERM)
                 except DataLost as lost:
+                    if self.group.size > 1:  # the others wait elsewhere and cannot save with us
+                        raise UserError(f"{lost}. The last checkpoint is kept") from lost
                     self._save()
                     raise UserError(
                         f"{lost}. What was trained until then, {progress.step} steps, is saved: "
                         f"mend the data, then go on with --resume {self.run.folder}"
                     ) from lost
-                if interruption.stop() and progress.epoch < self.config.epochs:
-                    return Result(progress, scores, interruption.signal)
+                if self.group.any(interruption.stop()) and progress.epoch < self.config.epochs:
+                    # None when another worker was asked to stop.
+                    return Result(progress, scores, interruption.signal or signal.SIGTERM)
         if progress.epoch < self.config.epochs:
             print(f"stopped early: no better held-out accuracy since epoch {progress.best_epoch}")
         return Result(progress, scores)
@@ -151,25 +157,27 @@ class Fit:
             len(train) * train.batch_size,
             f"epoch {progress.epoch + 1}/{self.config.epochs}",
             done=progress.batch * train.batch_size,
+            quiet=not self._writes,
         ) as bar:
 
             def after_step(state: Progress, images: int) -> None:
-                bar.advance(
-                    images,
-                    loss=state.mean(state.loss_sum),
-                    acc=state.mean(state.correct_sum),
-                )
+                loss, acc = state.mean(state.loss_sum), state.mean(state.correct_sum)
+                bar.advance(images, loss=loss, acc=acc)
                 self._duration.tell(bar, images, state.step, self.config.epochs, len(train))
-                minutes = (time.monotonic() - self._saved) / 60
-                if self.config.checkpoint_minutes and minutes >= self.config.checkpoint_minutes:
+                if self._agreement.due():
                     self._save()
 
             update = self.average.update if self.average else lambda step: None
-            hooks = EpochHooks(after_step, self._stop, update)
+            agreement = self._agreement
+            hooks = EpochHooks(after_step, agreement.stop, update, agreement.total)
             try:
                 return train_one_epoch(self.updater, readable(batches), self.rate, progress, hooks)
             finally:
                 batches.close()  # type: ignore[attr-defined]
+
+    def _due(self) -> bool:
+        minutes = (time.monotonic() - self._saved) / 60
+        return 0 < self.config.checkpoint_minutes <= minutes
 
     def _finish_epoch(self) -> Optional[Scores]:
         progress, config = self.progress, self.config
@@ -186,7 +194,7 @@ class Fit:
             row["skipped"] = progress.skipped
         for name, total in progress.terms.items():
             row[f"train_{name}"] = progress.mean(total)
-        average_statistics(self.net)
+        average_statistics(self.net, self._statistics())
         valid = test = None
         with self.average.applied() if self.average else nullcontext():
             if last or (progress.epoch + 1) % config.eval_every == 0:
@@ -199,9 +207,10 @@ class Fit:
                 row.update(self.method.statistics())
             judged = valid or test
             best = judged is not None and judged.acc > progress.best_acc
-            if best:
+            if best and self._writes:
                 save_parameters(self.net, self.run.folder / BEST_FILE)
-            self.method.after_epoch(self.run, progress.epoch + 1)
+            if self._writes:
+                self.method.after_epoch(self.run, progress.epoch + 1)
         plain_layout(self.net)
         now = time.monotonic()
         progress.wall_sec += now - self._begun
@@ -225,47 +234,33 @@ class Fit:
             progress.drops, progress.waited = progress.drops + 1, 0
 
     def _evaluate(self, name: str, batches: EvalBatches) -> Scores:
-        with ProgressBar(len(batches.data), f"  {name}") as bar:
+        share = math.ceil(len(batches.data) / self.group.size)
+        with ProgressBar(share, f"  {name}", quiet=not self._writes) as bar:
 
             def advance(images: int) -> None:
                 bar.advance(images)
-                if self._stop():
+                if self.group.size == 1 and self._stop():  # several workers end it together
                     raise Interrupted
 
             score = self.method.evaluate or evaluate
+            given = (self.group, score, self.net, batches, self.contexts, advance)
             try:
-                scores = score(self.net, batches, self.contexts, advance)
+                scores = evaluate_together(*given)
             except (UserError, OSError) as error:
                 raise DataLost(str(error)) from error
         if not math.isfinite(scores.loss):
-            raise UserError(
-                f"the training diverged: the {name} loss after epoch {self.progress.epoch + 1} is "
-                f"{scores.loss}, step {self.progress.step}, learning rate "
-                f"{self.rate(self.progress.step):.4g}; the last checkpoint is kept. Start anew "
-                "with a lower --lr or more --warmup-epochs"
-            )
+            step = self.progress.step
+            what = f"{name} loss after epoch {self.progress.epoch + 1}"
+            raise diverged(what, scores.loss, step, self.rate(step))
         return scores
 
     def _record(self, row: dict[str, Any], last: bool) -> None:
         epoch, every = self.progress.epoch, self.config.histogram_every
         if every and (last or epoch % every == 1 % every):
-            weights = {
-                name: parameter.data(self.contexts[0]).asnumpy()
-                for name, parameter in self.net._collect_params_with_prefix().items()
-                if parameter.grad_req != "null"
-            }
-            self.run.histograms(epoch, weights)
+            self.run.histograms(epoch, trained_weights(self.net, self.contexts[0]))
         if epoch == 1:
             self.run.graph(self.method.graph or self.net)
         self.run.scalars(epoch, row)
-
-    def _record_sample(self, mixup: bool) -> None:
-        train = self.loaders.train
-        batch = next(iter(train.epoch(0, mixup=mixup)))
-        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (train.mean, train.std))
-        pixels = (batch.image[:SAMPLE_IMAGES] * std + mean) * 255
-        images = np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
-        self.run.images("augmented", 0, images)
 
     def _early(self) -> bool:
         patience = self.config.early_stopping
@@ -279,13 +274,23 @@ class Fit:
         # Collected first: it refuses a network that is not finite before a file is replaced.
         # Written last: a finished run has nothing left to do that would renew the other file.
         state = self._state()
-        with self.average.applied() if self.average else nullcontext():
-            save_parameters(self.net, self.run.folder / LAST_FILE)
-            if not count_time:
-                keep_last(self.run.folder, self.net, self.progress.epoch, self.config.keep)
-        write_state(self.run.folder, state)
+        if self._writes:
+            with self.average.applied() if self.average else nullcontext():
+                save_parameters(self.net, self.run.folder / LAST_FILE)
+                if not count_time:
+                    keep_last(self.run.folder, self.net, self.progress.epoch, self.config.keep)
+        self._write(state)
         self._saved = time.monotonic()
 
     def _state(self) -> dict[str, np.ndarray]:
         average = self.average.arrays() if self.average else None
-        return collect_state(self.net, self.trainer, self.progress, average)
+        everywhere = self._statistics()
+        return collect_state(self.net, self.trainer, self.progress, average, everywhere)
+
+    def _write(self, state: Mapping[str, np.ndarray]) -> None:
+        if self._writes:
+            write_state(self.run.folder, state)
+
+    def _statistics(self) -> Optional[dict[str, np.ndarray]]:
+        """Return the running statistics of all workers, where there are several."""
+        return statistics_everywhere(self.group, self.net) if self.group.size > 1 else None

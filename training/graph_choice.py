@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple, Optional
 
+from training.distributed import HOROVOD
 from training.environment import remember
 from training.errors import UserError
 
@@ -73,6 +74,9 @@ def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) 
         reason = "on a GPU; the fused ones are for the CPU"
     elif config.precision == "float16":
         reason = "float16, which the fused ones do not know"
+    elif config.distributed == HOROVOD:
+        # Horovod makes MXNet's symbols global; its oneDNN then answers for the other one.
+        reason = "they crash beside Horovod, not with --distributed dist_sync"
     elif config.freeze != "none":
         reason = "frozen layers, which the fused ones do not know"
     else:

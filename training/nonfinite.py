@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -28,10 +28,14 @@ class SkipGuard:
         The network; its running statistics are put back.
     limit
         After so many left-out updates in a row the training stops all the same.
+    agree
+        Makes of this worker's wish to leave an update out that of all workers.
     """
 
-    def __init__(self, net: Any, limit: int) -> None:
-        self.limit = limit
+    def __init__(
+        self, net: Any, limit: int, agree: Callable[[bool], bool] = lambda skip: skip
+    ) -> None:
+        self.limit, self._agree = limit, agree
         self.skipped = False
         # Gluon's mark of what a pass changes by itself; frozen weights do not have it.
         self._statistics = [p for p in net.collect_params().values() if not p._differentiable]
@@ -50,7 +54,7 @@ class SkipGuard:
             Arrays of a step; the gradients are those of one device, summed over all.
         """
         finite = all(np.isfinite(loss.asnumpy()).all() for loss in losses)
-        self.skipped = not (finite and _are_finite(gradients))
+        self.skipped = self._agree(not (finite and _are_finite(gradients)))
         if self.skipped:
             for parameter, values in zip(self._statistics, self._kept):
                 for data, value in zip(parameter.list_data(), values):

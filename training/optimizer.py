@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from training.devices import check_kvstore
 from training.errors import UserError
 from training.run_config import RunConfig
 
@@ -43,7 +44,8 @@ def build_trainer(net: Any, config: RunConfig) -> Any:
     Raises
     ------
     UserError
-        When every parameter is frozen, or a batch has fewer images than there are devices.
+        When every parameter is frozen, a batch has fewer images than there are devices, or they
+        cannot use the kvstore.
     """
     from mxnet import gluon
 
@@ -57,7 +59,9 @@ def build_trainer(net: Any, config: RunConfig) -> Any:
     }
     if not trained:
         raise UserError("there is nothing to train: every parameter is frozen")
-    devices = len(next(iter(trained.values())).list_ctx())
+    contexts = next(iter(trained.values())).list_ctx()
+    check_kvstore(config.kvstore, contexts)
+    devices = len(contexts)
     if config.batch_size < devices:
         raise UserError(
             f"--batch-size {config.batch_size}: {devices} devices need at least one image each; "
@@ -71,6 +75,6 @@ def build_trainer(net: Any, config: RunConfig) -> Any:
         trained,
         config.optimizer,
         arguments,
-        kvstore="device",
+        kvstore=config.kvstore,
         update_on_kvstore=False,
     )

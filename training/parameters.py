@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Optional
 
 import numpy as np
 
 
-def average_statistics(net: Any) -> None:
+def average_statistics(net: Any, everywhere: Optional[Mapping[str, np.ndarray]] = None) -> None:
     """Give all devices the mean of their running statistics, so that they are one network again.
 
     Each device has seen other images. What is the same on all devices is left as it is.
+    `everywhere`: the values on the devices of all workers, by structural name; None: there is one.
     """
     import mxnet as mx
 
-    for parameter in net.collect_params().values():
-        if parameter.grad_req == "null" and len(parameter.list_ctx()) > 1:
-            values = np.stack([data.asnumpy() for data in parameter.list_data()])
+    for name, parameter in net._collect_params_with_prefix().items():
+        several = name in (everywhere or ()) or len(parameter.list_ctx()) > 1
+        if parameter.grad_req == "null" and several:
+            own = [data.asnumpy() for data in parameter.list_data()]
+            values = (everywhere or {}).get(name, np.stack(own))
             if (values != values[0]).any():
                 mean = values.mean(axis=0, dtype=np.float64).astype(values.dtype)
                 parameter.set_data(mx.nd.array(mean, dtype=mean.dtype))

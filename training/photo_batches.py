@@ -147,11 +147,24 @@ class PhotoTrainBatches(_Photos):
                 f"choose a batch size of at most {len(data)}"
             )
         self.augmentation, self.seed = augmentation, seed
+        self._places = (0, 1, 1)
         self.mixup_alpha, self.label_smoothing = mixup_alpha, label_smoothing
 
     def __len__(self) -> int:
         """Return the batches per epoch."""
         return len(self.data) // self.batch_size
+
+    def keep(self, first: int, count: int, devices: int) -> None:
+        """Read only what `count` devices from number `first` on, of `devices`, get of a batch.
+
+        The rest of a batch is zeros, which nobody looks at; mixup then mixes what is read.
+        """
+        self._places = (first, count, devices)
+
+    def _own(self, images: int) -> slice:
+        first, count, devices = self._places
+        sizes = [len(part) for part in np.array_split(np.arange(images), devices)]
+        return slice(sum(sizes[:first]), sum(sizes[: first + count]))
 
     def epoch(
         self, epoch: int, mixup: bool = True, start: int = 0, prefetch: int = 0
@@ -168,13 +181,17 @@ class PhotoTrainBatches(_Photos):
         with ThreadPoolExecutor(READERS) as pool:
             for k in range(start, len(self)):
                 rows = order[k * self.batch_size : (k + 1) * self.batch_size]
+                own = self._own(len(rows))
 
-                def prepare(image: object, place: int, k: int = k) -> np.ndarray:
-                    rng = self._rng(epoch, (k, place))
+                def prepare(
+                    image: object, place: int, k: int = k, begin: int = own.start
+                ) -> np.ndarray:
+                    rng = self._rng(epoch, (k, begin + place))
                     return augment_photo(image, self.size, self.augmentation, rng)
 
-                image, label = self._load(rows, pool, prepare)
-                yield self._labelled(image, label, mix, self._rng(epoch, (k,)))
+                image, label = self._load(rows[own], pool, prepare)
+                batch = self._labelled(image, label, mix, self._rng(epoch, (k,)))
+                yield _widened(batch, own, len(rows))
 
     def _labelled(
         self, image: np.ndarray, label: np.ndarray, mix: bool, rng: np.random.Generator
@@ -204,6 +221,13 @@ class PhotoEvalBatches(_Photos):
         """Return the batches per pass."""
         return (len(self.data) + self.batch_size - 1) // self.batch_size
 
+    def share(self, rank: int, size: int) -> Optional[PhotoEvalBatches]:
+        """Return every `size`-th image from number `rank` on; None when there is none."""
+        rows = np.arange(rank, len(self.data), size)
+        if not len(rows):
+            return None
+        return PhotoEvalBatches(Subset(self.data, rows), self.batch_size, self.shape)
+
     def __iter__(self) -> Iterator[Batch]:
         return prefetched(self._batches(), 2)
 
@@ -215,6 +239,20 @@ class PhotoEvalBatches(_Photos):
             for start in range(0, len(self.data), self.batch_size):
                 rows = range(start, min(start + self.batch_size, len(self.data)))
                 yield Batch(*self._load(rows, pool, prepare))
+
+
+def _widened(batch: Batch, own: slice, images: int) -> Batch:
+    """Return the batch in its place of a whole one."""
+    if len(batch.label) == images:
+        return batch
+
+    def widen(values: np.ndarray) -> np.ndarray:
+        whole = np.zeros((images, *values.shape[1:]), values.dtype)  # untouched pages cost nothing
+        whole[own] = values
+        return whole
+
+    soft = None if batch.soft_label is None else widen(batch.soft_label)
+    return Batch(widen(batch.image), widen(batch.label), soft)
 
 
 def held_out(source: Source, count: int, seed: int) -> tuple[Source, Optional[Source]]:

@@ -21,9 +21,11 @@ class ProgressBar:
         Text in front.
     done
         Images done before, by an earlier process.
+    quiet
+        Show nothing: another worker has the bar.
     """
 
-    def __init__(self, total: int, description: str, done: int = 0) -> None:
+    def __init__(self, total: int, description: str, done: int = 0, quiet: bool = False) -> None:
         from tqdm import tqdm
 
         terminal = sys.stderr.isatty()
@@ -40,6 +42,7 @@ class ProgressBar:
             maxinterval=1.0 if terminal else SECONDS_BETWEEN_LINES,
             # A bar that ends within the first interval leaves no trace in a log file.
             delay=0.0 if terminal else SECONDS_BETWEEN_LINES,
+            disable=quiet,
         )
 
     def advance(self, images: int, **values: float) -> None:
@@ -51,7 +54,8 @@ class ProgressBar:
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self._bar.write(text, file=sys.stderr)
+        if not self._bar.disable:
+            self._bar.write(text, file=sys.stderr)
 
     def __enter__(self) -> ProgressBar:
         return self

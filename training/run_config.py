@@ -14,6 +14,7 @@ OPTIMIZERS = ("nag", "sgd", "adam")
 SCHEDULES = ("cosine", "step", "linear", "constant", "plateau")
 MAX_SEED = 2**31 - 1  # MXNet's
 PRECISIONS = ("float32", "bfloat16", "float16")
+KVSTORES = ("device", "nccl", "local")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class RunConfig:
     gpus: Optional[str] = option(
         None, "GPUs such as 0,1, or cpu; default: every usable one, else the CPU"
     )
+    kvstore: str = option("device", "what adds up gradients of several GPUs", choices=KVSTORES)
     precision: str = option(
         "float32",
         "arithmetic of convolutions: bfloat16 for the CPU, float16 with loss scaling for GPUs",

@@ -36,6 +36,7 @@ class Progress:
     waited: int = 0
     skipped: int = 0
     skipped_in_row: int = 0
+    workers: int = 1
 
     def add(self, sums: Any) -> None:
         """Count the images of a step and its `training.engine.StepSums`."""
@@ -52,7 +53,8 @@ class Progress:
     def check(self) -> None:
         """Raise ValueError for what no training can have counted."""
         counters: list[Any] = [self.epoch, self.batch, self.step, self.images, self.best_epoch]
-        counters += [self.drops, self.waited, self.skipped, self.skipped_in_row, self.threads or 0]
+        counters += [self.drops, self.waited, self.skipped, self.skipped_in_row, self.workers]
+        counters.append(self.threads or 0)
         check_counters(counters)
         sums: list[Any] = [self.loss_sum, self.correct_sum, self.epoch_sec, self.wall_sec]
         for value in [*sums, self.best_acc, *self.terms.values()]:

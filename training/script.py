@@ -14,11 +14,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Generic, NamedTuple, TypeVar
+from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
 from bridge.param_file import ParamFileError
+from training.checkpoint import Progress
 from training.config import from_dict, to_dict
+from training.distributed import NONE, Group
 from training.errors import UserError
+from training.record import Run
 from training.run_config import RunConfig
 from training.task import Task
 
@@ -43,6 +46,17 @@ class Prepared(NamedTuple):
     task: Task
     files: Mapping[str, bytes] = {}
     config: Any = None
+
+
+class Place(NamedTuple):
+    """Where a worker reads a run from that goes on, and the lock that worker 0 has on it.
+
+    ``begun`` is False where the run has nothing yet to go on from.
+    """
+
+    source: Optional[Path]
+    lock: Optional[IO[bytes]]
+    begun: bool
 
 
 @dataclass(frozen=True)
@@ -77,55 +91,96 @@ class Script(Generic[C]):
         UserError
             For settings, data or a run folder that cannot be used.
         """
-        from training.announce import (
-            announce,
-            default_folder,
-            report,
-            warn_threads,
-            warn_unverified,
-        )
-        from training.checkpoint import Progress, load_state, restore
-        from training.environment import describe
-        from training.fit import Fit
-        from training.plot import plot_runs
-        from training.record import Run
-        from training.run_folder import has_begun, hold
+        from training.run_folder import has_begun
+        from training.shared_run import OtherWorkerFailed, joined, shared_folder, together
 
         check_resume(given)
-        progress, state = Progress(), None
-        with contextlib.ExitStack() as held:
+        try:
+            with joined(config) as group, contextlib.ExitStack() as held:
+                mine = config.resume if not group.rank else None
+                lock = together(group, lambda: held.enter_context(take(mine)) if mine else None)
+                source = held.enter_context(shared_folder(group, config.resume))
+                place = Place(source, lock, group.any(bool(mine and has_begun(mine))))
+                return self._train(config, given, argv, group, place)
+        except OtherWorkerFailed:
+            return WRONG_INPUT_EXIT
+
+    def _train(
+        self, config: C, given: Mapping[str, Any], argv: Sequence[str], group: Group, place: Place
+    ) -> int:
+        """Train as one of the workers of `group`; a resume reads the run from `place`."""
+        from training.announce import announce, report, restart_command
+        from training.checkpoint import load_state, restore
+        from training.fit import Fit
+        from training.plot import plot_runs
+        from training.shared_run import agree, own_devices, scaled, share_weights, together
+
+        def ready() -> tuple[C, Prepared, Optional[tuple]]:
+            chosen, state = scaled(config, group), None
             if config.resume:
-                config = self._saved(Path(config.resume), given)
-                # Before anything is read: the process that has it open would go on writing.
-                lock = held.enter_context(hold(str(config.resume)))
-                if has_begun(str(config.resume)):
-                    progress, *state = load_state(str(config.resume))
-                    warn_unverified(str(config.resume), state[1])
+                chosen = self._saved(Path(str(place.source)), given)
+                if place.begun:
+                    state = load_state(str(place.source))
                 else:
-                    held.close()
-                    config = replace(config, resume=None, run_dir=config.resume)
-            task, files, chosen = self.prepare(config)
-            config = chosen or config
+                    chosen = replace(chosen, resume=None, run_dir=config.resume)
+            if group.size > 1 and chosen.precision == "auto":
+                chosen = replace(chosen, precision="float32")  # timings would differ
+            prepared = self.prepare(own_devices(chosen, group))
+            task = prepared.task
             if state:
-                restore(task.net, task.trainer, *state)
-                warn_threads(progress.threads, describe()["threads"]["effective"])
-                run = Run.resume(str(config.resume), progress.epoch, lock)
-                held.pop_all()  # the run closes it
+                restore(task.net, task.trainer, *state[1:], group.rank * len(task.contexts))
+            if prepared.config:
+                chosen = replace(prepared.config, gpus=chosen.gpus)
+            return chosen, prepared, state
+
+        config, (task, files, _), state = together(group, ready)
+        progress = state[0] if state else Progress()
+        agree(group, config, task)
         if not state:
-            folder = Path(config.run_dir or default_folder(config.dataset, config.model))
-            run = Run.create(folder, to_dict(config), [self.name, *argv])
-            progress.threads = describe()["threads"]["effective"]
-        with run, going_on(run.folder):
-            for name, content in files.items() if not state else ():
-                run.write(name, content)
-            announce(config, task.contexts, task.loaders, run.folder, progress)
-            result = Fit(task, config, run, progress).run_epochs()
+            share_weights(group, task.net)
+        opened = together(group, lambda: self._record(config, argv, group, place, state, progress))
+        with opened as run, going_on(run.folder):
+            if not group.rank:
+                for name, content in ({} if state else files).items():
+                    run.write(name, content)
+                announce(config, task.contexts, task.loaders, run.folder, progress, group.size)
+            result = Fit(task, config, run, progress, group).run_epochs()
         if result.signal is not None:
-            print(f"saved; go on with: python {self.name} --resume {run.folder}")
+            if not group.rank:
+                print(f"saved; go on with: {restart_command(self.name, config, group, run.folder)}")
             return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
-        report(result, run.folder, plot_runs([run.folder]), config.holds_out())
-        self.finish(config, run.folder)
+        if not group.rank:
+            report(result, run.folder, plot_runs([run.folder]), config.holds_out())
+            self.finish(config, run.folder)
         return 0
+
+    def _record(
+        self,
+        config: C,
+        argv: Sequence[str],
+        group: Group,
+        place: Place,
+        state: Optional[tuple],
+        progress: Progress,
+    ) -> Run:
+        """Return the open record of a new or resumed run; the first worker alone keeps one."""
+        from training.announce import default_folder, warn_threads, warn_unverified, warn_workers
+        from training.environment import describe
+        from training.shared_run import Follower
+
+        if group.rank:
+            return Follower(str(place.source))
+        threads = describe()["threads"]["effective"]
+        if state:
+            warn_unverified(str(place.source), state[2])
+            warn_threads(progress.threads, threads)
+            warn_workers(progress.workers, group.size)
+            return Run.resume(str(place.source), progress.epoch, place.lock)
+        if place.lock:
+            place.lock.close()
+        progress.threads, progress.workers = threads, group.size
+        folder = Path(config.run_dir or default_folder(config.dataset, config.model))
+        return Run.create(folder, to_dict(config), [self.name, *argv])
 
     def _saved(self, folder: Path, given: Mapping[str, Any]) -> C:
         """Return the settings of a run, with what may be another at a resume."""
@@ -133,6 +188,8 @@ class Script(Generic[C]):
 
         saved = from_dict(self.config_class, read_config(folder))
         here = {name: given[name] for name in RESUMABLE if name in given}
+        if hasattr(saved, "distributed"):
+            here["distributed"] = given.get("distributed", NONE)
         config = replace(saved, **here, resume=str(folder))
         config.check()
         return config
@@ -147,9 +204,18 @@ def going_on(folder: Path) -> Iterator[None]:
         raise UserError(f"{error} Then go on with --resume {folder}") from error
 
 
+def take(folder: str) -> IO[bytes]:
+    """Return the lock of a run that goes on."""
+    from training.run_folder import hold, read_config
+
+    read_config(folder)  # which says best that there is no run
+    # Before all else is read: the process that has it open would go on writing.
+    return hold(folder)
+
+
 def check_resume(given: Mapping[str, Any]) -> None:
     """Refuse settings that a resumed run would not heed."""
-    ignored = [name for name in given if name not in (*RESUMABLE, "resume")]
+    ignored = [name for name in given if name not in (*RESUMABLE, "distributed", "resume")]
     if given.get("resume") and ignored:
         flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Optional
 
 from training.augment import CUTOUT_KINDS, Augmentation
 from training.config import option
+from training.distributed import ENGINES, NONE
 from training.errors import UserError
 from training.run_config import PRECISIONS, RunConfig, check_least
 
@@ -68,6 +69,16 @@ class ClassifierConfig(RunConfig):
     mixup_alpha: float = option(1.0, "alpha of mixup; 0: no mixup")
     mixup_off_epochs: int = option(20, "epochs at the end without mixup")
     label_smoothing: float = option(0.0, "label smoothing")
+
+    distributed: str = option(
+        NONE, "train with several processes (docs/distributed.md)", choices=ENGINES
+    )
+    scale_batch: bool = option(
+        False, "multiply batch size and learning rate by the number of workers"
+    )
+    sync_batch_norm: bool = option(
+        False, "batch-norm statistics over the images of all GPUs of a process"
+    )
 
     images: tuple[str, ...] = option(
         (), "pictures for --predict and --masks: files, or test:7 for a test image", positional=True
