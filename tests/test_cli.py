@@ -310,6 +310,12 @@ def test_a_gpu_that_is_not_there(refuse: Refuse) -> None:
     assert "give numbers such as 0 or 0,1, or cpu" in refuse("--gpus", "all")
 
 
+def test_images_without_colour(refuse: Refuse) -> None:
+    error = refuse("--dataset", "digits", "--model", "resnet20", "--gpus", "cpu")
+    assert "digits has images of 1 channel, resnet20 takes 3" in error
+    assert "train_mnist_glimpse.py" in error
+
+
 def test_a_damaged_data_file(refuse: Refuse, tmp_path: Path) -> None:
     for file in FORMATS["cifar10"].files:
         (tmp_path / file).write_bytes(b"too short")

@@ -97,7 +97,7 @@ def prepare_classifier(
     contexts = choose_contexts(config.gpus)
     # Looked at before the data is loaded, so that a wrong name does not first download a data set.
     norms = norm_arguments(config.sync_batch_norm, contexts)
-    networks.build(config, config.classes or 10, **norms)
+    unused = networks.build(config, config.classes or 10, **norms)
     start = None if config.resume else config.finetune
     if start:
         read_weight_shapes(start)
@@ -106,6 +106,11 @@ def prepare_classifier(
     if classes < data.classes:
         raise UserError(f"--classes {classes}: {data.name} has {data.classes}; leave --classes out")
     loaders = build_loaders(config, data, classes)
+    if len(loaders.train.mean) != unused.image_shape[0]:
+        raise UserError(
+            f"{data.name} has images of {len(loaders.train.mean)} channel, {config.model} takes "
+            f"{unused.image_shape[0]}: choose a data set in colour, or train_mnist_glimpse.py"
+        )
     choice = choose_graph(config, contexts, networks, classes)
     config = replace(config, precision=choice.precision)
     choice.tell()
