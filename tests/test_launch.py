@@ -239,7 +239,8 @@ def test_output_is_handed_on_line_by_line(capfd: pytest.CaptureFixture) -> None:
 
 
 def test_leaving_a_crew_kills_whole_groups() -> None:
-    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'], stdin=-1)"
+    sleep = "import time; time.sleep(1000)"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleep!r}])"
     with crew_of(program) as crew:
         group = crew.running["0"].pid
         members = f"/proc/{group}/task/{group}/children"

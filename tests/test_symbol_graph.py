@@ -29,7 +29,9 @@ def test_a_symbol_is_read_as_it_is() -> None:
     assert list(graph.variables()) == ["x", "gamma", "beta", "mean", "var"]
     assert graph.auxiliary() == {"mean", "var"}
     assert graph.variables()["x"].shape == (0, 3)
-    assert [graph.nodes[index].name for index, _ in graph.heads] == ["bn", "_plusscalar0"]
+    first, second = (graph.nodes[index].name for index, _ in graph.heads)
+    assert first == "bn"
+    assert second.rstrip("0123456789") == "_plusscalar"  # MXNet counts over the whole process
 
 
 @pytest.mark.parametrize(
