@@ -219,19 +219,9 @@ class Fit:
         row["wall_sec"] = progress.wall_sec
         self._record(row, last)
         if judged:
-            self._judge(judged.acc, best)
+            progress.judge(judged.acc, self.config)
         self._save(count_time=False)
         return test
-
-    def _judge(self, acc: float, best: bool) -> None:
-        progress, config = self.progress, self.config
-        if best:
-            progress.best_acc, progress.best_epoch = acc, progress.epoch
-            progress.waited = 0
-            return
-        progress.waited += config.eval_every
-        if config.schedule == "plateau" and progress.waited > config.lr_patience:
-            progress.drops, progress.waited = progress.drops + 1, 0
 
     def _evaluate(self, name: str, batches: EvalBatches) -> Scores:
         share = math.ceil(len(batches.data) / self.group.size)

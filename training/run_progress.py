@@ -61,6 +61,19 @@ class Progress:
             if type(value) not in (int, float):
                 raise ValueError(f"a sum is {value!r}")
 
+    def judge(self, acc: float, config: Any) -> None:
+        """Take the accuracy of a finished epoch in: a new best one, or one more that is waited for.
+
+        `config` has ``eval_every``, ``schedule`` and ``lr_patience``, epochs.
+        """
+        if acc > self.best_acc:
+            self.best_acc, self.best_epoch = acc, self.epoch
+            self.waited = 0
+            return
+        self.waited += config.eval_every
+        if config.schedule == "plateau" and self.waited > config.lr_patience:
+            self.drops, self.waited = self.drops + 1, 0
+
     def finish_epoch(self) -> None:
         """Count an epoch and forget its sums."""
         self.epoch += 1

@@ -207,22 +207,12 @@ class TorchFit:
         self._line.clear()
         self.run.scalars(progress.epoch, row)
         if judged:
-            self._judge(judged.acc, best)
+            progress.judge(judged.acc, self.config)
         # On a fast GPU writing would take about as long as an epoch.
         minutes = (now - self._saved) / 60
         if last or not config.checkpoint_minutes or minutes >= config.checkpoint_minutes:
             self._save(count_time=False)
         return test
-
-    def _judge(self, acc: float, best: bool) -> None:
-        progress, config = self.progress, self.config
-        if best:
-            progress.best_acc, progress.best_epoch = acc, progress.epoch
-            progress.waited = 0
-            return
-        progress.waited += config.eval_every
-        if config.schedule == "plateau" and progress.waited > config.lr_patience:
-            progress.drops, progress.waited = progress.drops + 1, 0
 
     def _evaluate(self, name: str, data: DeviceImages) -> Scores:
         def advance(images: int) -> None:
