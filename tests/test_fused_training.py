@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from model import create_model
 from model.fused_graph import Unsupported, training_graph
 from model.fused_training import fuse
 from model.operators import UNITS, Unavailable, load
+from tests import golden_runs as golden
+from tests.test_golden_runs import errors as golden_errors
 
 TOLERANCE = 1e-5
 SMALL: dict[str, Any] = {
@@ -27,20 +28,6 @@ SMALL: dict[str, Any] = {
     "tail_channels": 64,
     "tail_units": 1,
 }
-
-
-def _module(name: str) -> Any:
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-golden_test = _module("test_golden_runs")
-golden = golden_test.golden
 # The networks of the golden runs that the operators know.
 KNOWN = [
     case
@@ -69,7 +56,7 @@ def test_a_golden_run_is_repeated(case: str) -> None:
 
     found = golden.run(case, prepare)
     assert nets[0].fused._graphs  # they did compute it
-    errors = golden_test.errors(found, expected)
+    errors = golden_errors(found, expected)
     # The gate's offset has a gradient whose terms cancel: the normalisation removes the offset.
     limits = {n: 5 * TOLERANCE if n.endswith("gate.b") else TOLERANCE for n in errors}
     assert not {name: e for name, e in errors.items() if not e <= limits[name]}

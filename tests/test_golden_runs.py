@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import golden_runs as golden
+
 TOLERANCE = 1e-5  # of the largest value
 # A gradient that is small because its terms cancel has the rounding of the larger ones.
 SMALLEST_SCALE = 1 / 20  # of the network's largest gradient
-
-
-def _load() -> Any:
-    path = Path(__file__).with_name("golden_runs.py")
-    spec = importlib.util.spec_from_file_location("golden_runs", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-golden = _load()
 
 
 def errors(found: dict[str, np.ndarray], expected: Any) -> dict[str, float]:
