@@ -13,7 +13,6 @@ are all that may slip through; with one, no changed file loads.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import resource
@@ -257,17 +256,6 @@ def picture(path: Path) -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------------------------------ samples
 
 
-def torch_writers() -> Any:
-    """The writers of PyTorch files in test_torch_file.py, which need no PyTorch."""
-    path = Path(__file__).with_name("test_torch_file.py")
-    spec = importlib.util.spec_from_file_location("torch_files", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def encoded(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return the bytes of a parameter file."""
     with tempfile.TemporaryDirectory() as folder:
@@ -339,7 +327,8 @@ def _foreign_targets(
 ) -> Iterator[Target]:
     from safetensors.numpy import save
 
-    torch = torch_writers()
+    from tests import test_torch_file as torch  # its writers need no PyTorch
+
     pickled, blocks = torch.pickled({name: torch.tensor(a) for name, a in weights.items()})
     for form, make in (("zip", torch.zip_bytes), ("before 1.6", torch.legacy_bytes)):
         whole = make(pickled, blocks)
