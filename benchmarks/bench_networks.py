@@ -153,10 +153,19 @@ class Table:
         """Store a row with what it depends on, and how our side of it was computed."""
         about = {"threads": self.config.threads, "quick": self.config.quick, "how": how}
         row = {"network": network, "mode": mode, **about, "systems": found}
+        self.record.get("left_out", {}).pop(f"{network}/{mode}", None)
         self.record["rows"][f"{network}/{mode}"] = {**row, "environment": self.known}
         self.write()
         times = ", ".join(f"{name} {1e3 * one['median']:.3g} ms" for name, one in found.items())
         print(f"{network}, {mode}: {times}", flush=True)
+
+    def leave_out(self, network: str, mode: str, error: UserError) -> None:
+        """Store why a row cannot be measured; an older figure of it goes."""
+        (reason, *_) = str(error).splitlines()
+        self.record["rows"].pop(f"{network}/{mode}", None)
+        self.record.setdefault("left_out", {})[f"{network}/{mode}"] = reason
+        self.write()
+        print(f"{network}, {mode}: left out, {reason}", flush=True)
 
     def keep(self, name: str, found: Any) -> None:
         """Store one of the further tables."""
@@ -210,16 +219,20 @@ def fill_inference(
             if machines.compile:
                 warm_up(machines, torch, network, todo)
             return
+        pair = Inference(machines, network, ours, torch)
         for name, mode in todo:
             if time.monotonic() < end:
-                try:
-                    found = Inference(machines, network, ours, torch).measure(mode)
-                except UserError as error:
-                    if mode.precision != "int8":
-                        raise
-                    print(f"{network}, {name}: left out, {error}", flush=True)
-                else:
-                    table.add(network, name, *found)
+                measure_row(table, pair, name, mode)
+
+
+def measure_row(table: Table, pair: Inference, name: str, mode: rows.Mode) -> None:
+    """Measure a row of inference; one that fails is left out and costs no other."""
+    try:
+        found = pair.measure(mode)
+    except UserError as error:
+        table.leave_out(pair.network, name, error)
+    else:
+        table.add(pair.network, name, *found)
 
 
 def measure_glimpse(config: Config, torch_python: str) -> list[dict[str, Any]]:

@@ -88,8 +88,10 @@ class Steps(Mapping[str, Step]):
         from training.devices import hybridize_options, use_precision
         from training.engine import Updater, measure
         from training.optimizer import build_trainer
+        from training.threads import copy_on_one_thread
         from training.train_config import ClassifierConfig
 
+        copy_on_one_thread()  # as every training does
         # As training.graph_choice: fused operators bring their own precision.
         net = create(self.config)
         try:

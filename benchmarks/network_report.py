@@ -68,6 +68,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"Measured peak of 3x3 convolutions, the faster system's: {_peaks(record)}.",
         f"Largest difference of PyTorch's logits from ours: {parity:.2g} of the largest logit.",
         LEGEND,
+        *(f"- left out: {key}: {why}" for key, why in record.get("left_out", {}).items()),
         "",
     ]
     return "\n".join(["# Speed against PyTorch", "", *notes, *lines, "", *_sections(record)])

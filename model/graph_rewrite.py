@@ -230,14 +230,20 @@ def _evaluate(
 
 
 def cast_products(graph: Graph) -> int:
-    """Compute elementwise products in float32, whatever comes in; return how many.
+    """Compute elementwise products of a bfloat16 graph in float32; return how many.
 
-    For graphs that become bfloat16: MXNet's product of two such tensors is a scalar software loop.
+    MXNet's product of two bfloat16 tensors is a scalar software loop. What comes out is bfloat16
+    again: a sum of both types would be float32, which MXNet's own pass overlooks, so that a
+    convolution further down gets the wrong type.
     """
-    products = [node for node in graph.nodes if node["op"] in ("elemwise_mul", "broadcast_mul")]
-    for node in products:
+    products = [i for i, n in graph.live() if n["op"] in ("elemwise_mul", "broadcast_mul")]
+    for index in products:
+        node = graph.nodes[index]
         node["inputs"] = [
             [graph.add("amp_cast", f"{node['name']}_float{i}", [r], dtype="float32"), 0, 0]
             for i, r in enumerate(node["inputs"])
         ]
+        rounded = graph.add("amp_cast", f"{node['name']}_rounded", [], dtype="bfloat16")
+        graph.redirect(index, [rounded, 0, 0])
+        graph.nodes[rounded]["inputs"] = [[index, 0, 0]]
     return len(products)

@@ -21,6 +21,7 @@ from model import graph_rewrite as rewrite
 from model.gate_folding import FOLDABLE, fold_gates
 from model.graph import Graph
 from model.ram_resnet import ResNet
+from model.threads import release_callers_team
 
 PRECISIONS = ("float32", "bfloat16")
 DATA = "data"
@@ -133,6 +134,7 @@ def prepare_inference(
     if precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
         raise ValueError(f"unknown precision {precision!r}; available: {known} (int8: quantize)")
+    release_callers_team()
     image = check_image(net, image)
     tolerance = TOLERANCE[precision] if tolerance is None else tolerance
     expected = _logits(net, image)

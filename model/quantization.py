@@ -11,6 +11,7 @@ from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
 from model.inference import CONSTANTS, PreparedNetwork, check_image, compiled, rewritten
+from model.threads import release_callers_team
 
 MAX_LOSS = 0.002  # of accuracy: 0.2 points
 BATCH = 100
@@ -57,6 +58,7 @@ def quantize(
     ValueError
         When the images are none, or MXNet cannot quantize the network.
     """
+    release_callers_team()
     calibration = check_image(net, calibration)
     graph, steps = rewritten(net, calibration.shape)
     try:

@@ -14,6 +14,7 @@ from benchmarks.network_report import judged, markdown, processor
 from training.errors import UserError
 
 KNOWN: dict[str, Any] = {"cpu": "A (B) 9", "usable_cores": 2, "load": [0.1], "git": None}
+NO_ONE: Any = None  # a worker that is not asked
 MODES = network_rows.modes_of(network_rows.NETWORKS["resnet164"])
 
 
@@ -96,6 +97,27 @@ def test_quick_figures_stay_out_of_the_published_ones() -> None:
     assert processor(KNOWN) == "a-b-9-2-cores"
     assert Config().paths(KNOWN)[0] == "benchmarks/results/a-b-9-2-cores.json"
     assert all(path.startswith("runs/") for path in Config(quick=True).paths(KNOWN))
+
+
+def test_a_row_that_fails_is_told_and_costs_no_other(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    out.write_text(json.dumps(record_of(row_of("infer bf16, batch 1", ours=1.0))))
+    table = Table(Config(networks=("resnet164",), out=str(out)), KNOWN)
+
+    class Pair(network_workers.Inference):
+        def measure(self, mode: network_rows.Mode) -> network_workers.Measured:
+            if mode.precision == "bfloat16":
+                raise UserError("no such type\nTraceback")
+            return {"ours": timing(0.1)}, None
+
+    pair = Pair(network_workers.Machines("", "", 1, Config().plan), "resnet164", NO_ONE, NO_ONE)
+    for name in ("infer bf16, batch 1", "infer fp32, batch 1"):
+        bench_networks.measure_row(table, pair, name, MODES[name])
+    page = markdown(json.loads(out.read_text()))
+    assert "- left out: resnet164/infer bf16, batch 1: no such type\n" in page
+    assert cells_of(table.record, "infer fp32")[3] == "100 (100 to 200)"
+    table.add("resnet164", "infer bf16, batch 1", {"ours": timing(1.0)}, None)
+    assert "left out" not in markdown(table.record)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"rows": 3}'])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -134,8 +136,9 @@ def test_trained_files_give_the_same(name: str) -> None:
     assert_same(net, prepared, images(3, 32, seed=1))
 
 
-def test_bfloat16_is_near() -> None:
-    net = trained("attention56", **TINY)
+@pytest.mark.parametrize("modules", [(1, 1), (1, 3)])
+def test_bfloat16_is_near(modules: tuple[int, int]) -> None:
+    net = trained("attention56", **{**TINY, "modules": modules})
     prepared = prepare_inference(net, images(3, 16), "bfloat16")
     assert prepared(images(3, 16)).dtype == np.float32
     assert 1e-5 < prepared.difference < 0.05  # not float32 by another name
@@ -258,3 +261,36 @@ def test_int8_that_costs_accuracy_is_refused() -> None:
         quantize(net, images(8, 16), (images(8, 16), decided.argmax(axis=1)), max_loss=-0.01)
     found = quantize(net, images(8, 16), (images(8, 16), wrong_by_net))
     assert "float32 0.0000 on 8 images" in found.steps[-1]
+
+
+# In a process of its own: the number of threads only ever grows otherwise.
+TEAMS = """
+import os, sys, warnings
+import mxnet as mx
+from model import create_model
+from model.inference import prepare_inference
+from model.threads import release_callers_team
+net = create_model("resnet20", 10)
+net.initialize()
+image = mx.nd.ones((2, 3, 32, 32))
+net(image).wait_to_read()
+count = lambda: len(os.listdir("/proc/self/task"))
+before = count()
+if sys.argv[1] == "read":
+    [p.data().asnumpy() for p in net.collect_params().values()]
+    print(count() - before, end=" ")
+    release_callers_team()
+else:
+    prepare_inference(net, image)
+print(count() - before)
+"""
+
+
+@pytest.mark.parametrize(("mode", "more"), [("read", "1 0"), ("prepare", "0")])
+def test_no_team_of_threads_stays_beside_the_engines(
+    mode: str, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    command = [sys.executable, "-W", "ignore", "-c", TEAMS, mode]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == more

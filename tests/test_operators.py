@@ -196,20 +196,29 @@ import mxnet as mx, numpy as np
 from training.threads import copy_on_one_thread
 if sys.argv[1] == "one":
     copy_on_one_thread()
-mx.nd.ones(1).wait_to_read()
+image, weight = mx.nd.ones((1, 32, 8, 8)), mx.nd.ones((64, 32, 3, 3))
+mx.nd.Convolution(image, weight, kernel=(3, 3), num_filter=64, no_bias=True).wait_to_read()
 before = len(os.listdir("/proc/self/task"))
-mx.nd.array(np.zeros(300_000, np.float32)).wait_to_read()
+if sys.argv[2] == "write":
+    mx.nd.array(np.zeros(300_000, np.float32)).wait_to_read()
+else:
+    weight.asnumpy()  # in the convolution's layout
 print(len(os.listdir("/proc/self/task")) - before)
 """
 
 
+@pytest.mark.parametrize("what", ["write", "read"])
 @pytest.mark.parametrize(("mode", "more"), [("one", 0), ("as it comes", 1)])
 def test_a_large_copy_starts_no_second_team(
-    mode: str, more: int, monkeypatch: pytest.MonkeyPatch
+    mode: str, more: int, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.delenv("MXNET_CPU_PARALLEL_SIZE", raising=False)
     done = subprocess.run(
-        [sys.executable, "-c", COUNT, mode], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", COUNT, mode, what],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert int(done.stdout) == more
