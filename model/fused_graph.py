@@ -34,8 +34,9 @@ def training_graph(
 
     The symbol computes batch statistics and is for training only. `copied`: parameters are copied
     first; the operators write gradients, they do not add to them, as ``grad_req = "add"`` asks.
-    `precision`: what the units' convolutions multiply, ``float32`` or ``bfloat16``; sums, and all
-    that lies between convolutions, are float32.
+    `precision`: what the units' convolutions multiply, ``float32`` or ``bfloat16``; outputs of
+    convolutions and gradients that stay within a unit are stored so too. Sums, statistics, and
+    all that goes from one unit to the next are float32.
 
     Raises
     ------

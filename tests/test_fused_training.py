@@ -247,7 +247,7 @@ def test_bfloat16_rounds_what_is_multiplied(
 def rounded_convolution(self: Any, F: Any, x: Any, weight: Any, bias: Any = None) -> Any:
     if x.shape[1] == 3 or bias is not None:  # neither the stem nor the classifier is a unit
         return F.Convolution(x, weight, *([] if bias is None else [bias]), **self._kwargs)
-    return F.Convolution(bfloat16(x), bfloat16(weight), **self._kwargs)
+    return bfloat16(F.Convolution(bfloat16(x), bfloat16(weight), **self._kwargs))
 
 
 def bfloat16(x: Any) -> Any:

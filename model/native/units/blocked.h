@@ -2,6 +2,8 @@
 //
 // MXNet takes such an array for a plain one of the same size, so it never reorders it.
 #pragma once
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -9,7 +11,7 @@
 #include <cstring>
 #include <new>
 #include <vector>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -40,10 +42,37 @@ inline void store(Half* p, Lanes v) {
   std::memcpy(p, &halves, sizeof halves);
 #endif
 }
+inline Lanes load(const Half* p) {
+  typedef uint32_t Bits __attribute__((vector_size(64)));
+  typedef uint16_t Halves __attribute__((vector_size(32)));
+  Halves halves;
+  std::memcpy(&halves, p, sizeof halves);
+  return reinterpret_cast<Lanes>(__builtin_convertvector(halves, Bits) << 16);
+}
 // NaN stays NaN, so that a diverging training is noticed.
 inline Lanes positive(Lanes v) { return v < 0.0f ? Lanes{} : v; }
 // v where x > 0, else 0.
 inline Lanes where_positive(Lanes x, Lanes v) { return x > 0.0f ? v : Lanes{}; }
+
+typedef uint16_t Bits;  // one for each of 16 numbers
+inline Bits positive_bits(Lanes v) {
+#ifdef __AVX512F__
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_setzero_ps(), _CMP_GT_OQ);
+#else
+  Bits bits = 0;
+  for (int k = 0; k < kLanes; ++k) bits |= (v[k] > 0.0f) << k;
+  return bits;
+#endif
+}
+// v where a bit is set, else 0.
+inline Lanes where(Bits bits, Lanes v) {
+#ifdef __AVX512F__
+  return reinterpret_cast<Lanes>(_mm512_maskz_mov_ps(bits, reinterpret_cast<__m512>(v)));
+#else
+  for (int k = 0; k < kLanes; ++k) v[k] = bits >> k & 1 ? v[k] : 0.0f;
+  return v;
+#endif
+}
 
 // Aligned memory that is not initialized and lives as long as its owner.
 class Buffer {
@@ -72,6 +101,29 @@ class Buffer {
   size_t count_ = 0;
 };
 
+// Maps of all images that wait for another pass, float32 or bfloat16.
+class Kept {
+ public:
+  void get(size_t count, bool half) {
+    half_ = half;
+    half ? static_cast<void>(buffer_.as<Half>(count)) : static_cast<void>(buffer_.get(count));
+  }
+  void* at(size_t offset) const {
+    char* bytes = reinterpret_cast<char*>(buffer_.data());
+    return bytes + offset * (half_ ? sizeof(Half) : sizeof(float));
+  }
+  // body(pointer of their type to the numbers from an offset on).
+  template <class Body>
+  auto with(size_t offset, Body body) const {
+    void* from = at(offset);
+    return half_ ? body(static_cast<Half*>(from)) : body(static_cast<float*>(from));
+  }
+
+ private:
+  Buffer buffer_;
+  bool half_ = false;
+};
+
 struct Shape {  // of blocked maps
   int n, c, h, w;
   int blocks() const { return c / kLanes; }
@@ -84,7 +136,7 @@ struct Shape {  // of blocked maps
 inline int chunk_of(int images, size_t floats_per_image) {
   static const size_t bytes = [] {
     const char* set = std::getenv("ATTENTION_CHUNK_KB");
-    return (set ? std::atol(set) : 1024) * size_t{1024};
+    return (set ? std::atol(set) : 2048L * omp_get_max_threads()) * size_t{1024};
   }();
   int most = static_cast<int>(std::max<size_t>(1, bytes / (floats_per_image * sizeof(float))));
   for (int chunk = std::min(images, most); chunk > 1; --chunk)
@@ -145,7 +197,8 @@ class Norm {
   }
 
   // Take in images [first, first + s.n). Sums are of differences from the first image's mean.
-  void take(const float* x, int first, const Shape& s) {
+  template <class T>
+  void take(const T* x, int first, const Shape& s) {
     if (first == 0) set_pivot(x, s);
     const size_t at = static_cast<size_t>(first) * s.c;
     sums(s, sum.data() + at, square_.data() + at, [&](int, int b) {
@@ -205,7 +258,8 @@ class Norm {
   }
 
   // Sums for the gradient dy of relu(scale * x + shift), images [first, first + s.n).
-  void activated_sums(const float* dy, const float* x, int first, const Shape& s,
+  template <class D, class T>
+  void activated_sums(const D* dy, const T* x, int first, const Shape& s,
                       std::vector<float>* dy_sum, std::vector<float>* dy_x_sum) const {
     const size_t at = static_cast<size_t>(first) * s.c;
     sums(s, dy_sum->data() + at, dy_x_sum->data() + at, [&](int, int b) {
@@ -220,7 +274,8 @@ class Norm {
   }
 
   // The gradient of x in block b from the gradient dy of relu(scale * x + shift), by offset.
-  auto activated_gradient(const float* dy, const float* x, int b) const {
+  template <class D, class T>
+  auto activated_gradient(const D* dy, const T* x, int b) const {
     const Lanes k = load(scale.data() + b * kLanes), t = load(shift.data() + b * kLanes);
     const Lanes pp = load(p.data() + b * kLanes), qq = load(q.data() + b * kLanes);
     return [=](size_t i) {
@@ -230,9 +285,10 @@ class Norm {
   }
 
  private:
-  void set_pivot(const float* x, const Shape& s) {
+  template <class T>
+  void set_pivot(const T* x, const Shape& s) {
     for (int b = 0; b < s.blocks(); ++b) {
-      const float* at = x + static_cast<size_t>(b) * s.pixels() * kLanes;
+      const T* at = x + static_cast<size_t>(b) * s.pixels() * kLanes;
       Lanes total{};
       for (int p = 0; p < s.pixels(); ++p) total += load(at + static_cast<size_t>(p) * kLanes);
       store(pivot.data() + b * kLanes, total / static_cast<float>(s.pixels()));

@@ -19,24 +19,31 @@ inline dnnl::stream& stream() {
   return stream;
 }
 
-// What it multiplies, that is maps, weights and gradients of its output, is float32 or bfloat16; what
-// it adds up to, that is its output and the gradients of maps and weights, is float32.
+struct Types {
+  bool half = false;           // what it multiplies is bfloat16: maps, weights, gradients of its output
+  bool half_output = false;    // its output is stored as bfloat16
+  bool half_gradient = false;  // the gradient of the maps is
+  int number() const { return half + 2 * half_output + 4 * half_gradient; }
+};
+
+// Sums are made in float32 in any case; the gradient of the weights is float32.
 class Convolution {
  public:
   // `in` holds one chunk; the kernel is square, padding is kernel / 2, there is no bias.
-  Convolution(const Shape& in, int channels, int kernel, int stride, bool half)
+  Convolution(const Shape& in, int channels, int kernel, int stride, Types types)
       : in(in),
         out{in.n, channels, (in.h - 1) / stride + 1, (in.w - 1) / stride + 1} {
     using dnnl::memory;
     const auto f32 = memory::data_type::f32;
-    const auto factor = half ? memory::data_type::bf16 : f32;
+    const auto type = [=](bool half) { return half ? memory::data_type::bf16 : f32; };
+    const auto factor = type(types.half);
     const auto blocked = memory::format_tag::nChw16c;
     const memory::dims strides{stride, stride}, pad{kernel / 2, kernel / 2};
     const memory::dims weight{channels, in.c, kernel, kernel};
     const auto direct = dnnl::algorithm::convolution_direct;
     src_ = {{in.n, in.c, in.h, in.w}, factor, blocked};
-    dst_ = {{out.n, out.c, out.h, out.w}, f32, blocked};
-    src_gradient_ = {src_.get_dims(), f32, blocked};
+    dst_ = {{out.n, out.c, out.h, out.w}, type(types.half_output), blocked};
+    src_gradient_ = {src_.get_dims(), type(types.half_gradient), blocked};
     dst_gradient_ = {dst_.get_dims(), factor, blocked};
     plain_ = {weight, f32, memory::format_tag::oihw};
     const memory::desc any(weight, factor, memory::format_tag::any);
@@ -61,13 +68,13 @@ class Convolution {
   void set_forward_weight(const float* weight) { reorder(weight, for_forward_, &forward_weight_); }
   void set_backward_weight(const float* weight) { reorder(weight, for_data_, &data_weight_); }
 
-  void forward(const void* src, float* dst) {
+  void forward(const void* src, void* dst) {
     forward_.execute(stream(), {{DNNL_ARG_SRC, at(src_, src)},
                                 {DNNL_ARG_WEIGHTS, at(for_forward_, forward_weight_.data())},
                                 {DNNL_ARG_DST, at(dst_, dst)}});
   }
 
-  void backward_data(const void* dst_gradient, float* src_gradient) {
+  void backward_data(const void* dst_gradient, void* src_gradient) {
     data_.execute(stream(), {{DNNL_ARG_DIFF_DST, at(dst_gradient_, dst_gradient)},
                              {DNNL_ARG_WEIGHTS, at(for_data_, data_weight_.data())},
                              {DNNL_ARG_DIFF_SRC, at(src_gradient_, src_gradient)}});
@@ -110,11 +117,11 @@ class Convolution {
 
 // The convolution of this shape; layers of equal shape on one thread share it, one at a time.
 inline Convolution& convolution(const Shape& in, int channels, int kernel, int stride, int slot,
-                                bool half) {
-  typedef std::tuple<int, int, int, int, int, int, int, int, bool> Key;
+                                Types types) {
+  typedef std::tuple<int, int, int, int, int, int, int, int, int> Key;
   thread_local std::map<Key, std::unique_ptr<Convolution>> known;
-  auto& found = known[Key(in.n, in.c, in.h, in.w, channels, kernel, stride, slot, half)];
-  if (!found) found.reset(new Convolution(in, channels, kernel, stride, half));
+  auto& found = known[Key(in.n, in.c, in.h, in.w, channels, kernel, stride, slot, types.number())];
+  if (!found) found.reset(new Convolution(in, channels, kernel, stride, types));
   return *found;
 }
 

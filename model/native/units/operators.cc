@@ -73,8 +73,8 @@ class UnitOperator : public Operator {
   }
   void backward(Tensors* in, Tensors* out) override {
     const size_t count = out->size();
-    if (!unit_ || !unit_->backward(arrays(in, 1, count), (*in)[count + 1].data<float>(),
-                                   (*in)[0].data<float>(), arrays(out, 0, count)))
+    if (!unit_ || !unit_->backward(arrays(in, 1, count), (*in)[0].data<float>(),
+                                   arrays(out, 0, count)))
       throw std::runtime_error("a second backward pass through the same forward pass");
   }
 

@@ -18,7 +18,7 @@ namespace attn {
 struct UnitSpec {
   int version = 1, convolutions = 0, strided = 0, stride = 1;
   bool projected = false, shortcut = true, gated = false, recurrent = false;
-  bool half = false;  // convolutions multiply bfloat16
+  bool half = false;  // convolutions multiply bfloat16, and maps within the unit are stored so
   int steps = 1;
   float epsilon = 1e-5f, momentum = 0.9f;
 
@@ -50,7 +50,7 @@ typedef std::vector<float*> Arrays;
 // Memory that no unit keeps from one call to the next; a thread works on one unit at a time.
 struct Scratch {
   Buffer source, gradient, other, side;  // of one chunk: what convolutions read, and one's output
-  Buffer above, below;                   // of all images: gradients on both sides of a convolution
+  Kept above, below;                     // of all images: gradients on both sides of a convolution
 };
 
 inline Scratch& scratch() {
@@ -71,11 +71,11 @@ class Unit {
   }
 
   // `g` are the gradients of the arrays in their order; false when there was no forward pass.
-  bool backward(const Arrays& a, const float* y, const float* dy, const Arrays& g) {
+  bool backward(const Arrays& a, const float* dy, const Arrays& g) {
     if (!ready_) return false;
     ready_ = false;  // the maps that were kept are overwritten
     arrays_ = a, gradients_ = g;
-    spec_.version == 1 ? backward_1(y, dy) : backward_2(dy);
+    spec_.version == 1 ? backward_1(dy) : backward_2(dy);
     return true;
   }
 
@@ -83,9 +83,10 @@ class Unit {
   struct Layer {
     Shape in, out;  // of all images
     Norm norm;
-    Buffer before;  // the maps before the normalisation; what comes after it is computed twice
+    Kept before;  // the maps before the normalisation; what comes after it is computed twice
     int kernel, stride, at;  // at: place of the weight in the arrays
     int slot;
+    Types types;
   };
 
   void plan() {
@@ -102,6 +103,7 @@ class Unit {
       l.out = {in_.n, kernels_[i].n, (l.in.h - 1) / l.stride + 1, (l.in.w - 1) / l.stride + 1};
       l.at = 1 + 5 * static_cast<int>(i);
       l.slot = side;
+      l.types = types(static_cast<int>(i));
       largest = std::max({largest, l.in.image(), l.out.image()});
       s = side ? s : l.out;
     }
@@ -110,7 +112,13 @@ class Unit {
   }
 
   Convolution& conv(const Layer& l) const {
-    return convolution(part(l.in), l.out.c, l.kernel, l.stride, l.slot, spec_.half);
+    return convolution(part(l.in), l.out.c, l.kernel, l.stride, l.slot, l.types);
+  }
+  // Outputs and gradients that are kept within the unit have its type, what leaves it is float32.
+  Types types(int i) const {
+    const bool side = i == spec_.convolutions, last = i + 1 == spec_.convolutions;
+    if (spec_.version == 1) return {spec_.half, spec_.half, spec_.half && i && !side};
+    return {spec_.half, spec_.half && !side && (!last || spec_.gated), spec_.half && !side};
   }
   Shape part(Shape s) const {
     s.n = chunk_;
@@ -144,7 +152,8 @@ class Unit {
   }
 
   // A chunk as a convolution reads it, in memory that `to` owns: relu(norm(x)), or x itself.
-  const void* activated(const Norm& norm, const float* x, const Shape& s, Buffer* to) const;
+  template <class T>
+  const void* activated(const Norm& norm, const T* x, const Shape& s, Buffer* to) const;
   const void* operand(const float* x, const Shape& s, Buffer* to) const;
   // The same of body(n, b), which returns what is written for the 16 numbers at an offset.
   template <class Body>
@@ -160,24 +169,28 @@ class Unit {
     });
     return out;
   }
-  const void* normalised_gradient(const Norm& norm, const float* dy, const float* x,
+  const void* normalised_gradient(const Norm& norm, const Kept& dy, const Kept& x, size_t offset,
                                   const Shape& s) const;
 
   void forward_1(float* y);
   void forward_2(float* y);
-  void backward_1(const float* y, const float* dy);
+  void backward_1(const float* dy);
   void backward_2(const float* dy);
+  void convolve(Layer* l, const void* src, int first);
   void tail(float* y);
-  void tail_sums(const float* y, const float* dy);
-  const void* tail_backward(const float* y, const float* dy, int first);
-  const void* side_backward(const float* y, const float* dy, int first);
-  void shortcut_backward_1(const float* y, const float* dy, const void* source, int first);
+  template <class T>
+  void tail_of(const T* c, float* y);
+  void tail_sums_of(const Layer& l, const float* dy, float* sum, float* product) const;
+  void tail_sums(const float* dy);
+  const void* tail_backward(const float* dy, int first);
+  const void* side_backward(const float* dy, int first);
+  void shortcut_backward_1(const float* dy, const void* source, int first);
   const void* source_1(int i, int first) const;
   const void* source_2(int i, int first) const;
   void tail_2(float* y);
   void gate_sums_2(const float* dy);
   const void* tail_backward_2(const float* dy, int first);
-  void input_backward_2(const float* da, const float* also);
+  void input_backward_2(const Kept& da, const float* also);
 
   UnitSpec spec_;
   Shape in_, out_;
@@ -187,13 +200,14 @@ class Unit {
   bool ready_ = false;
   Arrays arrays_, gradients_;
   Gate gate_;
+  std::vector<Bits> active_;  // version 1: where the last relu lets through
   Norm last_norm_;  // version 2 with a gate: its sums alone are used
-  Buffer ungated_;  // version 2 with a gate: what it multiplies
+  Kept ungated_;  // version 2 with a gate: what it multiplies
   std::vector<float> sum_, product_, side_product_, ones_;
 };
 
-inline const void* Unit::activated(const Norm& norm, const float* x, const Shape& s,
-                                   Buffer* to) const {
+template <class T>
+const void* Unit::activated(const Norm& norm, const T* x, const Shape& s, Buffer* to) const {
   return written(s, to, [&](int, int b) {
     const Lanes k = load(norm.scale.data() + b * kLanes), t = load(norm.shift.data() + b * kLanes);
     return [=](size_t i) { return positive(load(x + i) * k + t); };
@@ -205,11 +219,13 @@ inline const void* Unit::operand(const float* x, const Shape& s, Buffer* to) con
   return written(s, to, [&](int, int) { return [=](size_t i) { return load(x + i); }; });
 }
 
-// The gradient through relu and normalisation.
-inline const void* Unit::normalised_gradient(const Norm& norm, const float* dy, const float* x,
-                                             const Shape& s) const {
-  return written(s, &scratch().gradient, [&](int, int b) {
-    return norm.activated_gradient(dy, x, b);
+// The gradient through relu and normalisation, of maps that are kept.
+inline const void* Unit::normalised_gradient(const Norm& norm, const Kept& dy, const Kept& x,
+                                             size_t offset, const Shape& s) const {
+  return x.with(offset, [&](auto* maps) {
+    const auto* gradient = static_cast<decltype(maps)>(dy.at(offset));
+    return written(s, &scratch().gradient,
+                   [&](int, int b) { return norm.activated_gradient(gradient, maps, b); });
   });
 }
 

@@ -10,13 +10,21 @@ const void* Unit::source_1(int i, int first) const {
   Buffer* to = &scratch().source;
   if (i == 0) return operand(arrays_[0] + offset, part(l.in), to);
   const Layer& previous = *layers_[i - 1];
-  return activated(previous.norm, previous.before.data() + offset, part(l.in), to);
+  return previous.before.with(
+      offset, [&](auto* maps) { return activated(previous.norm, maps, part(l.in), to); });
+}
+
+// The output of a layer for a chunk, and its statistics.
+void Unit::convolve(Layer* l, const void* src, int first) {
+  const size_t into = first * l->out.image();
+  conv(*l).forward(src, l->before.at(into));
+  l->before.with(into, [&](auto* maps) { l->norm.take(maps, first, part(l->out)); });
 }
 
 void Unit::forward_1(float* y) {
   for (auto& l : layers_) {
     l->norm.begin(l->out);
-    l->before.get(l->out.size());
+    l->before.get(l->out.size(), spec_.half);
   }
   if (side()) conv(*side()).set_forward_weight(arrays_[side()->at]);
   for (int i = 0; i < spec_.convolutions; ++i) {
@@ -25,15 +33,8 @@ void Unit::forward_1(float* y) {
     conv(l).set_forward_weight(arrays_[l.at]);
     for (int first = 0; first < in_.n; first += chunk_) {
       const void* src = source_1(i, first);
-      float* dst = l.before.data() + first * l.out.image();
-      conv(l).forward(src, dst);
-      l.norm.take(dst, first, part(l.out));
-      if (i == 0 && side()) {
-        Layer& s = *side();
-        float* to = s.before.data() + first * s.out.image();
-        conv(s).forward(src, to);
-        s.norm.take(to, first, part(s.out));
-      }
+      convolve(&l, src, first);
+      if (i == 0 && side()) convolve(side(), src, first);
     }
     finish(&l);
   }
@@ -51,8 +52,16 @@ void Unit::tail(float* y) {
             norm.scale[c] * norm.image_mean(n, c) + norm.shift[c];
     open_gate(means);
   }
-  const float *c = last().before.data(), *x = arrays_[0];
-  const float* side_maps = side() ? side()->before.data() : nullptr;
+  last().before.with(0, [&](auto* c) { tail_of(c, y); });
+}
+
+template <class T>
+void Unit::tail_of(const T* c, float* y) {
+  const Norm& norm = last().norm;
+  const float* x = arrays_[0];
+  active_.resize(out_.size() / kLanes);
+  Bits* active = active_.data();
+  const T* side_maps = side() ? static_cast<const T*>(side()->before.at(0)) : nullptr;
   each(out_, [&](int n, int b) {
     const int at = b * kLanes;
     Lanes k = load(norm.scale.data() + at), t = load(norm.shift.data() + at), ks{};
@@ -65,41 +74,40 @@ void Unit::tail(float* y) {
       ks = load(side()->norm.scale.data() + at);
       t += load(side()->norm.shift.data() + at);
     }
-    const float* other = side_maps ? side_maps : x;
-    const bool projected = side_maps != nullptr;
     return [=](size_t i) {
-      const Lanes s = projected ? ks * load(other + i) : load(other + i);
-      store(y + i, positive(k * load(c + i) + t + s));
+      const Lanes s = side_maps ? ks * load(side_maps + i) : load(x + i);
+      const Lanes v = k * load(c + i) + t + s;
+      active[i / kLanes] = positive_bits(v);
+      store(y + i, positive(v));
     };
   });
 }
 
-// Sums that the gradients of the last normalisation, the shortcut's and the gate need.
-void Unit::tail_sums(const float* y, const float* dy) {
-  const Norm& norm = last().norm;
-  const size_t count = static_cast<size_t>(out_.n) * out_.c;
-  sum_.resize(count), product_.resize(count);
-  const float* c = last().before.data();
-  sums(out_, sum_.data(), product_.data(), [&](int, int b) {
-    const Lanes m = load(norm.mean.data() + b * kLanes);
-    return [=](size_t i, Lanes& s, Lanes& p) {
-      const Lanes d = where_positive(load(y + i), load(dy + i));
-      s += d;
-      p += d * (load(c + i) - m);
-    };
-  });
-  if (side()) {
-    Layer& l = *side();
-    side_product_.resize(count), ones_.resize(count);
-    const float* maps = l.before.data();
-    sums(out_, ones_.data(), side_product_.data(), [&](int, int b) {
+// (N, C) sums of the gradient behind the last relu, and of its products with a layer's output.
+void Unit::tail_sums_of(const Layer& l, const float* dy, float* sum, float* product) const {
+  const Bits* active = active_.data();
+  l.before.with(0, [&](auto* maps) {
+    sums(out_, sum, product, [&](int, int b) {
       const Lanes m = load(l.norm.mean.data() + b * kLanes);
       return [=](size_t i, Lanes& s, Lanes& p) {
-        const Lanes d = where_positive(load(y + i), load(dy + i));
+        const Lanes d = where(active[i / kLanes], load(dy + i));
         s += d;
         p += d * (load(maps + i) - m);
       };
     });
+  });
+}
+
+// Sums that the gradients of the last normalisation, the shortcut's and the gate need.
+void Unit::tail_sums(const float* dy) {
+  const Norm& norm = last().norm;
+  const size_t count = static_cast<size_t>(out_.n) * out_.c;
+  sum_.resize(count), product_.resize(count);
+  tail_sums_of(last(), dy, sum_.data(), product_.data());
+  if (side()) {
+    Layer& l = *side();
+    side_product_.resize(count), ones_.resize(count);
+    tail_sums_of(l, dy, ones_.data(), side_product_.data());
     l.norm.backward(ones_, side_product_, gradients_[l.at + 1], gradients_[l.at + 2]);
   }
   if (spec_.gated) {
@@ -122,52 +130,56 @@ void Unit::tail_sums(const float* y, const float* dy) {
 }
 
 // A chunk of the gradient of what the last convolution gave.
-const void* Unit::tail_backward(const float* y, const float* dy, int first) {
+const void* Unit::tail_backward(const float* dy, int first) {
   const Norm& norm = last().norm;
   const size_t offset = first * out_.image();
-  const float* c = last().before.data() + offset;
-  y += offset, dy += offset;
-  return written(part(out_), &scratch().gradient, [&](int n, int b) {
-    const int at = b * kLanes;
-    Lanes k = load(norm.scale.data() + at), q = load(norm.q.data() + at);
-    const Lanes p = load(norm.p.data() + at);
-    if (spec_.gated) {
-      const size_t i = static_cast<size_t>(first + n) * out_.c + at;
-      q += k * load(gate_.mean_gradient.data() + i) / static_cast<float>(out_.pixels());
-      k *= load(gate_.value.data() + i);
-    }
-    return [=](size_t i) {
-      const Lanes d = where_positive(load(y + i), load(dy + i));
-      return k * d + (p * load(c + i) + q);
-    };
+  const Bits* active = active_.data() + offset / kLanes;
+  dy += offset;
+  return last().before.with(offset, [&](auto* c) {
+    return written(part(out_), &scratch().gradient, [&](int n, int b) {
+      const int at = b * kLanes;
+      Lanes k = load(norm.scale.data() + at), q = load(norm.q.data() + at);
+      const Lanes p = load(norm.p.data() + at);
+      if (spec_.gated) {
+        const size_t i = static_cast<size_t>(first + n) * out_.c + at;
+        q += k * load(gate_.mean_gradient.data() + i) / static_cast<float>(out_.pixels());
+        k *= load(gate_.value.data() + i);
+      }
+      return [=](size_t i) {
+        const Lanes d = where(active[i / kLanes], load(dy + i));
+        return k * d + (p * load(c + i) + q);
+      };
+    });
   });
 }
 
 // The same of what the shortcut's convolution gave.
-const void* Unit::side_backward(const float* y, const float* dy, int first) {
+const void* Unit::side_backward(const float* dy, int first) {
   const Norm& norm = side()->norm;
   const size_t offset = first * out_.image();
-  const float* s = side()->before.data() + offset;
-  y += offset, dy += offset;
-  return written(part(out_), &scratch().other, [&](int, int b) {
-    const int at = b * kLanes;
-    const Lanes k = load(norm.scale.data() + at), p = load(norm.p.data() + at);
-    const Lanes q = load(norm.q.data() + at);
-    return [=](size_t i) {
-      const Lanes d = where_positive(load(y + i), load(dy + i));
-      return k * d + (p * load(s + i) + q);
-    };
+  const Bits* active = active_.data() + offset / kLanes;
+  dy += offset;
+  return side()->before.with(offset, [&](auto* s) {
+    return written(part(out_), &scratch().other, [&](int, int b) {
+      const int at = b * kLanes;
+      const Lanes k = load(norm.scale.data() + at), p = load(norm.p.data() + at);
+      const Lanes q = load(norm.q.data() + at);
+      return [=](size_t i) {
+        const Lanes d = where(active[i / kLanes], load(dy + i));
+        return k * d + (p * load(s + i) + q);
+      };
+    });
   });
 }
 
 // Add what comes through the shortcut to a chunk of the gradient of x.
-void Unit::shortcut_backward_1(const float* y, const float* dy, const void* source, int first) {
+void Unit::shortcut_backward_1(const float* dy, const void* source, int first) {
   const size_t offset = first * in_.image();
   float* dx = gradients_[0] + offset;
   if (side()) {
     Layer& s = *side();
     float* more = scratch().side.get(part(in_).size());
-    const void* ds = side_backward(y, dy, first);
+    const void* ds = side_backward(dy, first);
     conv(s).backward_weight(source, ds, first == 0);
     conv(s).backward_data(ds, more);
     each(part(in_), [&](int, int) {
@@ -175,41 +187,41 @@ void Unit::shortcut_backward_1(const float* y, const float* dy, const void* sour
     });
     return;
   }
-  y += offset, dy += offset;
+  const Bits* active = active_.data() + offset / kLanes;
+  dy += offset;
   each(part(in_), [&](int, int) {
-    return [=](size_t k) {
-      store(dx + k, load(dx + k) + where_positive(load(y + k), load(dy + k)));
-    };
+    return [=](size_t k) { store(dx + k, load(dx + k) + where(active[k / kLanes], load(dy + k))); };
   });
 }
 
-void Unit::backward_1(const float* y, const float* dy) {
-  tail_sums(y, dy);
-  Buffer *above = &scratch().above, *below = &scratch().below;
+void Unit::backward_1(const float* dy) {
+  tail_sums(dy);
+  Kept *above = &scratch().above, *below = &scratch().below;
   for (int i = spec_.convolutions - 1; i >= 0; --i) {
     Layer& l = *layers_[i];
     Layer* previous = i ? layers_[i - 1].get() : nullptr;
     conv(l).set_backward_weight(arrays_[l.at]);
     if (i == 0 && side()) conv(*side()).set_backward_weight(arrays_[side()->at]);
-    float* da = previous ? below->get(l.in.size()) : gradients_[0];
     if (previous) {
+      below->get(l.in.size(), spec_.half);
       sum_.resize(static_cast<size_t>(in_.n) * l.in.c);
       product_.resize(sum_.size());
     }
     for (int first = 0; first < in_.n; first += chunk_) {
       const size_t from = first * l.in.image(), into = first * l.out.image();
       const void* d = i == spec_.convolutions - 1
-                          ? tail_backward(y, dy, first)
-                          : normalised_gradient(l.norm, above->data() + into,
-                                                l.before.data() + into, part(l.out));
+                          ? tail_backward(dy, first)
+                          : normalised_gradient(l.norm, *above, l.before, into, part(l.out));
       const void* src = source_1(i, first);
       conv(l).backward_weight(src, d, first == 0);
-      conv(l).backward_data(d, da + from);
+      conv(l).backward_data(d, previous ? below->at(from) : gradients_[0] + from);
       if (previous)
-        previous->norm.activated_sums(da + from, previous->before.data() + from, first, part(l.in),
-                                      &sum_, &product_);
+        below->with(from, [&](auto* da) {
+          const auto* maps = static_cast<decltype(da)>(previous->before.at(from));
+          previous->norm.activated_sums(da, maps, first, part(l.in), &sum_, &product_);
+        });
       else
-        shortcut_backward_1(y, dy, src, first);
+        shortcut_backward_1(dy, src, first);
     }
     conv(l).weight_gradient(gradients_[l.at]);
     if (i == 0 && side()) conv(*side()).weight_gradient(gradients_[side()->at]);
