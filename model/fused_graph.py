@@ -43,23 +43,45 @@ def training_graph(
     Unsupported
         The message says what the operators do not know.
     """
-    trace = _Trace(shape, copied, precision)
-    image = mx.sym.var("image")
-    if type(net) is ResidualAttentionNetwork:
-        return trace.attention_network(net, image)
-    if type(net) is ResNet:
-        return trace.resnet(net, image)
-    raise Unsupported(f"no operators for {type(net).__name__}")
+    return Trace(shape, copied, precision).network(net)
 
 
-class _Trace:
-    """Emits operators; its methods take and return symbols."""
+class Trace:
+    """Emits operators; its methods take and return symbols.
+
+    Parameters
+    ----------
+    shape
+        Of the images, (N, 3, H, W).
+    copied
+        See `training_graph`.
+    precision
+        Of the units' convolutions.
+    """
+
+    data = "image"  # name of the input
 
     def __init__(self, shape: tuple[int, ...], copied: bool, precision: str) -> None:
         self.shape, self.copied, self.precision = shape, copied, precision
         self._copies: dict[str, Any] = {}
 
+    def emit(self, name: str, *inputs: Any, **attributes: Any) -> Any:
+        """Return what an operator gives."""
+        if name == "unit":
+            attributes["precision"] = self.precision
+        return getattr(mx.sym, f"attn_{name}")(*inputs, inputs=len(inputs), **attributes)
+
+    def network(self, net: Any) -> Any:
+        """Return the logits of a network of either family."""
+        image = mx.sym.var(self.data)
+        if type(net) is ResidualAttentionNetwork:
+            return self.attention_network(net, image)
+        if type(net) is ResNet:
+            return self.resnet(net, image)
+        raise Unsupported(f"no operators for {type(net).__name__}")
+
     def attention_network(self, net: ResidualAttentionNetwork, image: Any) -> Any:
+        """Return the logits (N, classes) of a residual attention network."""
         y, blocked = image, False
         for name, block in net.blocks():
             if name == "mpool2":
@@ -76,6 +98,7 @@ class _Trace:
         return mx.sym.Flatten(net.fc(mx.sym.reshape(y, shape=(0, 0, 1, 1))))
 
     def resnet(self, net: ResNet, image: Any) -> Any:
+        """Return the logits (N, classes) of a CIFAR ResNet."""
         y = net.conv1(image)
         if net.spec.version == 1:
             y = mx.sym.Activation(net.bn1(y), act_type="relu")
@@ -88,6 +111,7 @@ class _Trace:
         return net.fc(self.mean(y, net.bn if net.spec.version == 2 else None))
 
     def attention_module(self, module: AttentionModule, x: Any) -> Any:
+        """Return the blocked output of an attention module for blocked maps."""
         if module._attention != "mixed" or module._learning != "arl":
             raise Unsupported(f"{module._attention} attention with {module._learning} learning")
         x = self.chain(module.first_residual_blocks, x)
@@ -98,7 +122,7 @@ class _Trace:
         y = x
         for level in range(1, max(depth, 1) + 1):
             if depth:
-                y = mx.sym.attn_pool(y, inputs=1)
+                y = self.emit("pool", y)
             y = self.chain(module._child(f"softmax{level}_blocks"), y)
             if level < depth:
                 down.append(y)
@@ -112,7 +136,7 @@ class _Trace:
             y = self.upsample(y, x, [trunk] if legacy else [])
         norm1, _, conv1, norm2, _, conv2 = module._child(f"softmax{2 * max(depth, 1)}_blocks")
         y = self.unit(2, [conv1, conv2], [norm1, norm2], y, shortcut="none")
-        return self.chain(module.last_blocks, mx.sym.attn_mask(y, trunk, inputs=2))
+        return self.chain(module.last_blocks, self.emit("mask", y, trunk))
 
     def chain(self, block: Any, x: Any) -> Any:
         """Return the output of one unit or of several in a row."""
@@ -121,6 +145,7 @@ class _Trace:
         return x
 
     def residual_block(self, block: Any, x: Any) -> Any:
+        """Return the output of a pre-activation unit."""
         if type(block) is not ResidualBlock:
             raise Unsupported(f"a {type(block).__name__} in the network")
         return self.unit(
@@ -132,6 +157,7 @@ class _Trace:
         )
 
     def resnet_unit(self, unit: Unit, x: Any) -> Any:
+        """Return the output of a ResNet's unit, gate included."""
         numbers = range(1, unit.depth + 1)
         conv, bn = None, None
         if unit.downsample is not None:
@@ -155,6 +181,23 @@ class _Trace:
         projection: tuple[Any, Any] = (None, None),
         gate: Any = None,
     ) -> Any:
+        """Return the output of a unit of convolutions and normalisations.
+
+        Parameters
+        ----------
+        version
+            1: each normalisation follows its convolution; 2: it comes before.
+        convolutions, norms
+            In their order; one of the convolutions may have a stride.
+        x
+            Blocked maps.
+        shortcut
+            ``identity`` or ``none``.
+        projection
+            Convolution and normalisation of the shortcut, where it has them.
+        gate
+            Of the residual branch; None: no gate.
+        """
         strides = [_stride(conv) for conv in convolutions]
         strided = next((i for i, stride in enumerate(strides, 1) if stride != 1), 0)
         stride = strides[strided - 1] if strided else 1
@@ -172,9 +215,9 @@ class _Trace:
                 used.append(projection[1])
         kind, steps = self.gate(gate, inputs, used)
         epsilon, momentum = _constants(used)
-        return mx.sym.attn_unit(
+        return self.emit(
+            "unit",
             *inputs,
-            inputs=len(inputs),
             version=version,
             convolutions=len(convolutions),
             strided=strided,
@@ -182,12 +225,12 @@ class _Trace:
             shortcut=shortcut,
             gate=kind,
             steps=steps,
-            precision=self.precision,
             epsilon=epsilon,
             momentum=momentum,
         )
 
     def gate(self, gate: Any, inputs: list[Any], used: list[Any]) -> tuple[str, int]:
+        """Append a gate's parameters to `inputs`; return its kind and number of steps."""
         if gate is None:
             return "none", 1
         if type(gate) is StaticGate:
@@ -202,6 +245,7 @@ class _Trace:
         return "recurrent", gate.steps
 
     def norm(self, bn: Any) -> list[Any]:
+        """Return gamma, beta, mean and variance of a batch normalisation."""
         settings = getattr(bn, "_kwargs", {})
         if (
             type(bn) is not nn.BatchNorm
@@ -216,6 +260,7 @@ class _Trace:
         return [self.parameter(p) for p in (bn.gamma, bn.beta, bn.running_mean, bn.running_var)]
 
     def parameter(self, parameter: Any) -> Any:
+        """Return a parameter as an input, copied where gradients are added up."""
         if not self.copied or parameter.grad_req == "null":
             return parameter.var()
         if parameter.name not in self._copies:
@@ -223,17 +268,20 @@ class _Trace:
         return self._copies[parameter.name]
 
     def block(self, x: Any, channels: int) -> Any:
+        """Return plain maps (N, C, H, W) in blocks of channels."""
         _check_channels(channels)
-        return mx.sym.attn_block(x, inputs=1)
+        return self.emit("block", x)
 
     def mean(self, x: Any, bn: Optional[Any]) -> Any:
+        """Return the means (N, C) over the pixels, after a normalisation and ReLU if there is one."""
         inputs = [x] if bn is None else [x, *self.norm(bn)]
         epsilon, momentum = _constants([] if bn is None else [bn])
-        return mx.sym.attn_mean(*inputs, inputs=len(inputs), epsilon=epsilon, momentum=momentum)
+        return self.emit("mean", *inputs, epsilon=epsilon, momentum=momentum)
 
     def upsample(self, low: Any, like: Any, added: Sequence[Any]) -> Any:
-        height, width = like.infer_shape(image=self.shape)[1][0][2:]
-        return mx.sym.attn_upsample(low, *added, inputs=1 + len(added), height=height, width=width)
+        """Return maps as large as `like`, with others added."""
+        height, width = like.infer_shape(**{self.data: self.shape})[1][0][2:]
+        return self.emit("upsample", low, *added, height=height, width=width)
 
 
 def _check_channels(channels: int) -> None:

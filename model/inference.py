@@ -1,32 +1,32 @@
 """``prepare_inference(net, image)``: the same outputs for less work.
 
-The network is traced, its graph rewritten (`model.graph_rewrite`; gates by `model.gate_folding`),
-and oneDNN fuses what follows a convolution into it. Every step is checked: a batch must give what
-the network itself gives, else the step is undone with a warning. That is needed, for oneDNN's
-fusion in MXNet 1.9.1 is known to compute something else on some networks without a word.
+Residual units are computed by the project's own operators (`model.fused_inference`) where these can
+be built. Elsewhere, and in what is exported, the network is traced, its graph rewritten
+(`model.graph_rewrite`; gates by `model.gate_folding`), and oneDNN fuses what follows a convolution
+into it. Every step is checked: a batch must give what the network itself gives, else the step is
+undone with a warning. That is needed, for oneDNN's fusion in MXNet 1.9.1 is known to compute
+something else on some networks without a word.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 import mxnet as mx
 import numpy as np
-from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
-from model import graph_rewrite as rewrite
-from model.gate_folding import FOLDABLE, fold_gates
-from model.graph import Graph
-from model.ram_resnet import ResNet
+from model.inference_graphs import (
+    CONSTANTS,
+    Rewritten,
+    Target,
+    by_operators,
+    logits_of,
+    rewritten,
+)
 from model.threads import release_callers_team
 
 PRECISIONS = ("float32", "bfloat16")
-DATA = "data"
-BACKEND = "MKLDNN"
-CONSTANTS = "constants of the image size"
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # of the largest logit
 
 
@@ -61,9 +61,11 @@ class PreparedNetwork(nn.HybridBlock):
         steps: tuple[str, ...],
         difference: float,
         size: Optional[tuple[int, int]],
+        portable: Optional[Callable[[], SymbolBlock]] = None,
     ) -> None:
         super().__init__()
         self.block, self.steps, self.difference, self.size = block, steps, difference, size
+        self._portable = portable
 
     def forward(self, image: Any, *args: Any) -> Any:
         """Return the logits; see the class."""
@@ -78,8 +80,12 @@ class PreparedNetwork(nn.HybridBlock):
         """Do nothing: the graph is compiled as is best for it."""
 
     def export(self, path: str, epoch: int = 0, remove_amp_cast: bool = False) -> tuple[str, str]:
-        """Write the graph and its parameters, for images of the prepared size."""
-        written: tuple[str, str] = self.block.export(path, epoch, remove_amp_cast=remove_amp_cast)
+        """Write the graph and its parameters, for images of the prepared size.
+
+        What is written has MXNet's operators alone: this project is not needed to run it.
+        """
+        block = self._portable() if self._portable else self.block
+        written: tuple[str, str] = block.export(path, epoch, remove_amp_cast=remove_amp_cast)
         return written
 
 
@@ -89,6 +95,7 @@ def prepare_inference(
     precision: str = "float32",
     tolerance: Optional[float] = None,
     fuse: bool = True,
+    operators: Optional[bool] = None,
 ) -> PreparedNetwork:
     """Return a network with the same outputs that computes them faster on a CPU.
 
@@ -109,17 +116,20 @@ def prepare_inference(
         float32, 0.05 for bfloat16.
     fuse
         Let oneDNN fuse operators.
+    operators
+        Compute residual units by the project's own operators, which is faster. None: where they can
+        be built and know the network. True: or else fail. False: by MXNet's operators.
 
     Raises
     ------
     ValueError
-        When the precision is unknown, the image has another shape or type, or even the rewritten
-        graph without fusion is not equal to the network.
+        When the precision is unknown, the image has another shape or type, even the rewritten
+        graph without fusion is not equal to the network, or own operators were asked for in vain.
 
     Warns
     -----
     UserWarning
-        When oneDNN's fusion fails or gives something else, and is left out.
+        When oneDNN's fusion or an own operator fails or gives something else, and is left out.
 
     Examples
     --------
@@ -137,118 +147,21 @@ def prepare_inference(
     release_callers_team()
     image = check_image(net, image)
     tolerance = TOLERANCE[precision] if tolerance is None else tolerance
-    expected = _logits(net, image)
+    target = Target(image, logits_of(net, image), tolerance)
     graph, steps = rewritten(net, image.shape)
-    if precision == "bfloat16":
-        rewrite.cast_products(graph)
-        symbol, values = to_bfloat16(graph.symbol(), graph.parameters())
-        steps.append("bfloat16")
-    else:
-        symbol, values = graph.symbol(), graph.parameters()
-    best = compiled(symbol, values, static_shape=precision == "float32")
-    difference = _difference(best, image, expected)
-    if not difference <= tolerance:
-        raise ValueError(
-            f"the prepared network differs by {difference:.2g} of the largest logit, allowed is "
-            f"{tolerance:g}; raise the tolerance, or leave the network as it is"
-        )
-    if fuse:
-        fused, found, why = _fused(symbol, values, image, expected, tolerance)
-        if fused is None:
-            steps.append(f"not fused: {why}")
-            warnings.warn(f"oneDNN's fusion is left out: {why}", stacklevel=2)
-        else:
-            best, difference = fused, found
-            steps.append("fused by oneDNN")
     size = tuple(image.shape[2:]) if any(step.endswith(CONSTANTS) for step in steps) else None
-    return PreparedNetwork(best, tuple(steps), difference, size)
-
-
-def rewritten(net: nn.HybridBlock, shape: tuple[int, ...]) -> tuple[Graph, list[str]]:
-    """Return the rewritten graph of a network, and what was done.
-
-    `shape` is that of the images; the batch size does not matter.
-    """
-    steps = []
-    if isinstance(net, ResNet) and net.spec.attention in FOLDABLE and not net.norms["norm_layer"]:
-        net = fold_gates(net)
-        steps.append("gates folded")
-    with autograd.pause(train_mode=False):
-        symbol = net(mx.sym.var(DATA))
-    values = {p.name: p.data(p.list_ctx()[0]) for p in net.collect_params().values()}
-    graph = Graph(symbol, values)
-    for what, count in (
-        ("normalisations folded", rewrite.fold_batch_norms(graph)),
-        ("means pooled", rewrite.pool_means(graph)),
-        ("gates broadcast", rewrite.broadcast_gates(graph)),
-        (CONSTANTS, rewrite.fold_shapes(graph, shape, DATA)),
-        ("normalisations as convolutions", rewrite.norms_to_convolutions(graph)),
-    ):
-        if count:
-            steps.append(f"{count} {what}")
-    rewrite.freeze_norms(graph)
-    return graph, steps
-
-
-def to_bfloat16(symbol: Any, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Insert casts into a graph so that its matrix products run in bfloat16."""
-    from mxnet.contrib import amp
-
-    arguments, auxiliary = _split(symbol, values)
-    converted, arguments, auxiliary = amp.convert_model(
-        symbol, arguments, auxiliary, target_dtype="bfloat16", cast_optional_params=False
-    )
-    return converted, {**arguments, **auxiliary}
-
-
-def compiled(symbol: Any, values: Mapping[str, Any], static_shape: bool = True) -> SymbolBlock:
-    """Return a block of a graph with its values, ready to run."""
-    block = SymbolBlock(symbol, [mx.sym.var(DATA)])
-    for name, parameter in block.collect_params().items():
-        value = values[name]
-        parameter.shape, parameter.dtype, parameter.grad_req = value.shape, value.dtype, "null"
-        parameter.initialize(init=mx.init.Zero(), ctx=mx.cpu())
-        parameter.set_data(value)
-    block.hybridize(static_alloc=True, static_shape=static_shape)
-    return block
-
-
-def _split(symbol: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    arguments = {name: values[name] for name in symbol.list_arguments() if name in values}
-    return arguments, {name: values[name] for name in symbol.list_auxiliary_states()}
-
-
-def fuse_symbol(
-    symbol: Any, values: Mapping[str, Any], image: Any, backend: str = BACKEND
-) -> tuple[Any, dict[str, Any]]:
-    """Let oneDNN fuse a graph; return it with the values that it reads."""
-    arguments, auxiliary = _split(symbol, values)
-    arguments[DATA] = image
-    fused = symbol.optimize_for(backend, arguments, auxiliary)
-    found = {**values, **arguments, **auxiliary}
-    return fused, {name: found[name] for name in fused.list_inputs() if name != DATA}
-
-
-def _fused(
-    symbol: Any, values: Mapping[str, Any], image: Any, expected: np.ndarray, tolerance: float
-) -> tuple[Optional[SymbolBlock], float, str]:
-    """Return the fused block and its difference, or None and why there is none."""
-    try:
-        block = compiled(*fuse_symbol(symbol, values, image))
-        difference = _difference(block, image, expected)
-    except mx.MXNetError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return None, 0.0, f"MXNet failed ({lines[0] if lines else 'without a reason'})"
-    if not difference <= tolerance:
-        return (
-            None,
-            difference,
-            (
-                f"it changes the outputs by {difference:.2g} of the largest logit (allowed: "
-                f"{tolerance:g})"
-            ),
-        )
-    return block, difference, ""
+    # Of values of its own: what the network learns does not reach what is exported later.
+    graph.values = {name: value.copy() for name, value in graph.values.items()}
+    portable = Rewritten(graph, steps, precision, fuse, target)
+    if operators is not False:
+        own, difference, how = by_operators(net, precision, target)
+        if own is not None:
+            return PreparedNetwork(own, (how, precision), difference, size, portable.block)
+        if operators:
+            raise ValueError(f"own operators do not compute this network: {how}")
+        steps.append(f"not by own operators: {how}")
+    block = portable.block()
+    return PreparedNetwork(block, tuple(steps), portable.difference, size)
 
 
 def check_image(net: nn.HybridBlock, image: Any) -> Any:
@@ -266,17 +179,3 @@ def check_image(net: nn.HybridBlock, image: Any) -> Any:
             f"{', '.join(sorted(map(str, devices)))}; move it to mx.cpu() by reset_ctx"
         )
     return image
-
-
-def _logits(block: Callable[[Any], Any], image: Any) -> np.ndarray:
-    with autograd.pause(train_mode=False):
-        logits: np.ndarray = block(image).astype("float32").asnumpy()
-    return logits
-
-
-def _difference(block: Callable[[Any], Any], image: Any, expected: np.ndarray) -> float:
-    """Return the largest difference over the largest expected logit; infinite where not finite."""
-    found = _logits(block, image)
-    scale = float(np.abs(expected).max()) or 1.0
-    difference = float(np.abs(found - expected).max()) / scale
-    return difference if np.isfinite(difference) else float("inf")

@@ -10,7 +10,8 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
-from model.inference import CONSTANTS, PreparedNetwork, check_image, compiled, rewritten
+from model.inference import PreparedNetwork, check_image
+from model.inference_graphs import CONSTANTS, compiled, rewritten
 from model.threads import release_callers_team
 
 MAX_LOSS = 0.002  # of accuracy: 0.2 points

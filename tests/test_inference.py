@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
-from model import create_model, inference
+from model import create_model, inference_graphs
 from model.graph import Graph
 from model.graph_rewrite import fold_batch_norms, fold_shapes
 from model.inference import prepare_inference
@@ -92,6 +92,7 @@ def test_what_is_done_to_a_recurrent_gate() -> None:
         "13 normalisations folded",  # 3 units of 3, 3 shortcuts, the stem
         "4 means pooled",  # of 3 gates and before the classifier
         "3 gates broadcast",
+        "not by own operators: 4 channels, which are no multiple of 16",
         "fused by oneDNN",
     )
     assert_same(net, prepared, images(3, 20, 12))  # any size will do
@@ -116,7 +117,7 @@ def test_attention_networks_give_the_same(
 
 def test_sizes_are_no_longer_computed() -> None:
     net = trained("attention56", **TINY)
-    graph, steps = inference.rewritten(net, (1, 3, 16, 16))
+    graph, steps = inference_graphs.rewritten(net, (1, 3, 16, 16))
     assert "6 constants of the image size" in steps  # 3 upsamplings, an axis each
     assert graph.symbol().tojson().count("arange_like") == 0
 
@@ -178,7 +179,7 @@ def test_a_wrong_fusion_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return symbol, {**values, name: values[name] + 1}
 
     net = trained("resnet20", **THIN)
-    monkeypatch.setattr(inference, "fuse_symbol", wrong)
+    monkeypatch.setattr(inference_graphs, "fuse_symbol", wrong)
     with pytest.warns(UserWarning, match=r"fusion is left out: it changes the outputs by \d"):
         prepared = prepare_inference(net, images(3, 16))
     assert prepared.steps[-1].startswith("not fused: it changes")
@@ -189,16 +190,18 @@ def test_a_fusion_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: Any) -> Any:
         raise mx.MXNetError("no such backend\nstack of calls")
 
-    monkeypatch.setattr(inference, "fuse_symbol", fails)
+    monkeypatch.setattr(inference_graphs, "fuse_symbol", fails)
     net = trained("resnet20", **THIN)
     with pytest.warns(UserWarning, match="is left out: MXNet failed .no such backend.$"):
         assert_same(net, prepare_inference(net, images(3, 16)), images(3, 16))
 
 
 def test_a_rewrite_that_changes_the_outputs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = inference.rewrite.affine_of_norm
+    right = inference_graphs.rewrite.affine_of_norm
     monkeypatch.setattr(
-        inference.rewrite, "affine_of_norm", lambda *args: (2 * right(*args)[0], right(*args)[1])
+        inference_graphs.rewrite,
+        "affine_of_norm",
+        lambda *args: (2 * right(*args)[0], right(*args)[1]),
     )
     with pytest.raises(ValueError, match=r"differs by .* of the largest logit, allowed is 1e-05"):
         prepare_inference(trained("resnet20", **THIN), images(3, 16))

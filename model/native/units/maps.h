@@ -26,7 +26,8 @@ inline Lanes exponential(Lanes x) {
 inline Lanes logistic(Lanes x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // y = (1 + sigmoid(m)) * t
-inline void mask_forward(const float* m, const float* t, float* y, const Shape& s) {
+template <class T>
+void mask_forward(const T* m, const T* t, T* y, const Shape& s) {
   each(s, [&](int, int) {
     return [=](size_t i) { store(y + i, load(t + i) * (1.0f + logistic(load(m + i)))); };
   });
@@ -110,24 +111,28 @@ struct Mix {
 };
 
 // y = bilinear(low) + the other maps
-inline void upsample_forward(const float* low, const Shape& from, const std::vector<const float*>& others,
-                             float* y, const Shape& to) {
+template <class T>
+void upsample_forward(const T* low, const Shape& from, const std::vector<const T*>& others, T* y,
+                      const Shape& to) {
   const Mix rows(from.h, to.h), columns(from.w, to.w);
   const int maps = to.n * to.blocks();
 #pragma omp parallel for
   for (int m = 0; m < maps; ++m) {
     std::vector<float> row(static_cast<size_t>(from.w) * kLanes);
-    const float* x = low + static_cast<size_t>(m) * from.pixels() * kLanes;
+    const T* x = low + static_cast<size_t>(m) * from.pixels() * kLanes;
     for (int i = 0; i < to.h; ++i) {
-      const float *a = x + static_cast<size_t>(rows.first[i]) * from.w * kLanes;
-      const float *b = x + static_cast<size_t>(rows.second[i]) * from.w * kLanes;
-      for (int k = 0; k < from.w * kLanes; ++k) row[k] = a[k] + rows.share[i] * (b[k] - a[k]);
+      const T *a = x + static_cast<size_t>(rows.first[i]) * from.w * kLanes;
+      const T *b = x + static_cast<size_t>(rows.second[i]) * from.w * kLanes;
+      for (int k = 0; k < from.w * kLanes; k += kLanes) {
+        const Lanes v = load(a + k);
+        store(&row[k], v + rows.share[i] * (load(b + k) - v));
+      }
       for (int j = 0; j < to.w; ++j) {
         const size_t at = (static_cast<size_t>(m) * to.pixels() + i * to.w + j) * kLanes;
         const Lanes l = load(&row[columns.first[j] * kLanes]);
         const Lanes r = load(&row[columns.second[j] * kLanes]);
         Lanes v = l + columns.share[j] * (r - l);
-        for (const float* other : others) v += load(other + at);
+        for (const T* other : others) v += load(other + at);
         store(y + at, v);
       }
     }
@@ -159,13 +164,17 @@ inline void upsample_backward(const float* dy, const Shape& to, float* dlow, con
 }
 
 // (N, C, H, W) to blocks and back.
-inline void to_blocks(const float* x, float* y, const Shape& s) {
+template <class T>
+void to_blocks(const float* x, T* y, const Shape& s) {
   const int maps = s.n * s.blocks(), pixels = s.pixels();
 #pragma omp parallel for
   for (int m = 0; m < maps; ++m) {
     const size_t at = static_cast<size_t>(m) * pixels * kLanes;
-    for (int p = 0; p < pixels; ++p)
-      for (int k = 0; k < kLanes; ++k) y[at + p * kLanes + k] = x[at + k * pixels + p];
+    for (int p = 0; p < pixels; ++p) {
+      Lanes v;
+      for (int k = 0; k < kLanes; ++k) v[k] = x[at + k * pixels + p];
+      store(y + at + p * kLanes, v);
+    }
   }
 }
 

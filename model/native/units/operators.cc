@@ -1,4 +1,4 @@
-// The operators as MXNet sees them; every array is float32 and dense.
+// The operators as MXNet sees them; every array of training is float32 and dense.
 #include <exception>
 
 #include <mxnet/lib_api.h>
@@ -112,8 +112,8 @@ class UpsampleOperator : public Operator {
   void forward(Tensors* in, Tensors* out) override {
     std::vector<const float*> others;
     for (size_t i = 1; i < in->size(); ++i) others.push_back((*in)[i].data<float>());
-    attn::upsample_forward((*in)[0].data<float>(), shape_of((*in)[0].shape), others,
-                           (*out)[0].data<float>(), shape_of((*out)[0].shape));
+    attn::upsample_forward<float>((*in)[0].data<float>(), shape_of((*in)[0].shape), others,
+                                  (*out)[0].data<float>(), shape_of((*out)[0].shape));
   }
   void backward(Tensors* in, Tensors* out) override {
     const float* dy = (*in)[0].data<float>();
@@ -130,7 +130,7 @@ class MaskOperator : public Operator {
 
  protected:
   void forward(Tensors* in, Tensors* out) override {
-    attn::mask_forward((*in)[0].data<float>(), (*in)[1].data<float>(), (*out)[0].data<float>(),
+    attn::mask_forward<float>((*in)[0].data<float>(), (*in)[1].data<float>(), (*out)[0].data<float>(),
                        shape_of((*in)[0].shape));
   }
   void backward(Tensors* in, Tensors* out) override {
@@ -263,6 +263,8 @@ ATTN_OPERATOR(attn_upsample, UpsampleOperator, upsample_shape, no_writes);
 ATTN_OPERATOR(attn_mask, MaskOperator, same_shape, no_writes);
 ATTN_OPERATOR(attn_block, BlockOperator, same_shape, no_writes);
 ATTN_OPERATOR(attn_mean, MeanOperator, mean_shape, mean_writes);
+
+#include "inference_operators.h"
 
 __attribute__((visibility("default"))) MXReturnValue initialize(int version) {
   if (version >= 10700) return mxnet::ext::MX_SUCCESS;
