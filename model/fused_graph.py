@@ -16,15 +16,10 @@ from mxnet.gluon import nn
 from model.attention_module import AttentionModule
 from model.basic_layer import ResidualBlock
 from model.channel_attention import RecurrentGate, StaticGate
+from model.fused_limits import Unsupported, check_channels, constants_of, stride_of
 from model.ram_resnet import ResNet
 from model.residual_attention_network import ResidualAttentionNetwork
 from model.resnet_unit import Unit
-
-LANES = 16  # channels in a block, kLanes in units/blocked.h
-
-
-class Unsupported(Exception):
-    """What the operators cannot compute; the network then trains with its own graph."""
 
 
 def training_graph(
@@ -198,7 +193,7 @@ class Trace:
         gate
             Of the residual branch; None: no gate.
         """
-        strides = [_stride(conv) for conv in convolutions]
+        strides = [stride_of(conv) for conv in convolutions]
         strided = next((i for i, stride in enumerate(strides, 1) if stride != 1), 0)
         stride = strides[strided - 1] if strided else 1
         inputs = [x]
@@ -207,14 +202,14 @@ class Trace:
             inputs += [self.parameter(conv.weight), *self.norm(bn)]
         if projection[0] is not None:
             shortcut = "projected"
-            if _stride(projection[0]) != stride:
+            if stride_of(projection[0]) != stride:
                 raise Unsupported("a shortcut with another stride")
             inputs.append(self.parameter(projection[0].weight))
             if projection[1] is not None:
                 inputs += self.norm(projection[1])
                 used.append(projection[1])
         kind, steps = self.gate(gate, inputs, used)
-        epsilon, momentum = _constants(used)
+        epsilon, momentum = constants_of(used)
         return self.emit(
             "unit",
             *inputs,
@@ -256,7 +251,7 @@ class Trace:
             or bn.beta.grad_req == "null"
         ):
             raise Unsupported("a normalisation other than plain batch normalisation")
-        _check_channels(bn.gamma.shape[0])
+        check_channels(bn.gamma.shape[0])
         return [self.parameter(p) for p in (bn.gamma, bn.beta, bn.running_mean, bn.running_var)]
 
     def parameter(self, parameter: Any) -> Any:
@@ -269,47 +264,16 @@ class Trace:
 
     def block(self, x: Any, channels: int) -> Any:
         """Return plain maps (N, C, H, W) in blocks of channels."""
-        _check_channels(channels)
+        check_channels(channels)
         return self.emit("block", x)
 
     def mean(self, x: Any, bn: Optional[Any]) -> Any:
-        """Return the means (N, C) over the pixels, after a normalisation and ReLU if there is one."""
+        """Return the means (N, C) over the pixels, after normalisation and ReLU where wanted."""
         inputs = [x] if bn is None else [x, *self.norm(bn)]
-        epsilon, momentum = _constants([] if bn is None else [bn])
+        epsilon, momentum = constants_of([] if bn is None else [bn])
         return self.emit("mean", *inputs, epsilon=epsilon, momentum=momentum)
 
     def upsample(self, low: Any, like: Any, added: Sequence[Any]) -> Any:
         """Return maps as large as `like`, with others added."""
         height, width = like.infer_shape(**{self.data: self.shape})[1][0][2:]
         return self.emit("upsample", low, *added, height=height, width=width)
-
-
-def _check_channels(channels: int) -> None:
-    if channels % LANES:
-        raise Unsupported(f"{channels} channels, which are no multiple of {LANES}")
-
-
-def _constants(norms: Sequence[Any]) -> tuple[float, float]:
-    found = {(bn._kwargs["eps"], bn._kwargs["momentum"]) for bn in norms} or {(1e-5, 0.9)}
-    if len(found) > 1:
-        raise Unsupported("normalisations with different settings")
-    return found.pop()
-
-
-def _stride(conv: Any) -> int:
-    settings = conv._kwargs
-    kernel, stride = settings["kernel"], settings["stride"]
-    if (
-        type(conv) is not nn.Conv2D
-        or kernel not in ((1, 1), (3, 3))
-        or stride[0] != stride[1]
-        or settings["pad"] != (kernel[0] // 2, kernel[0] // 2)
-        or settings["dilate"] != (1, 1)
-        or settings["num_group"] != 1
-        or not settings["no_bias"]
-        or conv.weight.grad_req == "null"
-    ):
-        raise Unsupported("a convolution other than 1x1 or 3x3 without bias")
-    for channels in conv.weight.shape[:2]:
-        _check_channels(channels)
-    return int(stride[0])

@@ -71,7 +71,8 @@ def fuse(net: Any, precision: str = "float32") -> str:
         When the operators cannot be built or loaded, or do not know something in the network; it
         trains with its own graph then.
     """
-    from model.fused_graph import Unsupported, training_graph
+    from model.fused_graph import training_graph
+    from model.fused_limits import Unsupported
 
     if not hasattr(net, "fused"):
         raise Unavailable(f"no operators for {type(net).__name__}")

@@ -17,8 +17,8 @@ from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
 from model import graph_rewrite as rewrite
-from model.fused_graph import Unsupported
 from model.fused_inference import DATA, inference_graph
+from model.fused_limits import Unsupported
 from model.gate_folding import FOLDABLE, fold_gates
 from model.graph import Graph
 from model.operators import UNITS, Unavailable, load

@@ -12,7 +12,8 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from model import create_model
-from model.fused_graph import Unsupported, training_graph
+from model.fused_graph import training_graph
+from model.fused_limits import Unsupported
 from model.fused_training import fuse
 from model.operators import UNITS, Unavailable, load
 from tests import golden_runs as golden
