@@ -65,10 +65,10 @@ def flags(data: Path, run: Path, epochs: int) -> list[str]:
 
 def test_record_files(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert train_imagenet.main([*flags(records, run, 6), "--classes", "2"]) == 0
+    assert train_imagenet.main([*flags(records, run, 16), "--classes", "2"]) == 0
     row = read_metrics(run)[-1]
     assert row["test_acc"] == 1.0
-    assert load_state(run)[0].step == 18
+    assert load_state(run)[0].step == 48
     capsys.readouterr()
     argv = ["--test", str(run / "last.param"), "--data-dir", str(records), "--size", "32"]
     assert train_imagenet.main([*argv, "--gpus", "cpu"]) == 0
