@@ -23,13 +23,13 @@ SMALL: dict[str, Any] = {
     "tail_units": 1,
 }
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "no gate": ("resnet20", {"depth": 11}),
+    "no gate": ("resnet20", {}),
     "two steps": ("resnet20_ram", {"depth": 11, "w_init": 0.5}),
     "three steps": ("resnet20_ram", {"depth": 11, "w_init": 0.5, "steps": 3}),
     "constant gate": ("resnet20_ram", {"depth": 11, "w_init": 0.0}),
     "static gate": ("resnet20_static", {"depth": 11}),
     "basic": ("resnet20_basic_ie", {"depth": 8, "w_init": 0.5}),
-    "version 2": ("preresnet20", {"depth": 11}),
+    "version 2": ("preresnet20", {}),
     "version 2, gate": ("preresnet20_ram", {"depth": 11, "w_init": 0.5}),
     "version 2, static": ("preresnet20_basic_static", {"depth": 8}),
     "legacy": ("attention56", SMALL),
