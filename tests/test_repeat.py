@@ -204,6 +204,11 @@ def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
     groups, _ = compare.compare(paths)
     labels = ["w_init 0.0, lr_steps 1", "w_init 0.1, lr_steps 1 2", "w_init -, lr_steps 1"]
     assert [group.label for group in groups] == labels
+    older = [fake(tmp_path / "d", 1, 0.5, w_init=0.0, lr_steps=[1], kvstore="device")]
+    assert len(compare.compare([paths[0], *older])[0]) == 1  # what it did before it was an option
+    other = [fake(tmp_path / "e", 1, 0.5, w_init=0.0, lr_steps=[1], kvstore="nccl")]
+    labels = [group.label for group in compare.compare([paths[0], *other])[0]]
+    assert labels == ["kvstore device", "kvstore nccl"]
     (only,), _ = compare.compare(paths[:1])
     assert only.label == "net, d"
     assert "50.00 % (n = 1)" in comparison_table([only])

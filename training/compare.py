@@ -28,6 +28,14 @@ from training.script import RESUMABLE
 NOT_COMPARED = frozenset(
     ("seed", "run_dir", "resume", "recipe", "histogram_every", "seed_format", *RESUMABLE)
 )
+# Options that came later, with what programs did before.
+ADDED: Mapping[str, Any] = {
+    "kvstore": "device",
+    "distributed": "none",
+    "scale_batch": False,
+    "sync_batch_norm": False,
+    "export_start": None,
+}
 MISSING = "-"
 
 
@@ -53,7 +61,8 @@ class Group:
 def group_runs(results: Sequence[RunResult]) -> list[Group]:
     """Return the finished runs in groups that differ in their settings, in order of appearance.
 
-    A setting that a run does not have, because it is older, differs from every value of it.
+    A setting that a run does not have, because it is older, differs from every value of it, but for
+    those of `ADDED`.
 
     Raises
     ------
@@ -168,7 +177,8 @@ def _write(path: str, content: bytes) -> None:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in NOT_COMPARED}
+    settings = {**ADDED, **config}
+    return {key: value for key, value in settings.items() if key not in NOT_COMPARED}
 
 
 def _label(settings: Mapping[str, Any], differing: Sequence[str]) -> str:
