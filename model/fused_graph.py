@@ -107,8 +107,6 @@ class Trace:
 
     def attention_module(self, module: AttentionModule, x: Any) -> Any:
         """Return the blocked output of an attention module for blocked maps."""
-        if module._attention != "mixed" or module._learning != "arl":
-            raise Unsupported(f"{module._attention} attention with {module._learning} learning")
         x = self.chain(module.first_residual_blocks, x)
         trunk = self.chain(module.trunk_branches, x)
         depth, legacy = module._mask_depth, module._wiring == "legacy"
@@ -131,7 +129,8 @@ class Trace:
             y = self.upsample(y, x, [trunk] if legacy else [])
         norm1, _, conv1, norm2, _, conv2 = module._child(f"softmax{2 * max(depth, 1)}_blocks")
         y = self.unit(2, [conv1, conv2], [norm1, norm2], y, shortcut="none")
-        return self.chain(module.last_blocks, self.emit("mask", y, trunk))
+        settings = {"attention": module._attention, "learning": module._learning}
+        return self.chain(module.last_blocks, self.emit("mask", y, trunk, **settings))
 
     def chain(self, block: Any, x: Any) -> Any:
         """Return the output of one unit or of several in a row."""

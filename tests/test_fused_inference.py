@@ -34,6 +34,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "version 2, static": ("preresnet20_basic_static", {"depth": 8}),
     "legacy": ("attention56", SMALL),
     "paper": ("attention56", {**SMALL, "wiring": "paper"}),
+    "spatial": ("attention56", {**SMALL, "attention": "spatial"}),
+    "channel": ("attention56", {**SMALL, "attention": "channel", "learning": "nal"}),
+    "tanh": ("attention56", {**SMALL, "attention": "tanh"}),
     "no pooling": ("attention56", {**SMALL, "mask_depths": (0, 1)}),
 }
 pytestmark = [

@@ -81,7 +81,8 @@ class FixedMaskOperator : public InferenceOperator<FixedMaskOperator> {
   using InferenceOperator::InferenceOperator;
   template <class T>
   void run(Tensors* in, MXTensor* out) {
-    attn::mask_forward<T>((*in)[0].data<T>(), (*in)[1].data<T>(), out->data<T>(), shape_of(out->shape));
+    attn::mask_forward<T>(mask_of(attributes_), (*in)[0].data<T>(), (*in)[1].data<T>(), out->data<T>(),
+                          shape_of(out->shape));
   }
 };
 

@@ -1,5 +1,7 @@
 // What lies between the units of an attention module, on blocked maps.
 #pragma once
+#include <string>
+
 #include "blocked.h"
 
 namespace attn {
@@ -25,23 +27,130 @@ inline Lanes exponential(Lanes x) {
 
 inline Lanes logistic(Lanes x) { return 1.0f / (1.0f + exponential(-x)); }
 
-// y = (1 + sigmoid(m)) * t
-template <class T>
-void mask_forward(const T* m, const T* t, T* y, const Shape& s) {
-  each(s, [&](int, int) {
-    return [=](size_t i) { store(y + i, load(t + i) * (1.0f + logistic(load(m + i)))); };
-  });
+// Attention weights M of the mask's maps m, and how they act on the trunk: y = (base + M) t.
+struct Mask {
+  enum Kind { kMixed, kTanh, kSpatial, kChannel };
+  Kind kind = kMixed;
+  float base = 1.0f;  // attention residual learning; 0: naive
+
+  Mask(const std::string& attention, const std::string& learning)
+      : base(learning == "arl" ? 1.0f : 0.0f) {
+    if (attention == "tanh") kind = kTanh;
+    if (attention == "spatial") kind = kSpatial;
+    if (attention == "channel") kind = kChannel;
+  }
+};
+
+constexpr float kSpatialEpsilon = 1e-5f, kChannelEpsilon = 1e-10f;
+
+// M = scale * sigmoid(k m + o) + shift, of one image's block of channels.
+struct Logistic {
+  Lanes k = Lanes{} + 1.0f, o{};
+  float scale = 1.0f, shift = 0.0f;
+
+  template <class T>
+  Logistic(const Mask& mask, const T* m, int pixels) {
+    if (mask.kind == Mask::kTanh) k = Lanes{} + 2.0f, scale = 2.0f, shift = -1.0f;
+    if (mask.kind != Mask::kSpatial) return;
+    Lanes mean{}, variance{};
+    for (int p = 0; p < pixels; ++p) mean += load(m + p * kLanes);
+    mean /= static_cast<float>(pixels);
+    for (int p = 0; p < pixels; ++p) {
+      const Lanes v = load(m + p * kLanes) - mean;
+      variance += v * v;
+    }
+    for (int i = 0; i < kLanes; ++i)
+      k[i] = 1.0f / std::sqrt(variance[i] / pixels + kSpatialEpsilon);
+    o = -mean * k;
+  }
+  Lanes gate(Lanes m) const { return logistic(k * m + o); }
+};
+
+inline float sum_of(Lanes v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
 }
 
-inline void mask_backward(const float* m, const float* t, const float* dy, float* dm, float* dt,
-                          const Shape& s) {
-  each(s, [&](int, int) {
-    return [=](size_t i) {
-      const Lanes a = logistic(load(m + i)), d = load(dy + i);
-      store(dm + i, d * load(t + i) * a * (1.0f - a));
-      store(dt + i, d * (1.0f + a));
-    };
-  });
+// One over the norm over all channels at each position of an image.
+template <class T>
+void inverse_norms(const T* m, const Shape& s, std::vector<float>* found) {
+  found->resize(s.pixels());
+  for (int p = 0; p < s.pixels(); ++p) {
+    Lanes square{};
+    for (int b = 0; b < s.blocks(); ++b) {
+      const Lanes v = load(m + (static_cast<size_t>(b) * s.pixels() + p) * kLanes);
+      square += v * v;
+    }
+    (*found)[p] = 1.0f / std::sqrt(sum_of(square) + kChannelEpsilon);
+  }
+}
+
+template <class T>
+void mask_forward(const Mask& mask, const T* m, const T* t, T* y, const Shape& s) {
+  const int blocks = s.blocks(), pixels = s.pixels();
+  const size_t plane = static_cast<size_t>(pixels) * kLanes;
+  if (mask.kind == Mask::kChannel) {
+#pragma omp parallel for
+    for (int n = 0; n < s.n; ++n) {
+      std::vector<float> inverse;
+      inverse_norms(m + n * s.image(), s, &inverse);
+      for (size_t i = n * s.image(), j = 0; j < s.image(); i += kLanes, j += kLanes)
+        store(y + i, load(t + i) * (mask.base + load(m + i) * inverse[j / kLanes % pixels]));
+    }
+    return;
+  }
+#pragma omp parallel for
+  for (int map = 0; map < s.n * blocks; ++map) {
+    const Logistic to(mask, m + map * plane, pixels);
+    for (size_t i = map * plane; i < (map + 1) * plane; i += kLanes)
+      store(y + i, load(t + i) * (mask.base + (to.scale * to.gate(load(m + i)) + to.shift)));
+  }
+}
+
+inline void mask_backward_channel(const Mask& mask, const float* m, const float* t, const float* dy,
+                                  float* dm, float* dt, const Shape& s) {
+  const int pixels = s.pixels();
+#pragma omp parallel for
+  for (int n = 0; n < s.n; ++n) {
+    const size_t at = n * s.image();
+    std::vector<float> inverse, product(pixels, 0.0f);
+    inverse_norms(m + at, s, &inverse);
+    for (size_t j = 0; j < s.image(); j += kLanes)
+      product[j / kLanes % pixels] += sum_of(load(dy + at + j) * load(t + at + j) * load(m + at + j));
+    for (size_t j = 0, i = at; j < s.image(); i += kLanes, j += kLanes) {
+      const int p = static_cast<int>(j / kLanes % pixels);
+      const Lanes d = load(dy + i), v = load(m + i) * inverse[p];
+      store(dm + i, (d * load(t + i) - v * (product[p] * inverse[p])) * inverse[p]);
+      store(dt + i, d * (mask.base + v));
+    }
+  }
+}
+
+inline void mask_backward(const Mask& mask, const float* m, const float* t, const float* dy,
+                          float* dm, float* dt, const Shape& s) {
+  if (mask.kind == Mask::kChannel) return mask_backward_channel(mask, m, t, dy, dm, dt, s);
+  const int pixels = s.pixels();
+  const size_t plane = static_cast<size_t>(pixels) * kLanes;
+#pragma omp parallel for
+  for (int map = 0; map < s.n * s.blocks(); ++map) {
+    const Logistic to(mask, m + map * plane, pixels);
+    Lanes sum{}, product{};
+    for (size_t i = map * plane; i < (map + 1) * plane; i += kLanes) {
+      const Lanes a = to.gate(load(m + i)), d = load(dy + i);
+      const Lanes dz = d * load(t + i) * (to.scale * a * (1.0f - a));
+      store(dm + i, dz * to.k);
+      store(dt + i, d * (mask.base + (to.scale * a + to.shift)));
+      sum += dz;
+      product += dz * (to.k * load(m + i) + to.o);
+    }
+    if (mask.kind != Mask::kSpatial) continue;
+    sum /= static_cast<float>(pixels), product /= static_cast<float>(pixels);
+    for (size_t i = map * plane; i < (map + 1) * plane; i += kLanes) {
+      const Lanes z = to.k * load(m + i) + to.o;
+      store(dm + i, load(dm + i) - to.k * (sum + z * product));
+    }
+  }
 }
 
 // Maximum of 3x3 pixels at every second one; `which` (one byte a number) is where it was.

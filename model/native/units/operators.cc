@@ -26,6 +26,10 @@ attn::Arrays arrays(Tensors* tensors, size_t begin, size_t count) {
   return found;
 }
 
+attn::Mask mask_of(const Attributes& attributes) {
+  return {attributes.at("attention"), attributes.at("learning")};
+}
+
 // Backward passes get the gradients of the outputs, the inputs and the outputs.
 class Operator : public CustomStatefulOp {
  public:
@@ -130,11 +134,11 @@ class MaskOperator : public Operator {
 
  protected:
   void forward(Tensors* in, Tensors* out) override {
-    attn::mask_forward<float>((*in)[0].data<float>(), (*in)[1].data<float>(), (*out)[0].data<float>(),
+    attn::mask_forward<float>(mask_of(attributes_), (*in)[0].data<float>(), (*in)[1].data<float>(), (*out)[0].data<float>(),
                        shape_of((*in)[0].shape));
   }
   void backward(Tensors* in, Tensors* out) override {
-    attn::mask_backward((*in)[1].data<float>(), (*in)[2].data<float>(), (*in)[0].data<float>(),
+    attn::mask_backward(mask_of(attributes_), (*in)[1].data<float>(), (*in)[2].data<float>(), (*in)[0].data<float>(),
                         (*out)[0].data<float>(), (*out)[1].data<float>(), shape_of((*in)[0].shape));
   }
 };
