@@ -85,7 +85,7 @@ def by_operators(net: nn.HybridBlock, precision: str, target: Target) -> Checked
         block = compiled(graph.symbol(), graph.parameters())
         return block, target.check(block), f"residual units by {found}"
     except (mx.MXNetError, ValueError) as error:
-        why = _reason(error)
+        why = reason_of(error)
     warnings.warn(f"own operators are left out: {why}", stacklevel=3)
     return None, 0.0, why
 
@@ -137,13 +137,14 @@ class Rewritten:
             self.difference, best = target.check(fused), fused
             self.steps.append("fused by oneDNN")
         except (mx.MXNetError, ValueError) as error:
-            why = _reason(error)
+            why = reason_of(error)
             self.steps.append(f"not fused: {why}")
             warnings.warn(f"oneDNN's fusion is left out: {why}", stacklevel=3)
         return best
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return what a failed or wrong graph is left out for."""
     if not isinstance(error, mx.MXNetError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

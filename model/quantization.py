@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
@@ -10,17 +11,53 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
+from model.fused_inference import INT8, inference_graph, ranges_graph
+from model.fused_limits import Unsupported
 from model.inference import PreparedNetwork, check_image
-from model.inference_graphs import CONSTANTS, compiled, rewritten
+from model.inference_graphs import CONSTANTS, compiled, reason_of, rewritten
+from model.operators import UNITS, Unavailable, cpu_identity, load
 from model.threads import release_callers_team
 
 MAX_LOSS = 0.002  # of accuracy: 0.2 points
 BATCH = 100
 SIGNED_ONLY = ["elemwise_mul", "_mul"]  # its 8 bit form fails on what a ReLU or sigmoid gives
+# Without this instruction oneDNN adds pairs of products in 16 bits, which overflow.
+DOT_PRODUCTS = "avx512_vnni"
 
 
 class AccuracyError(ValueError):
     """Quantization costs too much accuracy; the message has the numbers."""
+
+
+class Judges:
+    """Images and labels, and what may be lost on them; see `quantize`."""
+
+    def __init__(self, net: nn.HybridBlock, image: Any, label: Any, max_loss: float) -> None:
+        self._image, self._label, self._max_loss = image, label, max_loss
+        self._before = self._accuracy(net)
+
+    def _accuracy(self, block: Callable[[Any], Any]) -> float:
+        return float(np.mean(_decisions(block, self._image) == self._label))
+
+    def accept(self, block: Callable[[Any], Any]) -> str:
+        """Return the accuracies as text.
+
+        Raises
+        ------
+        AccuracyError
+            When a block loses too much.
+        """
+        after = self._accuracy(block)
+        lost = self._before - after
+        text = (
+            f"int8: accuracy {after:.4f}, float32 {self._before:.4f} on {len(self._label)} images"
+        )
+        if not lost <= self._max_loss:
+            raise AccuracyError(
+                f"{text}; {100 * lost:.2f} points are lost, allowed are "
+                f"{100 * self._max_loss:.2f}: use float32 or bfloat16"
+            )
+        return text
 
 
 def quantize(
@@ -28,11 +65,15 @@ def quantize(
     calibration: Any,
     judges: Optional[tuple[Any, Sequence[int]]] = None,
     max_loss: float = MAX_LOSS,
+    operators: Optional[bool] = None,
 ) -> PreparedNetwork:
-    """Return a network that computes convolutions and dense layers with 8 bit integers.
+    """Return a network that computes convolutions with 8 bit integers.
 
-    The graph is rewritten as by `model.inference.prepare_inference`, then quantized by MXNet with
-    the least and largest values that the calibration images give, weights channel by channel.
+    What a convolution reads is quantized by the largest value that the calibration images give,
+    its weights channel by channel. Residual units are computed by the project's own operators,
+    which leave the stem and the classifier in float32. Where these cannot be had, and in what is
+    exported, the graph is rewritten as by `model.inference.prepare_inference` and quantized by
+    MXNet, dense layers too.
 
     Parameters
     ----------
@@ -46,6 +87,9 @@ def quantize(
         lost is the share of decisions that change.
     max_loss
         Largest loss of accuracy; 0.002 is 0.2 points.
+    operators
+        None: the project's own operators where they can be built, know the network, and the
+        processor multiplies bytes. True: or else fail. False: MXNet's.
 
     Returns
     -------
@@ -55,19 +99,16 @@ def quantize(
     Raises
     ------
     AccuracyError
-        When more accuracy is lost.
+        When more accuracy is lost; also by ``export`` of what is returned.
     ValueError
-        When the images are none, or MXNet cannot quantize the network.
+        When the images are none, MXNet cannot quantize the network, or own operators were asked
+        for in vain.
     """
     release_callers_team()
     calibration = check_image(net, calibration)
     graph, steps = rewritten(net, calibration.shape)
-    try:
-        block = _quantized(compiled(graph.symbol(), graph.parameters()), calibration)
-        _run(block, calibration[:1])
-    except mx.MXNetError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"MXNet cannot quantize this network: {lines[-1]}") from error
+    fixed = any(step.endswith(CONSTANTS) for step in steps)
+    size = tuple(calibration.shape[2:]) if fixed else None
     if judges is None:
         image = calibration.asnumpy()
         label = _decisions(net, image)
@@ -76,36 +117,90 @@ def quantize(
             each.asnumpy() if isinstance(each, mx.nd.NDArray) else np.asarray(each)
             for each in judges
         )
-    before, after = (float(np.mean(_decisions(n, image) == label)) for n in (net, block))
-    text = f"int8: accuracy {after:.4f}, float32 {before:.4f} on {len(label)} images"
-    if not before - after <= max_loss:
-        raise AccuracyError(
-            f"{text}; {100 * (before - after):.2f} points are lost, allowed are "
-            f"{100 * max_loss:.2f}: use float32 or bfloat16"
-        )
+    judge = Judges(net, image, label, max_loss)
+    # Of values of its own: what the network learns does not reach what is exported later.
+    graph.values = {name: value.copy() for name, value in graph.values.items()}
+
+    def by_mxnet() -> SymbolBlock:
+        block = _quantized(compiled(graph.symbol(), graph.parameters()), calibration)
+        steps.append(judge.accept(block))
+        return block
+
+    block, portable, done = None, None, steps
+    if operators is not False:
+        block, how = _by_operators(net, calibration)
+        if block is not None:
+            done, portable = [how, INT8, judge.accept(block)], by_mxnet
+        elif operators:
+            raise ValueError(f"own operators do not quantize this network: {how}")
+        else:
+            steps.append(f"not by own operators: {how}")
+    if block is None:
+        block = by_mxnet()
     expected, found = (_run(n, calibration[:BATCH]) for n in (net, block))
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
-    fixed = any(step.endswith(CONSTANTS) for step in steps)
-    size = tuple(calibration.shape[2:]) if fixed else None
-    return PreparedNetwork(block, (*steps, text), difference, size)
+    return PreparedNetwork(block, tuple(done), difference, size, portable)
+
+
+def _by_operators(net: nn.HybridBlock, calibration: Any) -> tuple[Optional[SymbolBlock], str]:
+    """Return a block of the project's own operators and what computes; None and the reason."""
+    if DOT_PRODUCTS not in cpu_identity().split():
+        return None, f"the processor has no {DOT_PRODUCTS}"
+    try:
+        how = f"residual units by {load(UNITS)}"
+        reader = compiled(*ranges_graph(net, calibration.shape))
+        graph = inference_graph(net, calibration.shape, INT8, _ranges(reader, calibration))
+    except (Unavailable, Unsupported) as error:
+        return None, str(error)
+    block = compiled(graph.symbol(), graph.parameters())
+    try:
+        _run(block, calibration[:1])
+    except mx.MXNetError as error:
+        warnings.warn(f"own operators are left out: {reason_of(error)}", stacklevel=3)
+        return None, reason_of(error)
+    return block, how
+
+
+def _ranges(reader: Callable[[Any], Any], images: Any) -> list[list[float]]:
+    """Return the largest numbers that each unit's convolutions read in any image."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(images), BATCH):
+        with autograd.pause(train_mode=False):
+            units = reader(images[start : start + BATCH])
+        units = units if isinstance(units, (list, tuple)) else [units]  # one unit: no list
+        largest = [each.asnumpy().max(axis=0) for each in units]
+        found = [np.maximum(a, b) for a, b in zip(found, largest)] if found else largest
+    return [each.tolist() for each in found]
 
 
 def _quantized(block: SymbolBlock, calibration: Any) -> SymbolBlock:
+    """Return a block quantized by MXNet.
+
+    Raises
+    ------
+    ValueError
+        When MXNet cannot do it.
+    """
     from mxnet.contrib.quantization import quantize_net_v2
 
     # An iterator without labels: a loader's would be taken for a second input of the network.
     images = mx.io.NDArrayIter(calibration, None, min(len(calibration), 64))
-    quantized = quantize_net_v2(
-        block,
-        quantized_dtype="auto",
-        quantize_granularity="channel-wise",
-        exclude_operators=SIGNED_ONLY,
-        calib_data=images,
-        calib_mode="naive",
-        num_calib_examples=len(calibration),
-        ctx=mx.cpu(),
-    )
-    quantized.hybridize(static_alloc=True, static_shape=True)
+    try:
+        quantized = quantize_net_v2(
+            block,
+            quantized_dtype="auto",
+            quantize_granularity="channel-wise",
+            exclude_operators=SIGNED_ONLY,
+            calib_data=images,
+            calib_mode="naive",
+            num_calib_examples=len(calibration),
+            ctx=mx.cpu(),
+        )
+        quantized.hybridize(static_alloc=True, static_shape=True)
+        _run(quantized, calibration[:1])
+    except mx.MXNetError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"MXNet cannot quantize this network: {lines[-1]}") from error
     return quantized
 
 

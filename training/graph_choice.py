@@ -96,8 +96,8 @@ def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) 
 def probe(config: Any, networks: Any, classes: int) -> tuple[str, str]:
     """Return the precision whose training steps are faster here, and the measured reason.
 
-    Only fused operators are measured. In bfloat16 they round what convolutions multiply, nothing
-    else; sums, normalisations, gates, parameters and updates are float32 in both.
+    Only fused operators are measured. In bfloat16 they round what convolutions multiply and give,
+    nothing else; sums, normalisations, gates, parameters and updates are float32 in both.
     """
     seconds = {}
     try:

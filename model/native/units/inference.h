@@ -77,12 +77,33 @@ inline Affine affine_of(const NormArrays& n, int channels, float epsilon) {
   return found;
 }
 
-// The unit of unit.h, whose arrays it takes; they must stay as they are at the first call.
+// A convolution of a unit with the normalisation that follows it, weights (channels, in.c, k, k).
+struct Folded {
+  Shape in;  // one chunk
+  Shape kernel;
+  int stride;
+  std::vector<float> weight, bias;
+};
+
+// Numbers of maps, 16 channels at a time, in blocks or with each pixel's channels in a row.
 template <class T>
-class FixedUnit {
- public:
-  FixedUnit(const UnitSpec& spec, const Shape& in, const std::vector<Shape>& kernels,
-            const Arrays& arrays)
+struct View {
+  const T* data = nullptr;
+  size_t image = 0, block = 0, pixel = 0;
+  static View blocks(const T* data, const Shape& s) {
+    return {data, s.image(), static_cast<size_t>(s.pixels()) * kLanes, kLanes};
+  }
+  static View rows(const T* data, const Shape& s) {
+    return {data, s.image(), kLanes, static_cast<size_t>(s.c)};
+  }
+  const T* at(int n, int b) const { return data + n * image + b * block; }
+};
+
+// The unit of unit.h, whose arrays it takes; they must stay as they are at the first call.
+class FoldedUnit {
+ protected:
+  FoldedUnit(const UnitSpec& spec, const Shape& in, const std::vector<Shape>& kernels,
+             const Arrays& arrays)
       : spec_(spec), in_(in) {
     fold_gate(arrays, kernels);
     size_t largest = in.image();
@@ -104,24 +125,48 @@ class FixedUnit {
       if (last && !gate_.scale.empty() && !gated_)
         for (int c = 0; c < kernels[i].n; ++c)
           after.scale[c] *= gate_.scale[c], after.shift[c] *= gate_.scale[c];
-      const typename FixedConvolution::Ending ending{
-          last && spec.shortcut && !gated_, !last || (spec.version == 1 && !gated_)};
-      add(&convolutions_, s, kernels[i], spec.stride_of(i + 1), arrays[1 + 5 * i], after, ending);
-      s = convolutions_.back()->out;
+      layers_.push_back(folded(s, kernels[i], spec.stride_of(i + 1), arrays[1 + 5 * i], after));
+      s = next(s, kernels[i].n, spec.stride_of(i + 1));
     }
     if (spec.projected) {
       const int at = 1 + 5 * spec.convolutions;
       const Shape& k = kernels.back();
       const Affine after = spec.version == 1 ? affine_of(norm(arrays, at + 1), k.n, spec.epsilon)
                                              : identity(k.n);
-      add(&side_, part(in), k, spec.stride, arrays[at], after, {});
+      layers_.push_back(folded(part(in), k, spec.stride, arrays[at], after));
     }
   }
 
-  void run(const T* x, T* y) {
-    for (int first = 0; first < in_.n; first += chunk_)
-      run_chunk(x + first * in_.image(), y + first * out_.image());
+  Shape part(Shape s) const {
+    s.n = chunk_;
+    return s;
   }
+
+  // y = a c + s, version 1 with relu; c alone where s has no data.
+  template <class T>
+  void close(const View<T>& c, const View<T>& s, T* y) const {
+    const bool relu = spec_.version == 1;
+    const int blocks = out_.blocks(), pixels = out_.pixels();
+#pragma omp parallel for collapse(2)
+    for (int n = 0; n < chunk_; ++n)
+      for (int b = 0; b < blocks; ++b) {
+        const T *from = c.at(n, b), *beside = s.data ? s.at(n, b) : nullptr;
+        T* to = y + (static_cast<size_t>(n) * blocks + b) * pixels * kLanes;
+        const Lanes a = gated_ ? opening(from, c.pixel, b) : Lanes{} + 1.0f;
+        for (int p = 0; p < pixels; ++p) {
+          Lanes v = a * load(from + p * c.pixel);
+          if (beside) v += load(beside + p * s.pixel);
+          store(to + p * kLanes, relu ? positive(v) : v);
+        }
+      }
+  }
+
+  UnitSpec spec_;
+  Shape in_, out_;
+  int chunk_ = 1;
+  bool gated_ = false;  // by what the image shows
+  Affine first_;
+  std::vector<Folded> layers_;  // the shortcut's is the last, where it has one
 
  private:
   static Shape next(const Shape& s, int channels, int stride) {
@@ -131,19 +176,13 @@ class FixedUnit {
     return {std::vector<float>(channels, 1.0f), std::vector<float>(channels, 0.0f)};
   }
   static NormArrays norm(const Arrays& a, int at) { return {a[at], a[at + 1], a[at + 2], a[at + 3]}; }
-  Shape part(Shape s) const {
-    s.n = chunk_;
-    return s;
-  }
 
-  void add(std::vector<std::unique_ptr<FixedConvolution>>* to, const Shape& in, const Shape& kernel,
-           int stride, const float* weight, const Affine& after,
-           typename FixedConvolution::Ending ending) {
+  static Folded folded(const Shape& in, const Shape& kernel, int stride, const float* weight,
+                       const Affine& after) {
     const size_t each = static_cast<size_t>(in.c) * kernel.h * kernel.h;
     std::vector<float> scaled(weight, weight + each * kernel.n);
     for (size_t i = 0; i < scaled.size(); ++i) scaled[i] *= after.scale[i / each];
-    to->emplace_back(new FixedConvolution(in, kernel.n, kernel.h, stride,
-                                          std::is_same<T, Half>::value, ending, scaled, after.shift));
+    return {in, kernel, stride, scaled, after.shift};
   }
 
   // The gate is sigmoid(scale * mean + shift); where that is constant, `scale` is its value.
@@ -167,10 +206,53 @@ class FixedUnit {
       gate_.scale[c] = static_cast<float>(1 / (1 + std::exp(-offset[c])));
   }
 
-  void run_chunk(const T* x, T* y) {
+  // How far the gate is open for one image's block of channels.
+  template <class T>
+  Lanes opening(const T* c, size_t step, int b) const {
+    const int pixels = out_.pixels();
+    Lanes total[4] = {};
+    for (int p = 0; p < pixels; ++p) total[p % 4] += load(c + p * step);
+    const Lanes mean = ((total[0] + total[1]) + (total[2] + total[3])) / static_cast<float>(pixels);
+    return logistic(load(gate_.scale.data() + b * kLanes) * mean +
+                    load(gate_.shift.data() + b * kLanes));
+  }
+
+  Affine gate_;
+};
+
+// That unit for maps of one type.
+template <class T>
+class FixedUnit : private FoldedUnit {
+ public:
+  FixedUnit(const UnitSpec& spec, const Shape& in, const std::vector<Shape>& kernels,
+            const Arrays& arrays)
+      : FoldedUnit(spec, in, kernels, arrays) {
+    for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
+      const Folded& l = layers_[i];
+      const bool last = i + 1 == spec.convolutions, side = i == spec.convolutions;
+      const FixedConvolution::Ending ending{last && spec.shortcut && !gated_,
+                                            !side && (!last || (spec.version == 1 && !gated_))};
+      convolutions_.emplace_back(new FixedConvolution(l.in, l.kernel.n, l.kernel.h, l.stride,
+                                                      std::is_same<T, Half>::value, ending, l.weight,
+                                                      l.bias));
+    }
+    for (Folded& l : layers_) l.weight.clear(), l.weight.shrink_to_fit();
+  }
+
+  void run(const T* x, T* y) { run(x, y, nullptr); }
+
+  // `largest` (N, convolutions): the largest number of each image that each of them reads.
+  void run(const T* x, T* y, float* largest) {
+    for (int first = 0; first < in_.n; first += chunk_)
+      run_chunk(x + first * in_.image(), y + first * out_.image(),
+                largest ? largest + static_cast<size_t>(first) * spec_.convolutions : nullptr);
+  }
+
+ private:
+  void run_chunk(const T* x, T* y, float* largest) {
     const T* source = x;
     if (spec_.version == 2) {
-      T* to = buffers_[2].as<T>(part(in_).size());
+      T* to = buffers_[2].template as<T>(part(in_).size());
       each(part(in_), [&](int, int b) {
         const Lanes k = load(first_.scale.data() + b * kLanes);
         const Lanes t = load(first_.shift.data() + b * kLanes);
@@ -180,48 +262,36 @@ class FixedUnit {
     }
     const T* beside = x;
     if (spec_.projected) {
-      T* to = gated_ ? buffers_[3].as<T>(part(out_).size()) : y;
-      side_[0]->run(source, to);
+      T* to = gated_ ? buffers_[3].template as<T>(part(out_).size()) : y;
+      convolutions_.back()->run(source, to);
       beside = to;
     } else if (spec_.shortcut && !gated_) {
       std::memcpy(y, x, part(out_).size() * sizeof(T));
     }
-    for (size_t i = 0; i < convolutions_.size(); ++i) {
-      const bool last = i + 1 == convolutions_.size() && !gated_;
-      T* to = last ? y : buffers_[i % 2].as<T>(convolutions_[i]->out.size());
+    for (int i = 0; i < spec_.convolutions; ++i) {
+      if (largest) find_largest(source, layers_[i].in, i, largest);
+      const bool last = i + 1 == spec_.convolutions && !gated_;
+      T* to = last ? y : buffers_[i % 2].template as<T>(convolutions_[i]->out.size());
       convolutions_[i]->run(source, to);
       source = to;
     }
-    if (gated_) open_gate(source, beside, y);
+    if (gated_) close(View<T>::blocks(source, out_), View<T>::blocks(beside, out_), y);
   }
 
-  // y = a c + s, version 1 with relu.
-  void open_gate(const T* c, const T* s, T* y) {
-    const bool relu = spec_.version == 1;
-    const int blocks = out_.blocks(), pixels = out_.pixels();
-#pragma omp parallel for collapse(2)
-    for (int n = 0; n < chunk_; ++n)
-      for (int b = 0; b < blocks; ++b) {
-        const size_t at = (static_cast<size_t>(n) * blocks + b) * pixels * kLanes;
-        Lanes total[4] = {};
-        for (int p = 0; p < pixels; ++p) total[p % 4] += load(c + at + p * kLanes);
-        const Lanes mean = ((total[0] + total[1]) + (total[2] + total[3])) / static_cast<float>(pixels);
-        const Lanes a = logistic(load(gate_.scale.data() + b * kLanes) * mean +
-                                 load(gate_.shift.data() + b * kLanes));
-        for (int p = 0; p < pixels; ++p) {
-          const size_t i = at + static_cast<size_t>(p) * kLanes;
-          const Lanes v = a * load(c + i) + load(s + i);
-          store(y + i, relu ? positive(v) : v);
-        }
+  void find_largest(const T* x, const Shape& s, int index, float* largest) const {
+    for (int n = 0; n < s.n; ++n) {
+      Lanes most{};
+      for (size_t i = 0; i < s.image(); i += kLanes) {
+        const Lanes v = load(x + n * s.image() + i);
+        most = v > most ? v : most;
       }
+      float* to = largest + static_cast<size_t>(n) * spec_.convolutions + index;
+      *to = 0.0f;
+      for (int k = 0; k < kLanes; ++k) *to = std::max(*to, most[k]);
+    }
   }
 
-  UnitSpec spec_;
-  Shape in_, out_;
-  int chunk_ = 1;
-  bool gated_ = false;  // by what the image shows
-  Affine gate_, first_;
-  std::vector<std::unique_ptr<FixedConvolution>> convolutions_, side_;
+  std::vector<std::unique_ptr<FixedConvolution>> convolutions_;
   Buffer buffers_[4];
 };
 

@@ -1,13 +1,13 @@
 // The operators of inference as MXNet sees them. Included by operators.cc alone.
 //
-// Where `precision` is bfloat16, maps are arrays of float16 to MXNet: two bytes a number, and no
-// other operator but these reads them. Parameters, images and means are float32.
+// Where `precision` is bfloat16 or int8, maps are arrays of float16 to MXNet: two bytes a number,
+// and no other operator but these reads them. Parameters, images and means are float32.
 #pragma once
-#include "inference.h"
+#include "bytes.h"
 
 namespace {
 
-bool is_half(const Attributes& attributes) { return attributes.at("precision") == "bfloat16"; }
+bool is_half(const Attributes& attributes) { return attributes.at("precision") != "float32"; }
 
 template <class T>
 std::vector<const T*> maps_of(Tensors* tensors, size_t begin) {
@@ -31,31 +31,82 @@ class InferenceOperator : public Operator {
   void backward(Tensors*, Tensors*) override { throw std::runtime_error("it is for inference only"); }
 };
 
-class FixedUnitOperator : public InferenceOperator<FixedUnitOperator> {
+// A unit, made anew where the images have another shape. `Unit`: its class, `more`: of its arguments.
+template <class Unit>
+class Made {
  public:
-  using InferenceOperator::InferenceOperator;
-
-  template <class T>
-  void run(Tensors* in, MXTensor* out) {
-    auto& unit = place(static_cast<T*>(nullptr));
-    if (!unit || shape_ != (*in)[0].shape) {
+  template <class... More>
+  Unit& of(Tensors* in, const Attributes& attributes, const More&... more) {
+    if (!unit_ || shape_ != (*in)[0].shape) {
       shape_ = (*in)[0].shape;
-      const attn::UnitSpec spec(attributes_);
+      const attn::UnitSpec spec(attributes);
       std::vector<attn::Shape> kernels;
       for (int i = 0; i < spec.convolutions + (spec.projected ? 1 : 0); ++i)
         kernels.push_back(shape_of((*in)[1 + 5 * i].shape));
-      unit.reset(new attn::FixedUnit<T>(spec, shape_of(shape_), kernels, arrays(in, 0, in->size())));
+      unit_.reset(new Unit(spec, shape_of(shape_), kernels, arrays(in, 0, in->size()), more...));
     }
-    unit->run((*in)[0].data<T>(), out->data<T>());
+    return *unit_;
   }
 
  private:
-  std::unique_ptr<attn::FixedUnit<float>>& place(float*) { return wide_; }
-  std::unique_ptr<attn::FixedUnit<attn::Half>>& place(attn::Half*) { return half_; }
-  std::unique_ptr<attn::FixedUnit<float>> wide_;
-  std::unique_ptr<attn::FixedUnit<attn::Half>> half_;
+  std::unique_ptr<Unit> unit_;
   std::vector<int64_t> shape_;
 };
+
+class FixedUnitOperator : public Operator {
+ public:
+  explicit FixedUnitOperator(Attributes attributes) : Operator(attributes) {
+    const auto ranges = attributes.find("ranges");
+    if (ranges != attributes.end()) ranges_ = attn::numbers_of(ranges->second);
+  }
+
+ protected:
+  void forward(Tensors* in, Tensors* out) override {
+    const std::string& precision = attributes_.at("precision");
+    if (precision == "float32") {
+      wide_.of(in, attributes_).run((*in)[0].data<float>(), (*out)[0].data<float>());
+      return;
+    }
+    const auto* x = (*in)[0].data<attn::Half>();
+    auto* y = (*out)[0].data<attn::Half>();
+    if (precision == "int8")
+      bytes_.of(in, attributes_, ranges_).run(x, y);
+    else
+      half_.of(in, attributes_).run(x, y);
+  }
+  void backward(Tensors*, Tensors*) override { throw std::runtime_error("it is for inference only"); }
+
+ private:
+  std::vector<float> ranges_;
+  Made<attn::FixedUnit<float>> wide_;
+  Made<attn::FixedUnit<attn::Half>> half_;
+  Made<attn::ByteUnit> bytes_;
+};
+
+// (N, convolutions): the largest number of each image that each convolution of a unit reads.
+class RangesOperator : public Operator {
+ public:
+  using Operator::Operator;
+
+ protected:
+  void forward(Tensors* in, Tensors* out) override {
+    const attn::UnitSpec spec(attributes_);
+    const attn::Shape s = shape_of((*in)[0].shape);
+    const int last = 1 + 5 * (spec.convolutions - 1);
+    unused_.resize(static_cast<size_t>(s.n) * (*in)[last].shape[0] * s.pixels());
+    unit_.of(in, attributes_).run((*in)[0].data<float>(), unused_.data(), (*out)[0].data<float>());
+  }
+  void backward(Tensors*, Tensors*) override { throw std::runtime_error("it is for inference only"); }
+
+ private:
+  Made<attn::FixedUnit<float>> unit_;
+  std::vector<float> unused_;
+};
+
+MXReturnValue ranges_shape(const Attributes& attributes, Shapes* in, Shapes* out) {
+  (*out)[0] = {(*in)[0][0], static_cast<unsigned>(std::stoi(attributes.at("convolutions")))};
+  return mxnet::ext::MX_SUCCESS;
+}
 
 class FixedPoolOperator : public InferenceOperator<FixedPoolOperator> {
  public:
@@ -134,6 +185,7 @@ constexpr int kAll = 1 << 20;
       .setCreateOpState(create<kind>, "cpu")
 
 ATTN_INFERENCE(attn_infer_unit, FixedUnitOperator, unit_shape, 1, true);
+ATTN_INFERENCE(attn_infer_ranges, RangesOperator, ranges_shape, 1, false);
 ATTN_INFERENCE(attn_infer_pool, FixedPoolOperator, pool_shape, kAll, true);
 ATTN_INFERENCE(attn_infer_upsample, FixedUpsampleOperator, upsample_shape, kAll, true);
 ATTN_INFERENCE(attn_infer_mask, FixedMaskOperator, same_shape, kAll, true);

@@ -1,0 +1,243 @@
+"""Residual units that multiply 8 bit integers, against fake quantization and their networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd
+
+from model import operators, quantization
+from model.fused_inference import INT8, ranges_graph
+from model.inference_graphs import compiled
+from model.quantization import AccuracyError, quantize
+from tests.test_fused_inference import NETWORKS, difference, images, network
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Cannot decide type for the following arguments"),
+    pytest.mark.filterwarnings("ignore:Please import `csr_matrix`:DeprecationWarning"),
+    pytest.mark.skipif(
+        quantization.DOT_PRODUCTS not in operators.cpu_identity().split(),
+        reason="this processor does not multiply bytes",
+    ),
+]
+EPSILON = 1e-5
+
+
+def stored_as_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Round to the nearest, ties to even."""
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded: np.ndarray = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
+    return rounded
+
+
+def convolved(x: np.ndarray, weight: np.ndarray, step: float, stride: int) -> np.ndarray:
+    """Convolve bytes of x by bytes of the weights, each output channel with a step of its own."""
+    steps = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127
+    kernel = weight.shape[2]
+    products = mx.nd.Convolution(
+        mx.nd.array(np.clip(np.rint(x / step), 0, 255)),
+        mx.nd.array(np.rint(weight / steps)),
+        kernel=(kernel, kernel),
+        stride=(stride, stride),
+        pad=(kernel // 2, kernel // 2),
+        num_filter=len(weight),
+        no_bias=True,
+    ).asnumpy()
+    found: np.ndarray = products * step * steps.reshape(1, -1, 1, 1)
+    return found
+
+
+class Arrays:
+    """Arrays of a unit, drawn at random, and what fake quantization makes of them."""
+
+    def __init__(self, version: int, projected: bool, stride: int) -> None:
+        self.version, self.projected, self.stride = version, projected, stride
+        self._random = np.random.RandomState(version + stride)
+        out = 48 if projected else 32
+        self.weights = [self.weight(16, 32, 1), self.weight(16, 16, 3), self.weight(out, 16, 1)]
+        of_norms = [16, 16, out] if version == 1 else [32, 16, 16]
+        self.norms = [self.norm(channels) for channels in of_norms]
+        self.side = self.weight(out, 32, 1)
+        self.side_norm = self.norm(out)
+
+    def weight(self, out: int, channels: int, kernel: int) -> np.ndarray:
+        return self._random.normal(size=(out, channels, kernel, kernel)).astype(np.float32)
+
+    def norm(self, channels: int) -> list[np.ndarray]:
+        draw = self._random.uniform
+        return [draw(-1, 1, channels).astype(np.float32) for _ in range(3)] + [
+            draw(50, 100, channels).astype(np.float32)
+        ]
+
+    def inputs(self) -> list[np.ndarray]:
+        found: list[np.ndarray] = []
+        for weight, norm in zip(self.weights, self.norms):
+            found += [weight, *norm]
+        if self.projected:
+            found += [self.side, *(self.side_norm if self.version == 1 else [])]
+        return found
+
+    @staticmethod
+    def affine(norm: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        gamma, beta, mean, var = (each.reshape(1, -1, 1, 1) for each in norm)
+        scale = gamma / np.sqrt(var + EPSILON)
+        return scale, beta - mean * scale
+
+    def faked(self, x: np.ndarray, ranges: list[float]) -> np.ndarray:
+        steps = [each / 255 for each in ranges]
+        y = x
+        if self.version == 2:
+            scale, shift = self.affine(self.norms[0])
+            y = np.maximum(x * scale + shift, 0)
+        read = y
+        for i, weight in enumerate(self.weights):
+            after = self.norms[i] if self.version == 1 else [*self.norms[1:], None][i]
+            stride = self.stride if i == 1 else 1
+            y = self.layer(y, weight, steps[i], stride, after)
+            if i < 2:
+                y = np.clip(np.rint(np.maximum(y, 0) / steps[i + 1]), 0, 255) * steps[i + 1]
+        y = stored_as_bfloat16(y)
+        beside = x
+        if self.projected:
+            norm = self.side_norm if self.version == 1 else None
+            beside = self.layer(read, self.side, steps[0], self.stride, norm)
+            beside = stored_as_bfloat16(beside)
+        total = y + beside
+        return stored_as_bfloat16(np.maximum(total, 0) if self.version == 1 else total)
+
+    def layer(self, x: np.ndarray, weight: np.ndarray, step: float, stride: int, norm: Any) -> Any:
+        if norm is None:
+            return convolved(x, weight, step, stride)
+        scale, shift = self.affine(norm)
+        return convolved(x, weight * scale.reshape(-1, 1, 1, 1), step, stride) + shift
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("projected", "stride"), [(False, 1), (True, 1), (True, 2)])
+def test_a_unit_is_fake_quantization(version: int, projected: bool, stride: int) -> None:
+    operators.load(operators.UNITS)
+    arrays = Arrays(version, projected, stride)
+    x = stored_as_bfloat16(np.random.RandomState(7).normal(size=(3, 32, 6, 5)) * 10)
+    x = np.maximum(x, 0) if version == 1 else x
+    ranges = [24.0, 3.0, 2.5]  # of the first some numbers are larger
+    inputs = [mx.nd.array(each) for each in arrays.inputs()]
+    blocked = mx.nd.attn_infer_block(mx.nd.array(x), inputs=1, precision=INT8)
+    output = mx.nd.attn_infer_unit(
+        blocked,
+        *inputs,
+        inputs=1 + len(inputs),
+        precision=INT8,
+        ranges=",".join(map(str, ranges)),
+        version=version,
+        convolutions=3,
+        strided=2,
+        stride=stride,
+        shortcut="projected" if projected else "identity",
+        gate="none",
+        steps=1,
+        epsilon=EPSILON,
+        momentum=0.9,
+    )
+    found = mx.nd.attn_infer_mean(
+        output, inputs=1, precision=INT8, epsilon=EPSILON, momentum=0.9
+    ).asnumpy()
+    expected = arrays.faked(x, ranges).mean(axis=(2, 3))
+    # A number in between two bytes may become either: a few are one step off.
+    np.testing.assert_allclose(found, expected, atol=0.004 * np.abs(expected).max())
+    wrong = arrays.faked(x, [ranges[0], ranges[1] * 1.1, ranges[2]]).mean(axis=(2, 3))
+    assert np.abs(found - expected).max() < np.abs(found - wrong).max() / 2
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_logits_are_near_for_any_number_of_images(case: str) -> None:
+    net = network(case)
+    prepared = quantize(net, images(8, 16), max_loss=1.0, operators=True)
+    assert prepared.steps[0].startswith("residual units by operators in C++ (units, oneDNN ")
+    assert 1e-4 < difference(net, prepared, images(8, 16)) < 0.2
+    whole = prepared(images(7, 16, seed=1)).asnumpy()
+    for start, stop in ((0, 1), (1, 4), (4, 7)):
+        part = prepared(images(7, 16, seed=1)[start:stop]).asnumpy()
+        np.testing.assert_allclose(part, whole[start:stop], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("case", "kernels"), [("basic", (3, 3)), ("version 2", (1, 3, 1))])
+def test_ranges_are_what_the_networks_convolutions_read(
+    case: str, kernels: tuple[int, ...]
+) -> None:
+    net = network(case)
+    operators.load(operators.UNITS)
+    image = images(5, 16)
+    with autograd.pause(train_mode=False):
+        found = [each.asnumpy() for each in compiled(*ranges_graph(net, image.shape))(image)]
+    seen: list[np.ndarray] = []
+
+    def note(_: Any, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs[0].asnumpy().max(axis=(1, 2, 3)))
+
+    for _, block in sorted(net._children.items()):
+        for unit in block._children.values() if hasattr(block, "_children") else ():
+            for number in range(1, len(kernels) + 1):
+                conv = getattr(unit, f"conv{number}", None)
+                if conv is not None:
+                    conv.register_forward_pre_hook(note)
+    net(image)
+    assert len(found) * len(kernels) == len(seen)
+    for column, expected in zip(np.concatenate(found, axis=1).T, seen):
+        np.testing.assert_allclose(column, expected, rtol=1e-4)
+
+
+def test_what_is_exported_is_quantized_by_mxnet_and_judged(tmp_path: Path) -> None:
+    net = network("legacy")
+    prepared = quantize(net, images(16, 16), max_loss=1.0)
+    assert "attn_infer_unit" in prepared.block(mx.sym.var("data")).tojson()
+    expected = net(images(3, 16)).asnumpy()
+    net.fc.weight.data()[:] = 0.0  # as training would, in place
+    prepared.export(str(tmp_path / "net"))
+    content = (tmp_path / "net-symbol.json").read_text()
+    assert "attn_infer" not in content
+    assert "quantized_conv" in content or "quantized" in content
+    again = mx.gluon.SymbolBlock.imports(
+        str(tmp_path / "net-symbol.json"), ["data"], str(tmp_path / "net-0000.params")
+    )
+    found = again(images(3, 16)).asnumpy()
+    np.testing.assert_allclose(found, expected, atol=0.25 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_accuracy_that_is_lost_is_refused(own: bool) -> None:
+    net = network("no gate")
+    decided = net(images(8, 16)).asnumpy()
+    judges = (images(8, 16), decided.argmax(axis=1))
+    with pytest.raises(AccuracyError, match=r"float32 1\.0000 on 8 images; .* points are lost"):
+        quantize(net, images(8, 16), judges, max_loss=-0.01, operators=own)
+
+
+def test_without_them_mxnet_quantizes_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network("no gate")
+    monkeypatch.setattr(quantization, "cpu_identity", lambda: "flags : avx2")
+    reason = "the processor has no avx512_vnni"
+    prepared = quantize(net, images(8, 16), max_loss=1.0)
+    assert f"not by own operators: {reason}" in prepared.steps
+    assert "attn_infer" not in prepared.block(mx.sym.var("data")).tojson()
+    assert difference(net, prepared, images(8, 16)) < 0.25
+    with pytest.raises(ValueError, match=f"do not quantize this network: {reason}"):
+        quantize(net, images(8, 16), max_loss=1.0, operators=True)
+    monkeypatch.undo()
+    left = quantize(net, images(8, 16), max_loss=1.0, operators=False)
+    assert "attn_infer" not in left.block(mx.sym.var("data")).tojson()
+
+
+@pytest.mark.parametrize("units", [1, 2])
+def test_a_range_is_the_largest_of_any_image(units: int) -> None:
+    image = mx.nd.arange(quantization.BATCH + 20).reshape((-1, 1))  # the last batch is smaller
+
+    def read(batch: Any) -> Any:
+        found = [mx.nd.concat(batch, -batch, dim=1) for _ in range(units)]
+        return found if units > 1 else found[0]
+
+    largest = [list(each) for each in quantization._ranges(read, image)]
+    assert largest == [[quantization.BATCH + 19, 0]] * units
