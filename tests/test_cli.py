@@ -22,6 +22,7 @@ from bridge.param_file import read_params, write_params
 from model import create_model
 from model.gate_report import gate_statistics
 from model.loading import load_parameters
+from training import graph_choice
 from training.checkpoint import load_state
 from training.cifar_files import FORMATS
 from training.loaders import evaluation_batches, open_dataset
@@ -105,6 +106,21 @@ def test_finetuning_with_a_frozen_trunk(whole: Path, photos: Path, tmp_path: Pat
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed == {"fc.weight", "fc.bias"}
     assert len(after["fc.weight"]) == 3
+
+
+def test_a_resume_goes_on_in_the_precision_that_was_measured_first(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([("bfloat16", "faster today")])  # asked again it has no answer
+    monkeypatch.setattr(graph_choice, "probe", lambda *_: next(measured))
+    run = tmp_path / "run"
+    argv = [*flags(photos, run, epochs=2), "--precision", "auto"]
+    assert train_cifar.main(argv) == 0
+    assert json.loads((run / "config.json").read_text())["precision"] == "bfloat16"
+    assert json.loads((run / "env.json").read_text())["precision"] == "bfloat16: faster today"
+    assert train_cifar.main(["--resume", str(run)]) == 0
+    assert json.loads((run / "config.json").read_text())["precision"] == "bfloat16"
+    assert len(read_metrics(run)) == 2
 
 
 def test_a_changed_network_and_wrong_labels_are_remembered(
