@@ -195,6 +195,20 @@ def test_runs_that_differ_in_the_seed_are_one_row(
     assert float(rows[0]["test_acc_std"]) == pytest.approx(0.01)
 
 
+def test_gates_are_shown_where_runs_have_them(tmp_path: Path) -> None:
+    gated = [fake(tmp_path / f"g{seed}", seed, 0.5, model="gated") for seed in range(2)]
+    for share, run in zip((0.5, 0.25), gated):
+        *before, last = (run / "metrics.jsonl").read_text().splitlines()
+        more = json.dumps({**json.loads(last), "gate_alive": share, "gate_std": share / 10})
+        (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in (*before, more)))
+    plain = fake(tmp_path / "plain", 0, 0.5)
+    titles, _, first, second = comparison_table(compare.compare([*gated, plain])[0]).split("\n")
+    assert titles.endswith("| hours a run | gates alive | gate's spread |")
+    assert first.endswith("| 1.00 | 37.5% | 0.0375 |")
+    assert second.endswith("| 1.00 | - | - |")
+    assert comparison_table(compare.compare([plain])[0]).split("\n")[0].endswith("hours a run |")
+
+
 def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
     paths = [
         fake(tmp_path / "a", 0, 0.5, w_init=0.0, lr_steps=[1]),

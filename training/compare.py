@@ -36,6 +36,8 @@ ADDED: Mapping[str, Any] = {
     "sync_batch_norm": False,
     "export_start": None,
 }
+# Numbers that only some runs have, by the title of their column; the former is a share.
+GATES = {"gate_alive": "gates alive", "gate_std": "gate's spread"}
 MISSING = "-"
 
 
@@ -49,6 +51,10 @@ class Group:
     def spread(self, key: str = "test_acc") -> Spread:
         """Mean and sample standard deviation of a number of the last epoch."""
         return spread([run.last(key) for run in self.runs])
+
+    def has(self, key: str) -> bool:
+        """Return whether all runs have recorded a number in their last epoch."""
+        return all(key in run.rows[-1] for run in self.runs)
 
     @property
     def hours(self) -> float:
@@ -91,17 +97,28 @@ def group_runs(results: Sequence[RunResult]) -> list[Group]:
 
 
 def comparison_table(groups: Sequence[Group]) -> str:
-    """Return one Markdown row per group: last-epoch accuracy as mean ± sample deviation, with n."""
-    lines = [
-        "| settings | test accuracy | test loss | training accuracy | epochs | hours a run |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Return one Markdown row per group: last-epoch accuracy as mean ± sample deviation, with n.
+
+    Where runs have recorded their gates: the share of channels whose gate looks at the image, and
+    the standard deviation of gates over images.
+    """
+    gates = [key for key in GATES if any(group.has(key) for group in groups)]
+    names = ("settings", "test accuracy", "test loss", "training accuracy", "epochs", "hours a run")
+    titles = [*names, *(GATES[key] for key in gates)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for group in groups:
-        last = group.runs[0]
-        lines.append(
-            f"| {group.label} | {group.spread().percent()} | {group.spread('test_loss').mean:.4f} "
-            f"| {group.spread('train_acc').mean:.2%} | {last.epoch} | {group.hours:.2f} |"
-        )
+        cells = [
+            group.label,
+            group.spread().percent(),
+            f"{group.spread('test_loss').mean:.4f}",
+            f"{group.spread('train_acc').mean:.2%}",
+            str(group.runs[0].epoch),
+            f"{group.hours:.2f}",
+        ]
+        for key in gates:
+            shown = ".1%" if key == "gate_alive" else ".4f"
+            cells.append(format(group.spread(key).mean, shown) if group.has(key) else MISSING)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
