@@ -9,14 +9,14 @@ def results_table() -> str:
     """Return one Markdown row per published file, best accuracy first within a data set."""
     rows = sorted(read_index(), key=lambda row: (row["dataset"], -float(row["test_acc"])))
     lines = [
-        "| file | network | data | test accuracy | epochs | hours | trained on | command |",
-        "|---|---|---|---|---|---|---|---|",
+        "| file | network | data | test accuracy | epochs | precision | hours | trained on | command |",  # noqa: E501
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
             f"| `{row['file']}` | {row['model']} | {row['dataset']}, {row['normalization']} "
             f"normalization | {float(row['test_acc']):.2%} (1 run) | {row['epochs']} | "
-            f"{row['hours']} | {row['hardware']} | `{row['command']}` |"
+            f"{row['precision']} | {row['hours']} | {row['hardware']} | `{row['command']}` |"
         )
     return "\n".join(lines)
 
