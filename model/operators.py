@@ -33,6 +33,9 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-st
 HIDDEN = ("-fvisibility=hidden", "-Wno-psabi")
 COMPILERS = ("g++", "c++", "clang++")
 BUILD_TIMEOUT_SEC = 600.0
+# oneDNN convolves maps in blocks of 16 channels by its reference code elsewhere, which is hundreds
+# of times slower than MXNet's graph.
+NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 
 
 class Unavailable(Exception):
@@ -75,6 +78,9 @@ def load(operators: Operators) -> str:
     if os.environ.get(SWITCH) == "0":
         raise Unavailable(f"{SWITCH}=0")
     if operators.name not in _loaded:
+        missing = NEEDED - set(cpu_identity().split()) if operators.onednn else set()
+        if missing:
+            raise Unavailable(f"the processor has no {', '.join(sorted(missing))}")
         onednn = find_onednn() if operators.onednn else None
         path = build(operators, onednn)
         import mxnet as mx

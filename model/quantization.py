@@ -33,6 +33,11 @@ class Judges:
     """Images and labels, and what may be lost on them; see `quantize`."""
 
     def __init__(self, net: nn.HybridBlock, image: Any, label: Any, max_loss: float) -> None:
+        if not len(image) or label.shape != (len(image),):
+            raise ValueError(
+                f"judges: {len(image)} images and labels of shape {label.shape}; give one image or "
+                "more and one class number each"
+            )
         self._image, self._label, self._max_loss = image, label, max_loss
         self._before = self._accuracy(net)
 

@@ -241,3 +241,19 @@ def test_a_range_is_the_largest_of_any_image(units: int) -> None:
 
     largest = [list(each) for each in quantization._ranges(read, image)]
     assert largest == [[quantization.BATCH + 19, 0]] * units
+
+
+@pytest.mark.parametrize("shape", [(7,), (8, 1), (8, 10), (0,)])
+def test_labels_must_be_one_for_each_image(shape: tuple[int, ...]) -> None:
+    wrong: Any = (images(8, 16), np.zeros(shape, int))
+    with pytest.raises(ValueError, match=r"8 images and labels of shape .* one class number each"):
+        quantize(network("no gate"), images(8, 16), wrong)
+
+
+def test_processors_without_vectors_of_16_numbers_leave_them_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(operators, "_loaded", {})
+    monkeypatch.setattr(operators, "cpu_identity", lambda: "flags : avx2 avx512f")
+    with pytest.raises(operators.Unavailable, match="has no avx512bw, avx512dq, avx512vl"):
+        operators.load(operators.UNITS)
