@@ -20,7 +20,8 @@ from tests import golden_runs as golden
 from tests.test_golden_runs import errors as golden_errors
 
 TOLERANCE = 1e-5
-SEED = 3  # such that no ReLU's input is so near to 0 that rounding decides it
+# No ReLU's input is so near to 0 that rounding decides it, with 1, 2 or 4 threads.
+SEED = 8
 SMALL: dict[str, Any] = {
     "modules": (1,),
     "stem_channels": 16,
