@@ -17,12 +17,11 @@ import numpy as np
 from mxnet.gluon import SymbolBlock, nn
 
 from model.inference_graphs import (
-    CONSTANTS,
     Rewritten,
     Target,
     by_operators,
     logits_of,
-    rewritten,
+    snapshot,
 )
 from model.threads import release_callers_team
 
@@ -148,10 +147,7 @@ def prepare_inference(
     image = check_image(net, image)
     tolerance = TOLERANCE[precision] if tolerance is None else tolerance
     target = Target(image, logits_of(net, image), tolerance)
-    graph, steps = rewritten(net, image.shape)
-    size = tuple(image.shape[2:]) if any(step.endswith(CONSTANTS) for step in steps) else None
-    # Of values of its own: what the network learns does not reach what is exported later.
-    graph.values = {name: value.copy() for name, value in graph.values.items()}
+    graph, steps, size = snapshot(net, image.shape)
     portable = Rewritten(graph, steps, precision, fuse, target)
     if operators is not False:
         own, difference, how = by_operators(net, precision, target)

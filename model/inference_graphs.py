@@ -17,7 +17,7 @@ from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
 from model import graph_rewrite as rewrite
-from model.fused_inference import DATA, inference_graph
+from model.fused_inference import DATA, Ranges, inference_graph
 from model.fused_limits import Unsupported
 from model.gate_folding import FOLDABLE, fold_gates
 from model.graph import Graph
@@ -70,22 +70,29 @@ def logits_of(block: Callable[[Any], Any], image: Any) -> np.ndarray:
 Checked = tuple[Optional[SymbolBlock], float, str]  # block, difference, what it is or why not
 
 
-def by_operators(net: nn.HybridBlock, precision: str, target: Target) -> Checked:
+def by_operators(
+    net: nn.HybridBlock,
+    precision: str,
+    target: Target,
+    ranges: Optional[Callable[[], Ranges]] = None,
+) -> Checked:
     """Return a block of the project's own operators, its difference, and what computes.
 
     None and the reason where they cannot be built or do not know the network. What they compute
-    wrongly is told as a warning.
+    wrongly is told as a warning. `ranges`, for ``int8``, gives those of
+    `model.fused_inference.InferenceTrace` once the operators are loaded.
     """
     try:
         found = load(UNITS)
-        graph = inference_graph(net, target.image.shape, precision)
+        known = ranges() if ranges else None
+        graph = inference_graph(net, target.image.shape, precision, known)
     except (Unavailable, Unsupported) as error:
         return None, 0.0, str(error)
     try:
         block = compiled(graph.symbol(), graph.parameters())
         return block, target.check(block), f"residual units by {found}"
     except (mx.MXNetError, ValueError) as error:
-        why = reason_of(error)
+        why = _reason(error)
     warnings.warn(f"own operators are left out: {why}", stacklevel=3)
     return None, 0.0, why
 
@@ -137,14 +144,13 @@ class Rewritten:
             self.difference, best = target.check(fused), fused
             self.steps.append("fused by oneDNN")
         except (mx.MXNetError, ValueError) as error:
-            why = reason_of(error)
+            why = _reason(error)
             self.steps.append(f"not fused: {why}")
             warnings.warn(f"oneDNN's fusion is left out: {why}", stacklevel=3)
         return best
 
 
-def reason_of(error: Exception) -> str:
-    """Return what a failed or wrong graph is left out for."""
+def _reason(error: Exception) -> str:
     if not isinstance(error, mx.MXNetError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -175,6 +181,20 @@ def rewritten(net: nn.HybridBlock, shape: tuple[int, ...]) -> tuple[Graph, list[
             steps.append(f"{count} {what}")
     rewrite.freeze_norms(graph)
     return graph, steps
+
+
+def snapshot(
+    net: nn.HybridBlock, shape: tuple[int, ...]
+) -> tuple[Graph, list[str], Optional[tuple[int, int]]]:
+    """Return what `rewritten` does, and the only (H, W) that the graph takes; None: any.
+
+    The values are the graph's own: what the network learns does not reach what is exported later.
+    """
+    graph, steps = rewritten(net, shape)
+    graph.values = {name: value.copy() for name, value in graph.values.items()}
+    fixed = any(step.endswith(CONSTANTS) for step in steps)
+    *_, height, width = shape
+    return graph, steps, (height, width) if fixed else None
 
 
 def to_bfloat16(symbol: Any, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -33,9 +33,6 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-st
 HIDDEN = ("-fvisibility=hidden", "-Wno-psabi")
 COMPILERS = ("g++", "c++", "clang++")
 BUILD_TIMEOUT_SEC = 600.0
-# oneDNN convolves maps in blocks of 16 channels by its reference code elsewhere, which is hundreds
-# of times slower than MXNet's graph.
-NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 
 
 class Unavailable(Exception):
@@ -56,11 +53,19 @@ class Operators(NamedTuple):
     name: str
     onednn: bool = False
     flags: tuple[str, ...] = ()
+    instructions: tuple[str, ...] = ()  # that the processor must have
 
 
 GLIMPSE = Operators("glimpse")  # glimpse_rollouts: all glimpses of a batch
 # attn_unit, attn_pool, attn_upsample, attn_mask, attn_block, attn_mean: units on blocked maps
-UNITS = Operators("units", onednn=True, flags=("-mprefer-vector-width=512",))
+UNITS = Operators(
+    "units",
+    onednn=True,
+    flags=("-mprefer-vector-width=512",),
+    # oneDNN convolves maps in blocks of 16 channels by its reference code elsewhere, which is
+    # hundreds of times slower than MXNet's graph.
+    instructions=("avx512f", "avx512bw", "avx512vl", "avx512dq"),
+)
 
 _loaded: dict[str, str] = {}
 
@@ -78,9 +83,7 @@ def load(operators: Operators) -> str:
     if os.environ.get(SWITCH) == "0":
         raise Unavailable(f"{SWITCH}=0")
     if operators.name not in _loaded:
-        missing = NEEDED - set(cpu_identity().split()) if operators.onednn else set()
-        if missing:
-            raise Unavailable(f"the processor has no {', '.join(sorted(missing))}")
+        require_instructions(*operators.instructions)
         onednn = find_onednn() if operators.onednn else None
         path = build(operators, onednn)
         import mxnet as mx
@@ -94,6 +97,19 @@ def load(operators: Operators) -> str:
             raise Unavailable(f"{path.name} cannot be loaded ({lines[-1]})") from None
         _loaded[operators.name] = f", oneDNN {onednn.version}" if onednn else ""
     return f"operators in C++ ({operators.name}{_loaded[operators.name]})"
+
+
+def require_instructions(*needed: str) -> None:
+    """Return where the processor has all of the instruction sets, as Linux names them.
+
+    Raises
+    ------
+    Unavailable
+        Where it has not.
+    """
+    missing = set(needed) - set(cpu_identity().split())
+    if missing:
+        raise Unavailable(f"the processor has no {', '.join(sorted(missing))}")
 
 
 def build(operators: Operators, onednn: Optional[OneDNN] = None) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
@@ -11,11 +10,10 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
-from model.fused_inference import INT8, inference_graph, ranges_graph
-from model.fused_limits import Unsupported
+from model.fused_inference import INT8, ranges_graph
 from model.inference import PreparedNetwork, check_image
-from model.inference_graphs import CONSTANTS, compiled, reason_of, rewritten
-from model.operators import UNITS, Unavailable, cpu_identity, load
+from model.inference_graphs import Target, by_operators, compiled, logits_of, snapshot
+from model.operators import require_instructions
 from model.threads import release_callers_team
 
 MAX_LOSS = 0.002  # of accuracy: 0.2 points
@@ -32,17 +30,18 @@ class AccuracyError(ValueError):
 class Judges:
     """Images and labels, and what may be lost on them; see `quantize`."""
 
-    def __init__(self, net: nn.HybridBlock, image: Any, label: Any, max_loss: float) -> None:
-        if not len(image) or label.shape != (len(image),):
+    def __init__(
+        self, net: nn.HybridBlock, image: Any, label: Optional[Any], max_loss: float
+    ) -> None:
+        if label is not None and (not len(image) or label.shape != (len(image),)):
             raise ValueError(
                 f"judges: {len(image)} images and labels of shape {label.shape}; give one image or "
                 "more and one class number each"
             )
-        self._image, self._label, self._max_loss = image, label, max_loss
-        self._before = self._accuracy(net)
-
-    def _accuracy(self, block: Callable[[Any], Any]) -> float:
-        return float(np.mean(_decisions(block, self._image) == self._label))
+        decided = _decisions(net, image)
+        self._image, self._max_loss = image, max_loss
+        self._label = decided if label is None else label
+        self._before = float(np.mean(decided == self._label))
 
     def accept(self, block: Callable[[Any], Any]) -> str:
         """Return the accuracies as text.
@@ -52,7 +51,7 @@ class Judges:
         AccuracyError
             When a block loses too much.
         """
-        after = self._accuracy(block)
+        after = float(np.mean(_decisions(block, self._image) == self._label))
         lost = self._before - after
         text = (
             f"int8: accuracy {after:.4f}, float32 {self._before:.4f} on {len(self._label)} images"
@@ -111,62 +110,41 @@ def quantize(
     """
     release_callers_team()
     calibration = check_image(net, calibration)
-    graph, steps = rewritten(net, calibration.shape)
-    fixed = any(step.endswith(CONSTANTS) for step in steps)
-    size = tuple(calibration.shape[2:]) if fixed else None
-    if judges is None:
-        image = calibration.asnumpy()
-        label = _decisions(net, image)
-    else:
-        image, label = (
-            each.asnumpy() if isinstance(each, mx.nd.NDArray) else np.asarray(each)
-            for each in judges
-        )
-    judge = Judges(net, image, label, max_loss)
-    # Of values of its own: what the network learns does not reach what is exported later.
-    graph.values = {name: value.copy() for name, value in graph.values.items()}
+    graph, steps, size = snapshot(net, calibration.shape)
+    image, label = (calibration, None) if judges is None else judges
+    judge = Judges(net, _numpy(image), None if label is None else _numpy(label), max_loss)
+    first = calibration[:BATCH]
+    # How near is for the judges to say.
+    target = Target(first, logits_of(net, first), float("inf"))
 
     def by_mxnet() -> SymbolBlock:
         block = _quantized(compiled(graph.symbol(), graph.parameters()), calibration)
         steps.append(judge.accept(block))
         return block
 
-    block, portable, done = None, None, steps
     if operators is not False:
-        block, how = _by_operators(net, calibration)
-        if block is not None:
-            done, portable = [how, INT8, judge.accept(block)], by_mxnet
-        elif operators:
+        own, difference, how = by_operators(net, INT8, target, lambda: _ranges(net, calibration))
+        if own is not None:
+            done = (how, INT8, judge.accept(own))
+            return PreparedNetwork(own, done, difference, size, by_mxnet)
+        if operators:
             raise ValueError(f"own operators do not quantize this network: {how}")
-        else:
-            steps.append(f"not by own operators: {how}")
-    if block is None:
-        block = by_mxnet()
-    expected, found = (_run(n, calibration[:BATCH]) for n in (net, block))
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
-    return PreparedNetwork(block, tuple(done), difference, size, portable)
+        steps.append(f"not by own operators: {how}")
+    block = by_mxnet()
+    return PreparedNetwork(block, tuple(steps), target.difference(block), size)
 
 
-def _by_operators(net: nn.HybridBlock, calibration: Any) -> tuple[Optional[SymbolBlock], str]:
-    """Return a block of the project's own operators and what computes; None and the reason."""
-    if DOT_PRODUCTS not in cpu_identity().split():
-        return None, f"the processor has no {DOT_PRODUCTS}"
-    try:
-        how = f"residual units by {load(UNITS)}"
-        reader = compiled(*ranges_graph(net, calibration.shape))
-        graph = inference_graph(net, calibration.shape, INT8, _ranges(reader, calibration))
-    except (Unavailable, Unsupported) as error:
-        return None, str(error)
-    block = compiled(graph.symbol(), graph.parameters())
-    try:
-        _run(block, calibration[:1])
-    except mx.MXNetError as error:
-        warnings.warn(f"own operators are left out: {reason_of(error)}", stacklevel=3)
-        return None, reason_of(error)
-    return block, how
+def _numpy(values: Any) -> np.ndarray:
+    return values.asnumpy() if isinstance(values, mx.nd.NDArray) else np.asarray(values)
 
 
-def _ranges(reader: Callable[[Any], Any], images: Any) -> list[list[float]]:
+def _ranges(net: nn.HybridBlock, images: Any) -> list[list[float]]:
+    """Return what `_largest` finds; Unavailable where the processor does not multiply bytes."""
+    require_instructions(DOT_PRODUCTS)
+    return _largest(compiled(*ranges_graph(net, images.shape)), images)
+
+
+def _largest(reader: Callable[[Any], Any], images: Any) -> list[list[float]]:
     """Return the largest numbers that each unit's convolutions read in any image."""
     found: list[np.ndarray] = []
     for start in range(0, len(images), BATCH):
@@ -202,23 +180,17 @@ def _quantized(block: SymbolBlock, calibration: Any) -> SymbolBlock:
             ctx=mx.cpu(),
         )
         quantized.hybridize(static_alloc=True, static_shape=True)
-        _run(quantized, calibration[:1])
+        logits_of(quantized, calibration[:1])
     except mx.MXNetError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"MXNet cannot quantize this network: {lines[-1]}") from error
     return quantized
 
 
-def _run(block: Callable[[Any], Any], image: Any) -> np.ndarray:
-    with autograd.pause(train_mode=False):
-        logits: np.ndarray = block(image).astype("float32").asnumpy()
-    return logits
-
-
 def _decisions(block: Callable[[Any], Any], image: np.ndarray) -> np.ndarray:
     """Return the class of each image."""
     parts = [
-        _run(block, mx.nd.array(image[start : start + BATCH])).argmax(axis=1)
+        logits_of(block, mx.nd.array(image[start : start + BATCH])).argmax(axis=1)
         for start in range(0, len(image), BATCH)
     ]
     return np.concatenate(parts)

@@ -36,8 +36,8 @@ ADDED: Mapping[str, Any] = {
     "sync_batch_norm": False,
     "export_start": None,
 }
-# Numbers that only some runs have, by the title of their column; the former is a share.
-GATES = {"gate_alive": "gates alive", "gate_std": "gate's spread"}
+# Numbers that only some runs have: title and format of their column.
+GATES = {"gate_alive": ("gates alive", ".1%"), "gate_std": ("gate's spread", ".4f")}
 MISSING = "-"
 
 
@@ -104,7 +104,7 @@ def comparison_table(groups: Sequence[Group]) -> str:
     """
     gates = [key for key in GATES if any(group.has(key) for group in groups)]
     names = ("settings", "test accuracy", "test loss", "training accuracy", "epochs", "hours a run")
-    titles = [*names, *(GATES[key] for key in gates)]
+    titles = [*names, *(GATES[key][0] for key in gates)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for group in groups:
         cells = [
@@ -116,7 +116,7 @@ def comparison_table(groups: Sequence[Group]) -> str:
             f"{group.hours:.2f}",
         ]
         for key in gates:
-            shown = ".1%" if key == "gate_alive" else ".4f"
+            _, shown = GATES[key]
             cells.append(format(group.spread(key).mean, shown) if group.has(key) else MISSING)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

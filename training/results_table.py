@@ -8,10 +8,9 @@ from training.results import GLIMPSE_INDEX, read_index
 def results_table() -> str:
     """Return one Markdown row per published file, best accuracy first within a data set."""
     rows = sorted(read_index(), key=lambda row: (row["dataset"], -float(row["test_acc"])))
-    lines = [
-        "| file | network | data | test accuracy | epochs | precision | hours | trained on | command |",  # noqa: E501
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = _header(
+        "file | network | data | test accuracy | epochs | precision | hours | trained on | command"
+    )
     for row in rows:
         lines.append(
             f"| `{row['file']}` | {row['model']} | {row['dataset']}, {row['normalization']} "
@@ -23,10 +22,9 @@ def results_table() -> str:
 
 def glimpse_table() -> str:
     """Return one Markdown row per published glimpse model, in the order of the index."""
-    names = (
+    lines = _header(
         "file | task | network | error, 1 rollout | error, 10 rollouts | epochs | hours | command"
     )
-    lines = [f"| {names} |", "|---" * (names.count("|") + 1) + "|"]
     for row in read_index(GLIMPSE_INDEX):
         single, several = (
             f"{float(row[f'{kind}_error']):.2f} ± {float(row[f'{kind}_std']):.2f} %"
@@ -37,6 +35,10 @@ def glimpse_table() -> str:
             f"{row['epochs']} | {row['hours']} | `{row['command']}` |"
         )
     return "\n".join(lines)
+
+
+def _header(names: str) -> list[str]:
+    return [f"| {names} |", "|---" * (names.count("|") + 1) + "|"]
 
 
 if __name__ == "__main__":

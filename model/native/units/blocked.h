@@ -130,6 +130,10 @@ struct Shape {  // of blocked maps
   int pixels() const { return h * w; }
   size_t image() const { return static_cast<size_t>(c) * h * w; }
   size_t size() const { return image() * n; }
+  // What a convolution with padding kernel / 2 gives.
+  Shape convolved(int channels, int stride) const {
+    return {n, channels, (h - 1) / stride + 1, (w - 1) / stride + 1};
+  }
 };
 
 // Images that are worked on together, so that what one operation writes the next finds in the cache.

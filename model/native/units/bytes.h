@@ -25,12 +25,11 @@ inline void store_bytes(Byte* p, Lanes v) {
 }
 
 // A convolution with ReLU that gives bytes, or one without that gives bfloat16.
-class ByteConvolution {
+class ByteConvolution : public PreparedConvolution {
  public:
   // `step`: what a byte that it reads stands for; `out_step`: that it gives, 0: bfloat16.
   ByteConvolution(const Folded& l, float step, float out_step)
-      : out{l.in.n, l.kernel.n, (l.in.h - 1) / l.stride + 1, (l.in.w - 1) / l.stride + 1},
-        bias_(l.bias),
+      : PreparedConvolution(l.in.convolved(l.kernel.n, l.stride), l.bias),
         weight_steps_(l.kernel.n),
         step_(step),
         out_step_(out_step) {
@@ -57,30 +56,11 @@ class ByteConvolution {
         cpu(), dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, src,
         memory::desc(dims, s8, memory::format_tag::any), biases, dst, {l.stride, l.stride},
         {pad, pad}, {pad, pad}, attributes);
-    run_ = dnnl::convolution_forward(known);
-    std::vector<int8_t> weight = rounded(l.weight);
-    memory plain({dims, s8, memory::format_tag::oihw}, cpu(), weight.data());
-    memory own(known.weights_desc(), cpu());
-    dnnl::reorder(plain, own).execute(stream(), plain, own);
-    stream().wait();
-    src_ = memory(src, cpu(), nullptr), dst_ = memory(dst, cpu(), nullptr);
-    arguments_ = {{DNNL_ARG_SRC, src_},
-                  {DNNL_ARG_WEIGHTS, own},
-                  {DNNL_ARG_BIAS, memory(biases, cpu(), bias_.data())},
-                  {DNNL_ARG_DST, dst_},
-                  {DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC, memory(one, cpu(), &step_)},
-                  {DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS,
-                   memory(biases, cpu(), weight_steps_.data())}};
+    prepare(known, s8, rounded(l.weight).data());
+    arguments_[DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC] = memory(one, cpu(), &step_);
+    arguments_[DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS] = memory(biases, cpu(), weight_steps_.data());
     if (out_step)
       arguments_[DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST] = memory(one, cpu(), &out_step_);
-  }
-  ByteConvolution(const ByteConvolution&) = delete;
-  const Shape out;
-
-  void run(const Byte* src, void* dst) {
-    src_.set_data_handle(const_cast<Byte*>(src));
-    dst_.set_data_handle(dst);
-    run_.execute(stream(), arguments_);
   }
 
  private:
@@ -98,11 +78,8 @@ class ByteConvolution {
     return found;
   }
 
-  std::vector<float> bias_, weight_steps_;
+  std::vector<float> weight_steps_;
   float step_, out_step_;
-  dnnl::convolution_forward run_;
-  dnnl::memory src_, dst_;
-  std::unordered_map<int, dnnl::memory> arguments_;
 };
 
 // The unit of inference.h; `ranges` are the largest numbers that its convolutions read.

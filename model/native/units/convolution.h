@@ -31,8 +31,7 @@ class Convolution {
  public:
   // `in` holds one chunk; the kernel is square, padding is kernel / 2, there is no bias.
   Convolution(const Shape& in, int channels, int kernel, int stride, Types types)
-      : in(in),
-        out{in.n, channels, (in.h - 1) / stride + 1, (in.w - 1) / stride + 1} {
+      : in(in), out(in.convolved(channels, stride)) {
     using dnnl::memory;
     const auto f32 = memory::data_type::f32;
     const auto type = [=](bool half) { return half ? memory::data_type::bf16 : f32; };

@@ -9,7 +9,48 @@
 namespace attn {
 
 // A convolution with its weights, in the layout that it is fastest with; kernel / 2 is its padding.
-class FixedConvolution {
+class PreparedConvolution {
+ public:
+  PreparedConvolution(const PreparedConvolution&) = delete;
+  const Shape out;
+
+  void run(const void* src, void* dst) {
+    src_.set_data_handle(const_cast<void*>(src));
+    dst_.set_data_handle(dst);
+    run_.execute(stream(), arguments_);
+  }
+
+ protected:
+  PreparedConvolution(const Shape& out, const std::vector<float>& bias) : out(out), bias_(bias) {}
+
+  // `weight` is plain (channels, in.c, kernel, kernel) and is copied.
+  void prepare(const dnnl::convolution_forward::primitive_desc& known, dnnl::memory::data_type type,
+               const void* weight) {
+    using dnnl::memory;
+    run_ = dnnl::convolution_forward(known);
+    const memory::desc wanted = known.weights_desc();
+    memory plain({wanted.get_dims(), type, memory::format_tag::oihw}, cpu(),
+                 const_cast<void*>(weight));
+    memory own(wanted, cpu());
+    dnnl::reorder(plain, own).execute(stream(), plain, own);
+    stream().wait();
+    src_ = memory(known.src_desc(), cpu(), nullptr), dst_ = memory(known.dst_desc(), cpu(), nullptr);
+    arguments_ = {{DNNL_ARG_SRC, src_},
+                  {DNNL_ARG_WEIGHTS, own},
+                  {DNNL_ARG_BIAS, memory(known.bias_desc(), cpu(), bias_.data())},
+                  {DNNL_ARG_DST, dst_}};
+  }
+
+  std::unordered_map<int, dnnl::memory> arguments_;
+
+ private:
+  std::vector<float> bias_;
+  dnnl::convolution_forward run_;
+  dnnl::memory src_, dst_;
+};
+
+// One of blocked maps, float32 or bfloat16.
+class FixedConvolution : public PreparedConvolution {
  public:
   struct Ending {
     bool add = false;   // what lies at the output already
@@ -19,7 +60,7 @@ class FixedConvolution {
   // `weight` is plain (channels, in.c, kernel, kernel).
   FixedConvolution(const Shape& in, int channels, int kernel, int stride, bool half, Ending ending,
                    const std::vector<float>& weight, const std::vector<float>& bias)
-      : out{in.n, channels, (in.h - 1) / stride + 1, (in.w - 1) / stride + 1}, bias_(bias) {
+      : PreparedConvolution(in.convolved(channels, stride), bias) {
     using dnnl::memory;
     const auto f32 = memory::data_type::f32;
     const auto type = half ? memory::data_type::bf16 : f32;
@@ -38,29 +79,8 @@ class FixedConvolution {
     const dnnl::convolution_forward::primitive_desc known(
         cpu(), dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, src, any,
         biases, dst, strides, pad, pad, attributes);
-    run_ = dnnl::convolution_forward(known);
-    memory plain({dims, f32, memory::format_tag::oihw}, cpu(), const_cast<float*>(weight.data()));
-    memory own(known.weights_desc(), cpu());
-    dnnl::reorder(plain, own).execute(stream(), plain, own);
-    src_ = memory(src, cpu(), nullptr), dst_ = memory(dst, cpu(), nullptr);
-    arguments_ = {{DNNL_ARG_SRC, src_},
-                  {DNNL_ARG_WEIGHTS, own},
-                  {DNNL_ARG_BIAS, memory(biases, cpu(), bias_.data())},
-                  {DNNL_ARG_DST, dst_}};
+    prepare(known, f32, weight.data());
   }
-  const Shape out;
-
-  void run(const void* src, void* dst) {
-    src_.set_data_handle(const_cast<void*>(src));
-    dst_.set_data_handle(dst);
-    run_.execute(stream(), arguments_);
-  }
-
- private:
-  std::vector<float> bias_;
-  dnnl::convolution_forward run_;
-  dnnl::memory src_, dst_;
-  std::unordered_map<int, dnnl::memory> arguments_;
 };
 
 struct Affine {  // of each channel
@@ -109,7 +129,7 @@ class FoldedUnit {
     size_t largest = in.image();
     Shape s = in;
     for (int i = 0; i < spec.convolutions; ++i) {
-      s = next(s, kernels[i].n, spec.stride_of(i + 1));
+      s = s.convolved(kernels[i].n, spec.stride_of(i + 1));
       largest = std::max(largest, s.image());
     }
     out_ = s;
@@ -126,7 +146,7 @@ class FoldedUnit {
         for (int c = 0; c < kernels[i].n; ++c)
           after.scale[c] *= gate_.scale[c], after.shift[c] *= gate_.scale[c];
       layers_.push_back(folded(s, kernels[i], spec.stride_of(i + 1), arrays[1 + 5 * i], after));
-      s = next(s, kernels[i].n, spec.stride_of(i + 1));
+      s = s.convolved(kernels[i].n, spec.stride_of(i + 1));
     }
     if (spec.projected) {
       const int at = 1 + 5 * spec.convolutions;
@@ -169,9 +189,6 @@ class FoldedUnit {
   std::vector<Folded> layers_;  // the shortcut's is the last, where it has one
 
  private:
-  static Shape next(const Shape& s, int channels, int stride) {
-    return {s.n, channels, (s.h - 1) / stride + 1, (s.w - 1) / stride + 1};
-  }
   static Affine identity(int channels) {
     return {std::vector<float>(channels, 1.0f), std::vector<float>(channels, 0.0f)};
   }

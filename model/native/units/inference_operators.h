@@ -16,11 +16,19 @@ std::vector<const T*> maps_of(Tensors* tensors, size_t begin) {
   return found;
 }
 
-// An operator without a backward pass; `run<T>` computes it.
-template <class Self>
-class InferenceOperator : public Operator {
+class ForwardOperator : public Operator {
  public:
   using Operator::Operator;
+
+ protected:
+  void backward(Tensors*, Tensors*) override { throw std::runtime_error("it is for inference only"); }
+};
+
+// One that `run<T>` of the class computes.
+template <class Self>
+class InferenceOperator : public ForwardOperator {
+ public:
+  using ForwardOperator::ForwardOperator;
 
  protected:
   void forward(Tensors* in, Tensors* out) override {
@@ -28,7 +36,6 @@ class InferenceOperator : public Operator {
     is_half(attributes_) ? self->template run<attn::Half>(in, &(*out)[0])
                          : self->template run<float>(in, &(*out)[0]);
   }
-  void backward(Tensors*, Tensors*) override { throw std::runtime_error("it is for inference only"); }
 };
 
 // A unit, made anew where the images have another shape. `Unit`: its class, `more`: of its arguments.
@@ -40,10 +47,7 @@ class Made {
     if (!unit_ || shape_ != (*in)[0].shape) {
       shape_ = (*in)[0].shape;
       const attn::UnitSpec spec(attributes);
-      std::vector<attn::Shape> kernels;
-      for (int i = 0; i < spec.convolutions + (spec.projected ? 1 : 0); ++i)
-        kernels.push_back(shape_of((*in)[1 + 5 * i].shape));
-      unit_.reset(new Unit(spec, shape_of(shape_), kernels, arrays(in, 0, in->size()), more...));
+      unit_.reset(new Unit(spec, shape_of(shape_), kernels_of(spec, *in), arrays(in, 0, in->size()), more...));
     }
     return *unit_;
   }
@@ -53,9 +57,9 @@ class Made {
   std::vector<int64_t> shape_;
 };
 
-class FixedUnitOperator : public Operator {
+class FixedUnitOperator : public ForwardOperator {
  public:
-  explicit FixedUnitOperator(Attributes attributes) : Operator(attributes) {
+  explicit FixedUnitOperator(Attributes attributes) : ForwardOperator(attributes) {
     const auto ranges = attributes.find("ranges");
     if (ranges != attributes.end()) ranges_ = attn::numbers_of(ranges->second);
   }
@@ -74,7 +78,6 @@ class FixedUnitOperator : public Operator {
     else
       half_.of(in, attributes_).run(x, y);
   }
-  void backward(Tensors*, Tensors*) override { throw std::runtime_error("it is for inference only"); }
 
  private:
   std::vector<float> ranges_;
@@ -84,9 +87,9 @@ class FixedUnitOperator : public Operator {
 };
 
 // (N, convolutions): the largest number of each image that each convolution of a unit reads.
-class RangesOperator : public Operator {
+class RangesOperator : public ForwardOperator {
  public:
-  using Operator::Operator;
+  using ForwardOperator::ForwardOperator;
 
  protected:
   void forward(Tensors* in, Tensors* out) override {
@@ -96,7 +99,6 @@ class RangesOperator : public Operator {
     unused_.resize(static_cast<size_t>(s.n) * (*in)[last].shape[0] * s.pixels());
     unit_.of(in, attributes_).run((*in)[0].data<float>(), unused_.data(), (*out)[0].data<float>());
   }
-  void backward(Tensors*, Tensors*) override { throw std::runtime_error("it is for inference only"); }
 
  private:
   Made<attn::FixedUnit<float>> unit_;

@@ -26,6 +26,14 @@ attn::Arrays arrays(Tensors* tensors, size_t begin, size_t count) {
   return found;
 }
 
+// Of a unit's convolutions, that of the shortcut last.
+std::vector<attn::Shape> kernels_of(const attn::UnitSpec& spec, const Tensors& in) {
+  std::vector<attn::Shape> found;
+  for (int i = 0; i < spec.convolutions + (spec.projected ? 1 : 0); ++i)
+    found.push_back(shape_of(in[1 + 5 * i].shape));
+  return found;
+}
+
 attn::Mask mask_of(const Attributes& attributes) {
   return {attributes.at("attention"), attributes.at("learning")};
 }
@@ -68,10 +76,7 @@ class UnitOperator : public Operator {
     const attn::UnitSpec spec(attributes_);
     if (!unit_ || shape_ != (*in)[0].shape) {
       shape_ = (*in)[0].shape;
-      std::vector<attn::Shape> kernels;
-      for (int i = 0; i < spec.convolutions + (spec.projected ? 1 : 0); ++i)
-        kernels.push_back(shape_of((*in)[1 + 5 * i].shape));
-      unit_.reset(new attn::Unit(spec, shape_of((*in)[0].shape), kernels));
+      unit_.reset(new attn::Unit(spec, shape_of(shape_), kernels_of(spec, *in)));
     }
     unit_->forward(arrays(in, 0, in->size()), (*out)[0].data<float>());
   }
@@ -134,12 +139,13 @@ class MaskOperator : public Operator {
 
  protected:
   void forward(Tensors* in, Tensors* out) override {
-    attn::mask_forward<float>(mask_of(attributes_), (*in)[0].data<float>(), (*in)[1].data<float>(), (*out)[0].data<float>(),
-                       shape_of((*in)[0].shape));
+    attn::mask_forward<float>(mask_of(attributes_), (*in)[0].data<float>(), (*in)[1].data<float>(),
+                              (*out)[0].data<float>(), shape_of((*in)[0].shape));
   }
   void backward(Tensors* in, Tensors* out) override {
-    attn::mask_backward(mask_of(attributes_), (*in)[1].data<float>(), (*in)[2].data<float>(), (*in)[0].data<float>(),
-                        (*out)[0].data<float>(), (*out)[1].data<float>(), shape_of((*in)[0].shape));
+    attn::mask_backward(mask_of(attributes_), (*in)[1].data<float>(), (*in)[2].data<float>(),
+                        (*in)[0].data<float>(), (*out)[0].data<float>(), (*out)[1].data<float>(),
+                        shape_of((*in)[0].shape));
   }
 };
 

@@ -100,7 +100,7 @@ class Unit {
       l.in = side ? in_ : s;
       l.kernel = kernels_[i].h;
       l.stride = side ? spec_.stride : spec_.stride_of(static_cast<int>(i) + 1);
-      l.out = {in_.n, kernels_[i].n, (l.in.h - 1) / l.stride + 1, (l.in.w - 1) / l.stride + 1};
+      l.out = l.in.convolved(kernels_[i].n, l.stride);
       l.at = 1 + 5 * static_cast<int>(i);
       l.slot = side;
       l.types = types(static_cast<int>(i));
