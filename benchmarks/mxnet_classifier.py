@@ -64,7 +64,7 @@ class Steps(Mapping[str, Step]):
 
     def __init__(self, config: Config) -> None:
         self.config, self._made = config, dict[str, Step]()
-        self._prepared: dict[str, Any] = {}
+        self._prepared: dict[tuple[str, int], Any] = {}
         self.trained_by = ""
 
     def __getitem__(self, name: str) -> Step:
@@ -109,24 +109,25 @@ class Steps(Mapping[str, Step]):
     def _infer(self, precision: str, batch: int) -> Step:
         import mxnet as mx
 
-        run = self.prepared(precision)
+        run = self.prepared(precision, batch)
         image = mx.nd.array(images(batch, self.config.size))
         return lambda: run(image).wait_to_read()
 
-    def prepared(self, precision: str) -> Any:
-        """Return the network prepared for inference in a precision."""
+    def prepared(self, precision: str, batch: int) -> Any:
+        """Return the network prepared for inference in a precision; in 8 bits, for a batch."""
         import mxnet as mx
 
         from model.inference import prepare_inference
         from model.quantization import quantize
 
-        if precision not in self._prepared:
+        key = (precision, batch if precision == "int8" else 0)
+        if key not in self._prepared:
             image, net = mx.nd.array(images(8, self.config.size)), create(self.config)
             if precision == "int8":  # random weights: bench_accuracy.py judges trained ones
-                self._prepared[precision] = quantize(net, image, max_loss=1.0)
+                self._prepared[key] = quantize(net, image, max_loss=1.0, batch_size=batch)
             else:
-                self._prepared[precision] = prepare_inference(net, image, precision)
-        return self._prepared[precision]
+                self._prepared[key] = prepare_inference(net, image, precision)
+        return self._prepared[key]
 
 
 def peak_step(precision: str, batch: int) -> Step:
@@ -169,10 +170,10 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
         np.save(outputs, net(mx.nd.array(image)).asnumpy())
         return {"written": weights}
 
-    def describe(kind: str, precision: str) -> dict[str, Any]:
+    def describe(kind: str, precision: str, batch: int) -> dict[str, Any]:
         if kind == "train":
             return {"steps": [steps.trained_by]}
-        net = steps.prepared(precision)
+        net = steps.prepared(precision, batch)
         return {"steps": list(net.steps), "difference": net.difference}
 
     time_action = timed(steps, mx.nd.waitall)

@@ -18,9 +18,9 @@ COLUMNS = (
 LEGEND = (
     "Milliseconds of one step: median of interleaved rounds (least to most). x eager: PyTorch's "
     "faster eager layout over ours; x best: with torch.compile too. For int8 both are our float32 "
-    "over our int8. The goal is for x best, in training for x eager. of peak: of the convolutions "
-    "of that precision, int8 of bfloat16's. MiB: largest resident memory of a process that only "
-    "trains."
+    "over our int8, timed in turn. The goal is for x best, in training for x eager. of peak: of "
+    "the convolutions of that precision, int8 of bfloat16's. MiB: largest resident memory of a "
+    "process that only trains."
 )
 SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "glimpse": ("Glimpse model", bench_glimpse.table),
@@ -46,16 +46,19 @@ def markdown(record: Mapping[str, Any]) -> str:
     """Return the page: the table, the peak, what the columns mean, and the further tables."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     places, met, goals, least = [], 0, 0, float("inf")
-    for row in record["rows"].values():
+    unsteady = []
+    for key, row in record["rows"].items():
         known = rows.NETWORKS.get(row["network"])
         mode = rows.modes_of(known).get(row["mode"]) if known else None
         if mode is None:
             continue
         lines.append(_line(record, row, mode))
+        if any(one["max"] > rows.STEADY * one["min"] for one in row["systems"].values()):
+            unsteady.append(key)
         place = f"{headline(row['environment'])}; {row['threads']} threads"
         place += "; quick, says nothing of speed" if row["quick"] else ""
         places += [place] if place not in places else []
-        reached = judged(record, row, mode)
+        reached = judged(row, mode)
         if reached is not None:
             goals, met, least = goals + 1, met + (reached >= mode.goal), min(least, reached)
     parity = max(record["parity"].values(), default=0.0)
@@ -68,15 +71,19 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"Measured peak of 3x3 convolutions, the faster system's: {_peaks(record)}.",
         f"Largest difference of PyTorch's logits from ours: {parity:.2g} of the largest logit.",
         LEGEND,
+        *(
+            f"- not steady, its rounds differ by more than {rows.STEADY:g}: {key}"
+            for key in unsteady
+        ),
         *(f"- left out: {key}: {why}" for key, why in record.get("left_out", {}).items()),
         "",
     ]
     return "\n".join(["# Speed against PyTorch", "", *notes, *lines, "", *_sections(record)])
 
 
-def judged(record: Mapping[str, Any], row: Mapping[str, Any], mode: rows.Mode) -> Optional[float]:
+def judged(row: Mapping[str, Any], mode: rows.Mode) -> Optional[float]:
     """Return the ratio that the goal of a row is for; None: not measured."""
-    eager, best = _factors(record, row, mode)
+    eager, best = _factors(row, mode)
     return eager if mode.kind == "train" else best
 
 
@@ -95,15 +102,12 @@ def _sections(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _factors(
-    record: Mapping[str, Any], row: Mapping[str, Any], mode: rows.Mode
-) -> tuple[Optional[float], Optional[float]]:
+def _factors(row: Mapping[str, Any], mode: rows.Mode) -> tuple[Optional[float], Optional[float]]:
     """Return how many times ours is as fast as the faster eager form, and as the fastest form."""
     systems = row["systems"]
     ours = systems["ours"]["median"]
     if mode.precision == "int8":
-        wide = record["rows"].get(f"{row['network']}/{row['mode'].replace('int8', 'fp32')}")
-        factor = wide["systems"]["ours"]["median"] / ours if wide else None
+        factor = systems[rows.WIDE]["median"] / ours if rows.WIDE in systems else None
         return factor, factor
     eager = [systems[form]["median"] for form in rows.EAGER if form in systems]
     best = eager + [systems[form]["median"] for form in (rows.COMPILED,) if form in systems]
@@ -116,7 +120,7 @@ def _line(record: Mapping[str, Any], row: Mapping[str, Any], mode: rows.Mode) ->
     passes = TRAIN_PASSES if mode.kind == "train" else INFER_PASSES
     flops = 2.0 * record["macs"][row["network"]] * passes * mode.batch / ours
     peak = peak_flops(record["peak"], "bfloat16" if mode.precision == "int8" else mode.precision)
-    reached = judged(record, row, mode)
+    reached = judged(row, mode)
     cells = [
         row["network"],
         row["mode"].split(",")[0],
@@ -124,7 +128,7 @@ def _line(record: Mapping[str, Any], row: Mapping[str, Any], mode: rows.Mode) ->
         _times(systems["ours"]),
         _digits(mode.batch / ours),
         *(_times(systems[f]) if f in systems else "-" for f in (*rows.EAGER, rows.COMPILED)),
-        *("-" if each is None else f"{each:.2f}" for each in _factors(record, row, mode)),
+        *("-" if each is None else f"{each:.2f}" for each in _factors(row, mode)),
         f"{mode.goal:g}" + ("" if reached is None or reached >= mode.goal else ", missed"),
         _digits(flops / 1e9),
         f"{flops / peak:.0%}" if peak else "-",

@@ -11,6 +11,7 @@ from typing import Any
 CLASSES = 10
 SIZE = 32  # height and width of the images, pixels
 SMALL, LARGE = 1, 128  # batches of inference
+STEADY = 2.0  # a row whose slowest round takes longer than so many times its fastest is not
 PEAK_CHANNELS, PEAK_BATCH, PEAK_LAYERS = 128, 16, 4  # of the convolutions that measure the peak
 
 
@@ -40,8 +41,8 @@ class Mode:
     """One way of using a network.
 
     ``forms`` names what PyTorch does: memory layouts, and ``compiled`` for torch.compile of the
-    channels_last form. ``goal`` is the ratio to reach: to the fastest form, and for int8 to our own
-    float32.
+    channels_last form; for int8 it is our own float32. ``goal`` is the ratio to reach, to the
+    fastest form.
     """
 
     kind: str
@@ -53,11 +54,16 @@ class Mode:
     @property
     def case(self) -> str:
         """What the workers are asked to time."""
-        return f"{self.kind}_{self.precision}_{self.batch}"
+        return self.case_in(self.precision)
+
+    def case_in(self, precision: str) -> str:
+        """Return the case in another precision."""
+        return f"{self.kind}_{precision}_{self.batch}"
 
 
 EAGER = ("nchw", "channels_last")
 COMPILED = "compiled"
+WIDE = "float32"  # ours in it, which int8 is compared with
 BF16_TRAIN_GOAL, INFER_GOAL, INT8_GOAL = 1.2, 1.15, 2.0
 
 
@@ -73,5 +79,5 @@ def modes_of(network: Network) -> dict[str, Mode]:
         for short, precision in (("fp32", "float32"), ("bf16", "bfloat16")):
             mode = Mode("infer", precision, batch, all_forms, INFER_GOAL)
             found[f"infer {short}, batch {batch}"] = mode
-        found[f"infer int8, batch {batch}"] = Mode("infer", "int8", batch, (), INT8_GOAL)
+        found[f"infer int8, batch {batch}"] = Mode("infer", "int8", batch, (WIDE,), INT8_GOAL)
     return found

@@ -16,6 +16,11 @@ class Series:
     cpu_seconds: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
 
+    @property
+    def spread(self) -> float:
+        """How many times as long as the fastest round the slowest took."""
+        return max(self.seconds) / min(self.seconds)
+
     def summary(self) -> dict[str, Any]:
         """Median, least and most seconds of a step, with the rest as JSON holds it."""
         return {

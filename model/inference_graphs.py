@@ -92,7 +92,7 @@ def by_operators(
         block = compiled(graph.symbol(), graph.parameters())
         return block, target.check(block), f"residual units by {found}"
     except (mx.MXNetError, ValueError) as error:
-        why = _reason(error)
+        why = reason(error)
     warnings.warn(f"own operators are left out: {why}", stacklevel=3)
     return None, 0.0, why
 
@@ -144,17 +144,21 @@ class Rewritten:
             self.difference, best = target.check(fused), fused
             self.steps.append("fused by oneDNN")
         except (mx.MXNetError, ValueError) as error:
-            why = _reason(error)
+            why = reason(error)
             self.steps.append(f"not fused: {why}")
             warnings.warn(f"oneDNN's fusion is left out: {why}", stacklevel=3)
         return best
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return what an error says; MXNet's without the places in its sources that it passed."""
     if not isinstance(error, mx.MXNetError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"MXNet failed ({lines[0] if lines else 'without a reason'})"
+    own = "MXNetError: "
+    said = [line[len(own) :] for line in lines if line.startswith(own)]
+    said += lines[-1:] if lines and lines[0].startswith("Traceback") else lines[:1]
+    return f"MXNet failed ({said[0] if said else 'without a reason'})"
 
 
 def rewritten(net: nn.HybridBlock, shape: tuple[int, ...]) -> tuple[Graph, list[str]]:

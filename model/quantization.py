@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
@@ -12,12 +14,13 @@ from mxnet.gluon import SymbolBlock, nn
 
 from model.fused_inference import INT8, ranges_graph
 from model.inference import PreparedNetwork, check_image
-from model.inference_graphs import Target, by_operators, compiled, logits_of, snapshot
+from model.inference_graphs import Target, by_operators, compiled, logits_of, reason, snapshot
 from model.operators import require_instructions
 from model.threads import release_callers_team
 
 MAX_LOSS = 0.002  # of accuracy: 0.2 points
 BATCH = 100
+ROUNDS = 6  # of timing two forms in turn; the first one also makes buffers
 SIGNED_ONLY = ["elemwise_mul", "_mul"]  # its 8 bit form fails on what a ReLU or sigmoid gives
 # Without this instruction oneDNN adds pairs of products in 16 bits, which overflow.
 DOT_PRODUCTS = "avx512_vnni"
@@ -70,14 +73,16 @@ def quantize(
     judges: Optional[tuple[Any, Sequence[int]]] = None,
     max_loss: float = MAX_LOSS,
     operators: Optional[bool] = None,
+    batch_size: int = BATCH,
 ) -> PreparedNetwork:
     """Return a network that computes convolutions with 8 bit integers.
 
     What a convolution reads is quantized by the largest value that the calibration images give,
-    its weights channel by channel. Residual units are computed by the project's own operators,
-    which leave the stem and the classifier in float32. Where these cannot be had, and in what is
-    exported, the graph is rewritten as by `model.inference.prepare_inference` and quantized by
-    MXNet, dense layers too.
+    its weights channel by channel. There are two forms. In one, residual units are computed by the
+    project's own operators, which leave the stem and the classifier in float32. In the other, which
+    is the one that is exported, the graph is rewritten as by `model.inference.prepare_inference`
+    and quantized by MXNet, dense layers too. Both are timed, and the faster that is accurate enough
+    is returned.
 
     Parameters
     ----------
@@ -92,8 +97,10 @@ def quantize(
     max_loss
         Largest loss of accuracy; 0.002 is 0.2 points.
     operators
-        None: the project's own operators where they can be built, know the network, and the
-        processor multiplies bytes. True: or else fail. False: MXNet's.
+        None: the faster of the two. True: the project's own operators, which must be built, know
+        the network and run on this processor. False: MXNet's.
+    batch_size
+        Number of images of a call that the two are timed with.
 
     Returns
     -------
@@ -105,9 +112,11 @@ def quantize(
     AccuracyError
         When more accuracy is lost; also by ``export`` of what is returned.
     ValueError
-        When the images are none, MXNet cannot quantize the network, or own operators were asked
-        for in vain.
+        When the images are none, `batch_size` is below 1, MXNet cannot quantize the network, or own
+        operators were asked for in vain.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     release_callers_team()
     calibration = check_image(net, calibration)
     graph, steps, size = snapshot(net, calibration.shape)
@@ -117,21 +126,66 @@ def quantize(
     # How near is for the judges to say.
     target = Target(first, logits_of(net, first), float("inf"))
 
+    @functools.cache
     def by_mxnet() -> SymbolBlock:
-        block = _quantized(compiled(graph.symbol(), graph.parameters()), calibration)
-        steps.append(judge.accept(block))
-        return block
+        return _quantized(compiled(graph.symbol(), graph.parameters()), calibration)
 
+    def portable() -> SymbolBlock:
+        judge.accept(by_mxnet())
+        return by_mxnet()
+
+    def own_form() -> PreparedNetwork:
+        assert own is not None
+        done = (how, INT8, *timed, judge.accept(own))
+        return PreparedNetwork(own, done, difference, size, portable)
+
+    def mxnets_form() -> PreparedNetwork:
+        done = (*steps, *timed, judge.accept(by_mxnet()))
+        return PreparedNetwork(by_mxnet(), done, target.difference(by_mxnet()), size)
+
+    own, difference, how = None, 0.0, "not asked for"
     if operators is not False:
         own, difference, how = by_operators(net, INT8, target, lambda: _ranges(net, calibration))
-        if own is not None:
-            done = (how, INT8, judge.accept(own))
-            return PreparedNetwork(own, done, difference, size, by_mxnet)
-        if operators:
-            raise ValueError(f"own operators do not quantize this network: {how}")
+    if own is None and operators:
+        raise ValueError(f"own operators do not quantize this network: {how}")
+    timed: list[str] = []
+    if own is None:
         steps.append(f"not by own operators: {how}")
-    block = by_mxnet()
-    return PreparedNetwork(block, tuple(steps), target.difference(block), size)
+        return mxnets_form()
+    if operators:
+        return own_form()
+    try:
+        seconds = _seconds((own, by_mxnet()), _repeated(calibration, batch_size))
+    except ValueError as error:
+        timed.append(str(error))
+        return own_form()
+    timed.append(
+        "{:.3g} ms by own operators, {:.3g} ms by MXNet's, {} images".format(
+            *(1e3 * each for each in seconds), batch_size
+        )
+    )
+    better, other = (own_form, mxnets_form) if seconds[0] <= seconds[1] else (mxnets_form, own_form)
+    try:
+        return better()
+    except AccuracyError as error:
+        timed.append(f"the faster is not accurate enough: {error}")
+        return other()
+
+
+def _seconds(blocks: Sequence[Callable[[Any], Any]], image: Any) -> list[float]:
+    """Return the least time that each takes for the image, measured in turn."""
+    best = [float("inf")] * len(blocks)
+    for _ in range(ROUNDS):
+        for index, block in enumerate(blocks):
+            start = time.perf_counter()
+            logits_of(block, image)
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best
+
+
+def _repeated(image: Any, count: int) -> Any:
+    """Return so many images, the given ones from the first on, again and again."""
+    return mx.nd.take(image, mx.nd.arange(count), mode="wrap")
 
 
 def _numpy(values: Any) -> np.ndarray:
@@ -182,8 +236,7 @@ def _quantized(block: SymbolBlock, calibration: Any) -> SymbolBlock:
         quantized.hybridize(static_alloc=True, static_shape=True)
         logits_of(quantized, calibration[:1])
     except mx.MXNetError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"MXNet cannot quantize this network: {lines[-1]}") from error
+        raise ValueError(f"MXNet cannot quantize this network: {reason(error)}") from error
     return quantized
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from mxnet import autograd
 
 from model import operators, quantization
 from model.fused_inference import INT8, ranges_graph
-from model.inference_graphs import compiled
+from model.inference import PreparedNetwork
+from model.inference_graphs import compiled, reason
 from model.quantization import AccuracyError, quantize
 from tests.test_fused_inference import NETWORKS, difference, images, network
 from tests.test_fused_training import bfloat16
@@ -194,7 +196,7 @@ def test_ranges_are_what_the_networks_convolutions_read(
 @needs_bytes
 def test_what_is_exported_is_quantized_by_mxnet_and_judged(tmp_path: Path) -> None:
     net = network("legacy")
-    prepared = quantize(net, images(16, 16), max_loss=1.0)
+    prepared = quantize(net, images(16, 16), max_loss=1.0, operators=True)
     assert "attn_infer_unit" in prepared.block(mx.sym.var("data")).tojson()
     expected = net(images(3, 16)).asnumpy()
     net.fc.weight.data()[:] = 0.0  # as training would, in place
@@ -209,7 +211,7 @@ def test_what_is_exported_is_quantized_by_mxnet_and_judged(tmp_path: Path) -> No
     np.testing.assert_allclose(found, expected, atol=0.25 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("own", [pytest.param(True, marks=needs_bytes), False])
+@pytest.mark.parametrize("own", [pytest.param(True, marks=needs_bytes), None, False])
 def test_accuracy_that_is_lost_is_refused(own: bool) -> None:
     net = network("no gate")
     decided = net(images(8, 16)).asnumpy()
@@ -232,6 +234,104 @@ def test_without_them_mxnet_quantizes_and_says_why(monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     left = quantize(net, images(8, 16), max_loss=1.0, operators=False)
     assert "attn_infer" not in left.block(mx.sym.var("data")).tojson()
+
+
+def is_own(prepared: PreparedNetwork) -> bool:
+    return "attn_infer" in prepared.block(mx.sym.var("data")).tojson()
+
+
+@needs_bytes
+@pytest.mark.parametrize("seconds", [[0.002, 0.003], [0.003, 0.002]])
+def test_the_faster_form_is_returned(
+    seconds: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def measured(blocks: Any, image: Any) -> list[float]:
+        own, mxnets = ("attn_infer" in block(mx.sym.var("data")).tojson() for block in blocks)
+        asked.append((own, mxnets, len(image)))
+        np.testing.assert_array_equal(image[8:].asnumpy(), image[:3].asnumpy())  # once more
+        return seconds
+
+    monkeypatch.setattr(quantization, "_seconds", measured)
+    prepared = quantize(network("no gate"), images(8, 16), max_loss=1.0, batch_size=11)
+    assert asked == [(True, False, 11)]
+    assert is_own(prepared) == (seconds[0] < seconds[1])
+    own, mxnets = (f"{1e3 * each:g} ms" for each in seconds)
+    said = f"{own} by own operators, {mxnets} by MXNet's, 11 images"
+    assert said in prepared.steps
+    prepared.export(str(tmp_path / "net"))
+    assert "attn_infer" not in (tmp_path / "net-symbol.json").read_text()
+
+
+@needs_bytes
+def test_the_slower_form_is_returned_where_the_faster_loses_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantization, "_seconds", lambda blocks, image: [1.0, 2.0])
+    accept = quantization.Judges.accept
+
+    def refuse_the_first(self: quantization.Judges, block: Any) -> str:
+        monkeypatch.setattr(quantization.Judges, "accept", accept)
+        raise AccuracyError("too much")
+
+    monkeypatch.setattr(quantization.Judges, "accept", refuse_the_first)
+    prepared = quantize(network("no gate"), images(8, 16), max_loss=1.0)
+    assert not is_own(prepared)
+    assert "the faster is not accurate enough: too much" in prepared.steps
+
+
+@needs_bytes
+def test_own_operators_stay_where_mxnet_cannot_quantize(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(block: Any, calibration: Any) -> Any:
+        raise ValueError("MXNet cannot quantize this network: no reason")
+
+    monkeypatch.setattr(quantization, "_quantized", fail)
+    prepared = quantize(network("no gate"), images(8, 16), max_loss=1.0)
+    assert is_own(prepared)
+    assert "MXNet cannot quantize this network: no reason" in prepared.steps
+
+
+def test_forms_are_timed_in_turn_by_their_fastest_call() -> None:
+    calls: list[str] = []
+
+    def form(name: str, seconds: float) -> Any:
+        def run(image: Any) -> Any:
+            slow = len(calls) < 2  # as a first call, which makes buffers, or a busy machine
+            calls.append(name)
+            time.sleep(0.2 if slow else seconds)
+            return image
+
+        return run
+
+    seconds = quantization._seconds([form("a", 0.03), form("b", 0.001)], mx.nd.zeros((1, 1)))
+    assert calls == ["a", "b"] * quantization.ROUNDS
+    assert 0.03 <= seconds[0] < 0.2
+    assert 0.001 <= seconds[1] < seconds[0]
+
+
+def test_a_batch_has_an_image_or_more() -> None:
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        quantize(network("no gate"), images(8, 16), batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("it differs"), "it differs"),
+        (mx.MXNetError("no such backend\nstack"), "MXNet failed (no such backend)"),
+        (
+            mx.MXNetError(
+                'Traceback (most recent call last):\n  File "a.cc", line 3\nMXNetError: b'
+            ),
+            "MXNet failed (b)",
+        ),
+        (mx.MXNetError("Traceback:\n [0] a\n  last\n"), "MXNet failed (last)"),
+        (mx.MXNetError(""), "MXNet failed (without a reason)"),
+    ],
+)
+def test_a_reason_is_one_line_and_no_traceback(error: Exception, said: str) -> None:
+    assert reason(error) == said
 
 
 @pytest.mark.parametrize("units", [1, 2])
