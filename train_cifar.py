@@ -167,13 +167,22 @@ def _prepare(config: CifarConfig) -> Prepared:
 
 def networks() -> Any:
     """Return what `training` needs to know of the networks, a `training.classifier.Networks`."""
-    from model import create_model
     from model.fused_training import Unavailable, fuse
     from model.gate_report import watch_gates
     from model.loading import find_model, load_parameters
     from training.classifier import Networks
 
-    return Networks(create_model, load_parameters, find_model, fuse, Unavailable, watch_gates)
+    return Networks(create_classifier, load_parameters, find_model, fuse, Unavailable, watch_gates)
+
+
+def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
+    """Return what `model.create_model` does; UserError for a glimpse model."""
+    from model import create_model
+    from model.recurrent_attention import FAMILY
+
+    if name in FAMILY:
+        raise UserError(f"{name} is a glimpse model: use train_mnist_glimpse.py for it")
+    return create_model(name, *args, **overrides)
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
@@ -228,10 +237,11 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
 
 
 def list_names() -> int:
-    """Print the names of the networks."""
+    """Print the names of the classifiers of whole images."""
     from model import list_models
+    from model.recurrent_attention import FAMILY
 
-    print("\n".join(list_models()))
+    print("\n".join(name for name in list_models() if name not in FAMILY))
     return 0
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from training.config import parse_overrides
+from training.errors import UserError
 from training.glimpse_config import TASK_SETTINGS, GlimpseConfig
 from training.script import RESUMABLE, Prepared, Script, exit_code
 
@@ -158,7 +159,14 @@ def _in_named_folder(
 
 
 def _model_name(config: GlimpseConfig) -> str:
-    return config.model or MODELS.get(config.dataset, DEFAULT_MODEL)
+    from model import list_models
+    from model.recurrent_attention import FAMILY
+
+    name = config.model or MODELS.get(config.dataset, DEFAULT_MODEL)
+    if name in list_models() and name not in FAMILY:
+        known = ", ".join(sorted(FAMILY))
+        raise UserError(f"{name} is no glimpse model: use train_cifar.py, or one of {known}")
+    return name
 
 
 def _prepare(config: GlimpseConfig) -> Prepared:

@@ -110,8 +110,12 @@ def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
             "export_model.py FILE --to onnx --int8"
         )
     path = Path(args.file)
-    output = args.output or str(path.with_suffix(""))
     endings = (".onnx",) if args.to == "onnx" else ("-symbol.json", "-0000.params", ".json")
+    output = args.output or str(path.with_suffix(""))
+    for ending in endings:  # given by those who take it for a file
+        output = output[: -len(ending)] if output.endswith(ending) else output
+    if not Path(output).name or output.endswith("/"):
+        raise ExportError(f"--output {args.output}: give a name for the files, not only an ending")
     for name in (output + ending for ending in endings):
         if os.path.lexists(name) and not args.force:
             raise ExportError(f"{name} exists. Give another --output, or --force to replace it.")

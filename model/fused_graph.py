@@ -16,7 +16,13 @@ from mxnet.gluon import nn
 from model.attention_module import AttentionModule
 from model.basic_layer import ResidualBlock
 from model.channel_attention import RecurrentGate, StaticGate
-from model.fused_limits import Unsupported, check_channels, constants_of, stride_of
+from model.fused_limits import (
+    Unsupported,
+    check_channels,
+    check_learning,
+    constants_of,
+    stride_of,
+)
 from model.ram_resnet import ResNet
 from model.residual_attention_network import ResidualAttentionNetwork
 from model.resnet_unit import Unit
@@ -55,6 +61,7 @@ class Trace:
     """
 
     data = "image"  # name of the input
+    trained = True  # gradients are wanted
 
     def __init__(self, shape: tuple[int, ...], copied: bool, precision: str) -> None:
         self.shape, self.copied, self.precision = shape, copied, precision
@@ -192,7 +199,7 @@ class Trace:
         gate
             Of the residual branch; None: no gate.
         """
-        strides = [stride_of(conv) for conv in convolutions]
+        strides = [stride_of(conv, self.trained) for conv in convolutions]
         strided = next((i for i, stride in enumerate(strides, 1) if stride != 1), 0)
         stride = strides[strided - 1] if strided else 1
         inputs = [x]
@@ -201,7 +208,7 @@ class Trace:
             inputs += [self.parameter(conv.weight), *self.norm(bn)]
         if projection[0] is not None:
             shortcut = "projected"
-            if stride_of(projection[0]) != stride:
+            if stride_of(projection[0], self.trained) != stride:
                 raise Unsupported("a shortcut with another stride")
             inputs.append(self.parameter(projection[0].weight))
             if projection[1] is not None:
@@ -246,10 +253,10 @@ class Trace:
             or settings.get("axis") != 1
             or settings.get("fix_gamma")
             or settings.get("use_global_stats")
-            or bn.gamma.grad_req == "null"
-            or bn.beta.grad_req == "null"
         ):
             raise Unsupported("a normalisation other than plain batch normalisation")
+        if self.trained:
+            check_learning(bn.gamma, bn.beta)
         check_channels(bn.gamma.shape[0])
         return [self.parameter(p) for p in (bn.gamma, bn.beta, bn.running_mean, bn.running_var)]
 

@@ -33,6 +33,7 @@ class InferenceTrace(Trace):
     """
 
     data = DATA
+    trained = False
 
     def __init__(
         self, shape: tuple[int, ...], precision: str, ranges: Optional[Ranges] = None

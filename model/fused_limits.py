@@ -28,8 +28,17 @@ def constants_of(norms: Sequence[Any]) -> tuple[float, float]:
     return found.pop()
 
 
-def stride_of(conv: Any) -> int:
-    """Return the stride of a convolution; refuse one that the operators do not know."""
+def check_learning(*parameters: Any) -> None:
+    """Refuse parameters without gradients."""
+    if any(parameter.grad_req == "null" for parameter in parameters):
+        raise Unsupported("parameters that are frozen")
+
+
+def stride_of(conv: Any, trained: bool) -> int:
+    """Return the stride of a convolution; refuse one that the operators do not know.
+
+    `trained`: gradients are wanted, which the operators write for every parameter.
+    """
     settings = conv._kwargs
     kernel, stride = settings["kernel"], settings["stride"]
     if (
@@ -40,9 +49,10 @@ def stride_of(conv: Any) -> int:
         or settings["dilate"] != (1, 1)
         or settings["num_group"] != 1
         or not settings["no_bias"]
-        or conv.weight.grad_req == "null"
     ):
         raise Unsupported("a convolution other than 1x1 or 3x3 without bias")
+    if trained:
+        check_learning(conv.weight)
     for channels in conv.weight.shape[:2]:
         check_channels(channels)
     return int(stride[0])

@@ -15,6 +15,7 @@ from model.operators import UNITS, Unavailable, load
 
 __all__ = ["FusedTraining", "Unavailable", "fuse"]
 
+PRECISIONS = ("float32", "bfloat16")
 FLAGS = [("static_alloc", "true"), ("static_shape", "true")]
 
 
@@ -64,18 +65,22 @@ def fuse(net: Any, precision: str = "float32") -> str:
     net
         A network of the registry, initialized; its parameters' ``grad_req`` may change between
         ``write`` and ``add`` later, not to or from ``null``.
+    precision
+        What convolutions multiply: ``float32`` or ``bfloat16``.
 
     Raises
     ------
     Unavailable
-        When the operators cannot be built or loaded, or do not know something in the network; it
-        trains with its own graph then.
+        When the operators cannot be built or loaded, or do not know the precision or something in
+        the network; it trains with its own graph then.
     """
     from model.fused_graph import training_graph
     from model.fused_limits import Unsupported
 
     if not hasattr(net, "fused"):
         raise Unavailable(f"no operators for {type(net).__name__}")
+    if precision not in PRECISIONS:
+        raise Unavailable(f"the operators compute {' or '.join(PRECISIONS)}, not {precision}")
     found = load(UNITS)
     try:
         training_graph(net, (1, *net.image_shape), copied=False)

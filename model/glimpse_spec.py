@@ -87,6 +87,11 @@ class GlimpseSpec:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         self.retina()
+        edge = max(self.height, self.width)
+        if self.patch_size > edge:
+            raise ValueError(
+                f"patch_size must be at most the image's {edge} pixels, got {self.patch_size}"
+            )
 
     def retina(self) -> Retina:
         """Return the retina; ValueError when it is impossible."""

@@ -99,5 +99,5 @@ def _unknown(what: str, given: str, available: list[str]) -> str:
     listed = ", ".join(available)
     if len(available) > LISTED:
         near = difflib.get_close_matches(str(given), available, n=NEAREST, cutoff=0.0)
-        listed = f"{', '.join(near)}, ... ({len(available)} in all, see list_models())"
+        listed = f"{', '.join(near)}, ... ({len(available)} in all: --list-models, list_models())"
     return f"unknown {what} {given!r}{hint} Available: {listed}"

@@ -279,6 +279,16 @@ def refuse(
     return run
 
 
+@pytest.fixture(scope="module")
+def glimpse_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parameters of a glimpse model."""
+    net = create_model("glimpse_mnist")
+    net.initialize()
+    path = tmp_path_factory.mktemp("glimpse") / "last.param"
+    net.save_parameters(str(path))
+    return path
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -306,14 +316,25 @@ def refuse(
         ("--test .", "this is a folder"),
         ("--predict nowhere.param", "nowhere.param: no such file"),
         ("--masks nowhere.param x.png", "nowhere.param: no such file"),
+        ("--test a.param --predict b.param x.png", "--test and --predict: one thing at a time"),
+        ("--resume . --summary attention56", "--resume and --summary: one thing at a time"),
+        ("--export-start x --list-models", "--list-models and --export-start: one thing"),
+        ("--masks x.param x.png --mask-output m.JPG", "m.JPG: give a folder, or a .png file"),
+        ("--model glimpse_mnist", "glimpse_mnist is a glimpse model: use train_mnist_glimpse.py"),
+        ("--summary glimpse_mnist", "glimpse_mnist is a glimpse model"),
+        ("--export-start x --model glimpse_mnist", "glimpse_mnist is a glimpse model"),
+        ("--test GLIMPSE", "is a glimpse model: use train_mnist_glimpse.py"),
+        ("--predict GLIMPSE x.png", "is a glimpse model: use train_mnist_glimpse.py"),
         ("--label-noise 0", "--label-noise 0.0: give the share of labels that stay true"),
         ("--learning naive", "is not one of arl, nal"),
     ],
 )
 def test_wrong_input_is_one_clear_error(
-    refuse: Refuse, photos: Path, argv: str, message: str
+    refuse: Refuse, photos: Path, glimpse_file: Path, argv: str, message: str
 ) -> None:
-    error = refuse(*argv.replace("PHOTOS", str(photos)).split(), "--gpus", "cpu")
+    for word, path in (("PHOTOS", photos), ("GLIMPSE", glimpse_file)):
+        argv = argv.replace(word, str(path))
+    error = refuse(*argv.split(), "--gpus", "cpu")
     assert message in error
 
 

@@ -306,6 +306,8 @@ def test_folded_gates_give_the_same_logits(tmp_path: Path) -> None:
         (["--to", "onnx", "--fold-gates", *TINY_FLAGS], "is for RAM ResNets"),
         (["--to", "onnx", "--output", "no/such/folder/x", *TINY_FLAGS], "cannot be written"),
         (["--to", "symbol", "--output", "no/such/folder/x", *TINY_FLAGS], "cannot be written"),
+        (["--to", "onnx", "--output", ".onnx"], "give a name for the files, not only an ending"),
+        (["--to", "symbol", "--output", "x/"], "give a name for the files, not only an ending"),
         (["--to", "onnx"], "other shapes|looks like"),
     ],
 )
@@ -319,6 +321,16 @@ def test_mistakes_end_with_one_line_and_no_file(
     assert error.count("\n") == 1
     assert re.search(message, error)
     assert sorted(run_folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("output", "written"), [("a.onnx", "a.onnx"), ("b", "b.onnx"), ("c.2", "c.2.onnx")]
+)
+def test_an_output_may_have_its_ending(run_folder: Path, output: str, written: str) -> None:
+    before = set(run_folder.iterdir())
+    flags = ["--to", "onnx", "--output", str(run_folder / output), *TINY_FLAGS]
+    assert export.main([str(run_folder / "last.param"), *flags]) == 0
+    assert set(run_folder.iterdir()) - before == {run_folder / written}
 
 
 @pytest.mark.parametrize("to", ["symbol", "onnx"])

@@ -149,6 +149,13 @@ def test_they_can_be_left_out() -> None:
     assert difference(net, prepared, images(3, 16)) < 1e-5
 
 
+def test_a_frozen_network_is_prepared_as_another_is() -> None:
+    net = network("two steps")
+    net.collect_params().setattr("grad_req", "null")
+    prepared = prepare_inference(net, images(4, 16), operators=True)
+    assert difference(net, prepared, images(4, 16)) < 1e-5
+
+
 def test_what_they_do_not_know_is_computed_by_mxnet_and_told() -> None:
     net = create_model("resnet20_se", 10, depth=11)
     net.initialize()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +209,65 @@ def test_what_the_operators_do_not_know_is_said(
 def test_a_frozen_network_is_refused() -> None:
     net = network("resnet20")
     net.layer1._children["0"].conv1.weight.grad_req = "null"
-    with pytest.raises(Unsupported):
+    with pytest.raises(Unsupported, match="parameters that are frozen"):
         training_graph(net, (1, 3, 8, 8), copied=False)
+
+
+@pytest.mark.parametrize("frozen", ["conv1.weight", "bn2.gamma", "bn2.beta"])
+def test_each_frozen_parameter_is_seen(frozen: str) -> None:
+    net = network("resnet20")
+    net._collect_params_with_prefix()[f"layer1.0.{frozen}"].grad_req = "null"
+    with pytest.raises(Unavailable, match="do not know parameters that are frozen"):
+        fuse(net)
+
+
+def test_another_precision_is_refused() -> None:
+    net = network("resnet20")
+    with pytest.raises(Unavailable, match="compute float32 or bfloat16, not float16"):
+        fuse(net, "float16")
+    assert net.fused is None
+
+
+LOCALE = "de_DE.utf8"
+WITH_COMMAS = f"""
+import locale, sys
+import numpy as np
+import mxnet as mx
+from mxnet import autograd
+from model import create_model
+from model.fused_training import fuse
+
+locale.setlocale(locale.LC_ALL, "{LOCALE}")
+assert locale.localeconv()["decimal_point"] == ","
+found = []
+for fused in (False, True):
+    mx.random.seed(0)
+    net = create_model("resnet20", 10)
+    net.initialize()
+    if fused:
+        fuse(net)
+    with autograd.record():
+        net(mx.nd.random.normal(shape=(2, 3, 8, 8))).sum().backward()
+    found.append(net.layer1._children["0"].bn1.running_mean.data().asnumpy())
+np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
+"""
+
+
+def test_numbers_are_read_alike_where_a_comma_is_the_point(tmp_path: Path) -> None:
+    # The path of a locale: LOCPATH.
+    made = shutil.which("localedef") and subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / LOCALE)], capture_output=True
+    )
+    if not (tmp_path / LOCALE).is_dir():
+        pytest.skip(f"cannot make the locale {LOCALE}: {made}")
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_COMMAS],
+        env={**os.environ, "LOCPATH": str(tmp_path)},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_not_a_number_stays_one() -> None:

@@ -157,9 +157,11 @@ def test_first_locations_are_scored_as_they_were_trained(
     ("words", "message"),
     [
         ("--model glimpse_mnits", "did you mean 'glimpse_mnist'"),
-        ("--model attention56_small", "unknown override of attention56_small"),
+        ("--model attention56_small", "is no glimpse model: use train_cifar.py, or one of"),
         ("--dataset digit", "unknown task 'digit'"),
         ("--patch-size 0", "patch_size must be 1 or more, got 0"),
+        ("--patch-size 29", "patch_size must be at most the image's 28 pixels, got 29"),
+        ("--test x.param --plot x.param", "--test and --plot: one thing at a time"),
         ("--num_glimpses=0", "num_glimpses must be 1 or more, got 0"),
         ("--glimpse-scale 1.5 --num-patches 2", "cannot be averaged down to 8"),
         ("--glimpse-scale inf", "not a finite number"),

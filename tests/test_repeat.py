@@ -135,6 +135,8 @@ def test_other_commands_and_own_flags_are_refused(
         assert message in capsys.readouterr().err
     assert run(tmp_path / "none.py", out) == 2
     assert "there is no such file" in capsys.readouterr().err
+    assert repeat.main(["--output", str(out)]) == 2
+    assert "Give its flags after --, as: -- --recipe quick" in capsys.readouterr().err
     assert run(trainer, out, seeds=0) == 2
     assert "--seeds must be 1 or more" in capsys.readouterr().err
 

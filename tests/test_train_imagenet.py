@@ -113,7 +113,10 @@ def test_the_default_recipe_is_the_papers() -> None:
     ("argv", "message"),
     [
         ("", "give the data: --data-dir FOLDER"),
-        ("--data-dir nowhere", "'nowhere' does not exist"),
+        (
+            "--data-dir nowhere",
+            "--data-dir nowhere: there is no such folder; give one with train.rec",
+        ),
         ("--size 8", "--size 8: give 16 to 1024"),
         ("--jitter 1", "--jitter 1.0: give 0 or more"),
         ("--mirror x", "ImageNet cannot be downloaded"),

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from training.config import option
 from training.errors import UserError
-from training.run_config import RunConfig, check_least
+from training.run_config import RunConfig, check_least, check_one_action
 
 REWARDS = ("last", "every", "likelihood")
 # Settings that are fields of the network's spec.
@@ -136,6 +136,7 @@ class GlimpseConfig(RunConfig):
         check_least(self, 1, "rollouts", "image_size", "rollouts_eval", "eval_seeds", "plot_images")
         check_least(self, 0, "first_radius", "reinforce_weight", "baseline_weight", "plot_freq")
         check_least(self, 0, "intermediate_weight", "plot_epoch")
+        check_one_action(self, "resume", "test", "plot", "std_sweep")
         if not self.first_radius <= 1:
             raise UserError(f"--first-radius {self.first_radius}: must be 0 to 1")
         if not 0 <= self.valid_fraction < 1:

@@ -110,6 +110,11 @@ def open_imagenet(config: ImageNetConfig) -> Photographs:
             "with train/<class>/*.jpg and val/<class>/*.jpg"
         )
     root = Path(config.data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"--data-dir {config.data_dir}: there is no such folder; give one with train.rec, "
+            "train.idx, val.rec and val.idx, or with train/<class>/*.jpg and val/<class>/*.jpg"
+        )
     if (root / RECORDS[0]).is_file():
         train, test = (RecordFile(root / name) for name in RECORDS)
         return Photographs(config.dataset, train, test, (), config.classes or IMAGENET_CLASSES)

@@ -123,6 +123,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--output", help="folder of the runs (default: runs/repeat-DIGEST)")
     options, words = parser.parse_args(given[:place]), given[place + 1 :]
     try:
+        if "--" not in given:
+            raise UserError(
+                "what shall be repeated? Give its flags after --, as: -- --recipe quick"
+            )
         if options.seeds < 1 or options.first_seed < 0:
             raise UserError("--seeds must be 1 or more and --first-seed 0 or more")
         script = Path(options.script)

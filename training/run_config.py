@@ -125,6 +125,13 @@ class RunConfig:
         )
 
 
+def check_one_action(config: Any, *names: str) -> None:
+    """Raise UserError when more than one of the settings called `names` is given."""
+    given = ["--" + name.replace("_", "-") for name in names if getattr(config, name, None)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: one thing at a time, give only one of them")
+
+
 def check_least(config: Any, least: int, *names: str) -> None:
     """Raise UserError when one of the settings of `config` called `names` is below `least`."""
     for name in names:

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional
 
 from training.augment import CUTOUT_KINDS, Augmentation
 from training.config import option
 from training.distributed import ENGINES, NONE
 from training.errors import UserError
-from training.run_config import PRECISIONS, RunConfig, check_least
+from training.run_config import PRECISIONS, RunConfig, check_least, check_one_action
 
 INITIALIZERS = ("msra", "xavier")
 FUSED = ("auto", "on", "off")
@@ -21,6 +22,18 @@ NORMALIZATIONS = ("dataset", "imagenet", "ram")
 WIRINGS = ("legacy", "paper")
 LEARNINGS = ("arl", "nal")
 ATTENTIONS = ("mixed", "channel", "spatial")
+OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".svg", ".pdf", ".tif", ".tiff")
+# Each is all that a command does; those of one script alone are named here too.
+ACTIONS = (
+    "resume",
+    "test",
+    "predict",
+    "masks",
+    "mask_score",
+    "summary",
+    "list_models",
+    "export_start",
+)
 
 
 @dataclass(frozen=True)
@@ -109,11 +122,14 @@ class ClassifierConfig(RunConfig):
         super().check()
         check_least(self, 0, "mixup_off_epochs")
         check_least(self, 1, "mask_images")
+        check_one_action(self, *ACTIONS)
         if self.images and not (self.predict or self.masks):
             raise UserError(
                 f"unexpected word {self.images[0]!r}; every setting is a flag (--help lists all), "
                 "and pictures go with --predict FILE or --masks FILE"
             )
+        if Path(self.mask_output).suffix.lower() in OTHER_PICTURES:
+            raise UserError(f"--mask-output {self.mask_output}: give a folder, or a .png file")
         if self.freeze != "none" and not self.finetune:
             raise UserError(f"--freeze {self.freeze} needs trained weights: add --finetune FILE")
 

@@ -5,6 +5,7 @@
 // products, activations stay in the caches, the gradient of a layer's weights is one product over
 // all glimpses, and a thread works on its own images from the first glimpse to the last.
 #include <cmath>
+#include <locale>
 #include <sstream>
 #include <string>
 
@@ -59,7 +60,9 @@ class Rollouts : public CustomStatefulOp {
         multiply_(number(a, "multiply")), tanh_(number(a, "tanh")),
         to_core_(number(a, "reinforce_to_core")), layers_(layer_count(a)) {
     retina_.patch = number(a, "patch_size");
-    retina_.pad = std::stof(a.at("pad_value"));
+    std::istringstream pad(a.at("pad_value"));
+    pad.imbue(std::locale::classic());  // std::stof would follow the locale of the process
+    pad >> retina_.pad;
     std::istringstream windows(a.at("windows"));  // as in 1x2x4
     for (std::string window; std::getline(windows, window, 'x');)
       retina_.windows.push_back(std::stoi(window));

@@ -9,7 +9,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <locale>
 #include <new>
+#include <sstream>
+#include <stdexcept>
+#include <string>
 #include <vector>
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -22,6 +26,15 @@ typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
 
 inline Lanes load(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
 inline void store(float* p, Lanes v) { *reinterpret_cast<Lanes*>(p) = v; }
+
+// As Python writes it, whatever the locale of the process is: std::stof would follow that.
+inline float real(const std::string& text) {
+  std::istringstream stream(text);
+  stream.imbue(std::locale::classic());
+  float value;
+  if (!(stream >> value)) throw std::invalid_argument("not a number: " + text);
+  return value;
+}
 
 struct Half {  // a bfloat16
   uint16_t bits;
@@ -84,6 +97,7 @@ class Buffer {
   float* get(size_t count) {
     if (count > count_) {
       std::free(data_);
+      count_ = 0;
       data_ = static_cast<float*>(std::aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64));
       if (!data_) throw std::bad_alloc();
       count_ = count;

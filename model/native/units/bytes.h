@@ -153,7 +153,7 @@ class ByteUnit : private FoldedUnit {
 inline std::vector<float> numbers_of(const std::string& text) {
   std::vector<float> found;
   std::istringstream parts(text);
-  for (std::string part; std::getline(parts, part, ',');) found.push_back(std::stof(part));
+  for (std::string part; std::getline(parts, part, ',');) found.push_back(real(part));
   return found;
 }
 

@@ -157,7 +157,7 @@ class FixedMeanOperator : public InferenceOperator<FixedMeanOperator> {
     attn::Affine norm;
     if (in->size() > 1) {
       const attn::Arrays a = arrays(in, 1, 4);
-      norm = attn::affine_of({a[0], a[1], a[2], a[3]}, s.c, std::stof(attributes_.at("epsilon")));
+      norm = attn::affine_of({a[0], a[1], a[2], a[3]}, s.c, attn::real(attributes_.at("epsilon")));
     }
     attn::mean_of((*in)[0].data<T>(), s, norm, out->data<float>());
   }

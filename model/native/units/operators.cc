@@ -173,8 +173,8 @@ class MeanOperator : public Operator {
     if (a.size() > 1) {
       mean_.norm.begin(s);
       mean_.norm.take(a[0], 0, s);
-      mean_.norm.finish(a[1], a[2], std::stof(attributes_.at("epsilon")),
-                        std::stof(attributes_.at("momentum")), a[3], a[4]);
+      mean_.norm.finish(a[1], a[2], attn::real(attributes_.at("epsilon")),
+                        attn::real(attributes_.at("momentum")), a[3], a[4]);
     }
     mean_.forward(a[0], s, (*out)[0].data<float>());
   }

@@ -33,8 +33,8 @@ struct UnitSpec {
     recurrent = a.at("gate") == "recurrent";
     half = a.at("precision") == "bfloat16";
     steps = std::stoi(a.at("steps"));
-    epsilon = std::stof(a.at("epsilon"));
-    momentum = std::stof(a.at("momentum"));
+    epsilon = real(a.at("epsilon"));
+    momentum = real(a.at("momentum"));
   }
   int stride_of(int index) const { return index == strided ? stride : 1; }
   int gate_begin() const {
