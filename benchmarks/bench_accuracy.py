@@ -1,7 +1,8 @@
-"""What 16 and 8 bit arithmetic cost in accuracy: ``python benchmarks/bench_accuracy.py FILE ...``.
+"""What 16 and 8 bit arithmetic cost in accuracy: ``python benchmarks/bench_accuracy.py``.
 
-Each trained file is prepared for inference in float32, bfloat16 and int8, and judged on test images
-that it has not seen. int8 is calibrated with training images. Needs the data set (``--data-dir``).
+A trained file (``--file``) is prepared for inference in float32, bfloat16 and int8, and judged on
+test images that it has not seen. int8 is calibrated with training images. Needs the data set
+(``--data-dir``).
 """
 
 from __future__ import annotations

@@ -166,6 +166,21 @@ def test_help_lists_every_flag_with_its_default_under_its_heading(
     assert order == sorted(order)
 
 
+def test_help_keeps_the_lines_of_examples(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    about = (
+        "Trains. " * 9 + "\n\n    python a.py          does this\n    python a.py --b      and that"
+    )
+    with pytest.raises(SystemExit):
+        parse(Config, ["--help"], prog="train.py", description=f"{about}\n\nThe\nend.\n")
+    text = capsys.readouterr().out
+    assert "Trains. Trains.\nTrains." in text
+    end = about[about.index("    python") :]
+    assert f"\n\n{end}\n\nThe end.\n\n" in text
+
+
 configs = st.builds(
     Config,
     model=st.text("abc_-./=", min_size=1).filter(lambda text: text[0] not in "-"),

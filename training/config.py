@@ -157,6 +157,17 @@ class _Help(argparse.HelpFormatter):
         default_metavar = self._get_default_metavar_for_optional(action)
         return f"{spellings} {self._format_args(action, default_metavar)}"
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Fill paragraphs, but leave lines that are indented, as examples are, as they stand."""
+        shown = []
+        for paragraph in text.strip().split("\n\n"):
+            lines = paragraph.splitlines()
+            if all(line.startswith("    ") for line in lines):
+                shown.append("\n".join(indent + line for line in lines))
+            else:
+                shown.append(super()._fill_text(paragraph, width, indent))
+        return "\n\n".join(shown)
+
 
 class _Assign(argparse.Action):
     """Put the value of one flag into the namespace, read by the field's kind."""
