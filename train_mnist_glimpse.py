@@ -105,7 +105,9 @@ def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
     config = GlimpseConfig(**{**TASK_SETTINGS.get(dataset, {}), **given})
     config.check()
     if config.plot and Path(config.plot).is_dir():
-        return _plot_run(config)
+        from training.glimpse_view import draw_run
+
+        return draw_run(config)
     if config.plot or config.test:
         return _open_and(config, given)
     if config.std_sweep:
@@ -159,12 +161,11 @@ def _in_named_folder(
 
 
 def _model_name(config: GlimpseConfig) -> str:
-    from model import list_models
-    from model.recurrent_attention import FAMILY
+    from model.registry import FAMILIES, GLIMPSE
 
     name = config.model or MODELS.get(config.dataset, DEFAULT_MODEL)
-    if name in list_models() and name not in FAMILY:
-        known = ", ".join(sorted(FAMILY))
+    if name in FAMILIES and name not in GLIMPSE:
+        known = ", ".join(sorted(GLIMPSE))
         raise UserError(f"{name} is no glimpse model: use train_cifar.py, or one of {known}")
     return name
 
@@ -291,16 +292,6 @@ def _open_and(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
         draw_file(opened, config, Path(path))
     else:
         print_report(opened, config)
-    return 0
-
-
-def _plot_run(config: GlimpseConfig) -> int:
-    from training.glimpse_view import load_view, write_pictures
-
-    folder = Path(str(config.plot))
-    epoch, view = load_view(folder, config.plot_epoch)
-    output = Path(config.output or folder) / f"glimpses_epoch_{epoch}"
-    print("wrote", ", ".join(map(str, write_pictures(view, output))))
     return 0
 
 

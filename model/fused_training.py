@@ -6,11 +6,13 @@ use the network's own graph. Parameters, their names and their files are the sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import mxnet as mx
 from mxnet import autograd
 
+from model.fused_update import update
 from model.operators import UNITS, Unavailable, load
 
 __all__ = ["FusedTraining", "Unavailable", "fuse"]
@@ -29,20 +31,31 @@ class FusedTraining:
         self._net, self.precision = net, precision
         self._parameters = {p.name: p for p in net.collect_params().values()}
         self._graphs: dict[tuple[Any, ...], tuple[Any, list[Optional[Any]]]] = {}
+        self._other_calls = False
 
     def takes(self, x: Any) -> bool:
         """Return whether a call with these images is a training step that is computed here."""
-        return (
+        taken = (
             isinstance(x, mx.nd.NDArray)
             and autograd.is_recording()
             and autograd.is_training()
             and x.context.device_type == "cpu"
         )
+        self._other_calls |= not taken
+        return taken
 
     def __call__(self, x: Any) -> Any:
         """Return the logits (N, classes) of images (N, 3, H, W)."""
         run, inputs = self._graph(x)
         return run(*(x if p is None else p.data(x.context) for p in inputs))
+
+    def update(self, *arrays: Sequence[Any], **how: Any) -> None:
+        """Update parameters as `model.fused_update.update` does, after any evaluation."""
+        if self._other_calls:
+            # They may still change the layout of weights, which could come between.
+            mx.nd.waitall()
+            self._other_calls = False
+        update(*arrays, **how)
 
     def _graph(self, x: Any) -> tuple[Any, list[Optional[Any]]]:
         copied = any(p.grad_req == "add" for p in self._parameters.values())

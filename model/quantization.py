@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
 import mxnet as mx
@@ -13,6 +14,7 @@ from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
 from model.fused_inference import INT8, ranges_graph
+from model.graph import Graph
 from model.inference import PreparedNetwork, check_image
 from model.inference_graphs import Target, by_operators, compiled, logits_of, reason, snapshot
 from model.operators import require_instructions
@@ -125,51 +127,74 @@ def quantize(
     first = calibration[:BATCH]
     # How near is for the judges to say.
     target = Target(first, logits_of(net, first), float("inf"))
-
-    @functools.cache
-    def by_mxnet() -> SymbolBlock:
-        return _quantized(compiled(graph.symbol(), graph.parameters()), calibration)
-
-    def portable() -> SymbolBlock:
-        judge.accept(by_mxnet())
-        return by_mxnet()
-
-    def own_form() -> PreparedNetwork:
-        assert own is not None
-        done = (how, INT8, *timed, judge.accept(own))
-        return PreparedNetwork(own, done, difference, size, portable)
-
-    def mxnets_form() -> PreparedNetwork:
-        done = (*steps, *timed, judge.accept(by_mxnet()))
-        return PreparedNetwork(by_mxnet(), done, target.difference(by_mxnet()), size)
-
     own, difference, how = None, 0.0, "not asked for"
     if operators is not False:
         own, difference, how = by_operators(net, INT8, target, lambda: _ranges(net, calibration))
-    if own is None and operators:
-        raise ValueError(f"own operators do not quantize this network: {how}")
-    timed: list[str] = []
+    forms = _Forms(graph, steps, size, calibration, judge, target)
     if own is None:
+        if operators:
+            raise ValueError(f"own operators do not quantize this network: {how}")
         steps.append(f"not by own operators: {how}")
-        return mxnets_form()
-    if operators:
-        return own_form()
-    try:
-        seconds = _seconds((own, by_mxnet()), _repeated(calibration, batch_size))
-    except ValueError as error:
-        timed.append(str(error))
-        return own_form()
-    timed.append(
-        "{:.3g} ms by own operators, {:.3g} ms by MXNet's, {} images".format(
-            *(1e3 * each for each in seconds), batch_size
-        )
-    )
-    better, other = (own_form, mxnets_form) if seconds[0] <= seconds[1] else (mxnets_form, own_form)
-    try:
-        return better()
-    except AccuracyError as error:
-        timed.append(f"the faster is not accurate enough: {error}")
-        return other()
+        return forms.by_mxnet()
+    own_form = functools.partial(forms.by_operators, own, difference, how)
+    return own_form() if operators else forms.faster(own, own_form, batch_size)
+
+
+@dataclass
+class _Forms:
+    """The quantized forms of a network, each judged when it is asked for.
+
+    `graph` is rewritten for inference, `steps` tell how, `timed` is what was found about speed.
+    """
+
+    graph: Graph
+    steps: list[str]
+    size: Optional[tuple[int, int]]
+    calibration: Any
+    judge: Judges
+    target: Target
+    timed: list[str] = field(default_factory=list)
+
+    def by_operators(self, own: SymbolBlock, difference: float, how: str) -> PreparedNetwork:
+        """Return the form by own operators."""
+        done = (how, INT8, *self.timed, self.judge.accept(own))
+        return PreparedNetwork(own, done, difference, self.size, self._portable)
+
+    def by_mxnet(self) -> PreparedNetwork:
+        """Return the form by MXNet's."""
+        block = self._mxnets
+        done = (*self.steps, *self.timed, self.judge.accept(block))
+        return PreparedNetwork(block, done, self.target.difference(block), self.size)
+
+    def _portable(self) -> SymbolBlock:
+        self.judge.accept(self._mxnets)
+        return self._mxnets
+
+    @functools.cached_property
+    def _mxnets(self) -> SymbolBlock:
+        block = compiled(self.graph.symbol(), self.graph.parameters())
+        return _quantized(block, self.calibration)
+
+    def faster(
+        self, own: SymbolBlock, own_form: Callable[[], PreparedNetwork], batch_size: int
+    ) -> PreparedNetwork:
+        """Return the form that is faster, or the other one where it loses too much accuracy."""
+        try:
+            image = _repeated(self.calibration, batch_size)
+            seconds = _seconds((own, self._mxnets), image)
+        except ValueError as error:
+            self.timed.append(str(error))
+            return own_form()
+        ours, theirs = (f"{1e3 * each:.3g} ms" for each in seconds)
+        self.timed.append(f"{ours} by own operators, {theirs} by MXNet's, {batch_size} images")
+        forms = [own_form, self.by_mxnet]
+        if seconds[1] < seconds[0]:
+            forms.reverse()
+        try:
+            return forms[0]()
+        except AccuracyError as error:
+            self.timed.append(f"the faster is not accurate enough: {error}")
+            return forms[1]()
 
 
 def _seconds(blocks: Sequence[Callable[[Any], Any]], image: Any) -> list[float]:

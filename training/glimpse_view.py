@@ -169,3 +169,12 @@ def draw_file(opened: Opened, config: GlimpseConfig, path: Path) -> None:
     view = look(opened.net, opened.contexts[0], shown, still, names)
     output = Path(config.output or path.parent) / f"{path.stem}_glimpses"
     print("wrote", ", ".join(map(str, write_pictures(view, output))))
+
+
+def draw_run(config: GlimpseConfig) -> int:
+    """Draw the glimpses that a run folder (``plot``) kept of an epoch; return the exit code."""
+    folder = Path(str(config.plot))
+    epoch, view = load_view(folder, config.plot_epoch)
+    output = Path(config.output or folder) / f"glimpses_epoch_{epoch}"
+    print("wrote", ", ".join(map(str, write_pictures(view, output))))
+    return 0

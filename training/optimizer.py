@@ -49,6 +49,8 @@ def build_trainer(net: Any, config: RunConfig) -> Any:
     """
     from mxnet import gluon
 
+    from training.joint_optimizer import joint_optimizer
+
     for parameter in net.collect_params().values():
         if not config.decay_bias and parameter.name.endswith(UNDECAYED):
             parameter.wd_mult = 0.0
@@ -70,11 +72,13 @@ def build_trainer(net: Any, config: RunConfig) -> Any:
     arguments = {"learning_rate": config.lr, "wd": config.wd}
     if config.optimizer != "adam":
         arguments["momentum"] = config.momentum
+    update = getattr(getattr(net, "fused", None), "update", None)
+    joint = joint_optimizer(config.optimizer, arguments, update) if update else None
     # Updates happen on the devices, where the optimizer's state can be read and saved.
     return gluon.Trainer(
         trained,
-        config.optimizer,
-        arguments,
+        joint or config.optimizer,
+        None if joint else arguments,
         kvstore=config.kvstore,
         update_on_kvstore=False,
     )

@@ -275,6 +275,7 @@ ATTN_OPERATOR(attn_block, BlockOperator, same_shape, no_writes);
 ATTN_OPERATOR(attn_mean, MeanOperator, mean_shape, mean_writes);
 
 #include "inference_operators.h"
+#include "update.h"
 
 __attribute__((visibility("default"))) MXReturnValue initialize(int version) {
   if (version >= 10700) return mxnet::ext::MX_SUCCESS;
