@@ -64,7 +64,7 @@ class ClassifierConfig(RunConfig):
         "mean and std: the data set's own, ImageNet's, or those of the RAM-ResNet repository",
         choices=NORMALIZATIONS,
     )
-    # Not auto: 3 runs of a few epochs each lost 0.5 points in bfloat16; longer ones will tell.
+    # Not auto: bfloat16 is not shown to be neutral for attention networks (docs/speed.md).
     precision: str = option(
         "float32",
         "what convolutions multiply; auto: the faster one of a probe, where fused operators train",
