@@ -177,10 +177,9 @@ def networks() -> Any:
 
 def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
     """Return what `model.create_model` does; UserError for a glimpse model."""
-    from model import create_model
-    from model.recurrent_attention import FAMILY
+    from model.registry import GLIMPSE, create_model
 
-    if name in FAMILY:
+    if name in GLIMPSE:
         raise UserError(f"{name} is a glimpse model: use train_mnist_glimpse.py for it")
     return create_model(name, *args, **overrides)
 
@@ -238,10 +237,9 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
 
 def list_names() -> int:
     """Print the names of the classifiers of whole images."""
-    from model import list_models
-    from model.recurrent_attention import FAMILY
+    from model.registry import GLIMPSE, list_models
 
-    print("\n".join(name for name in list_models() if name not in FAMILY))
+    print("\n".join(name for name in list_models() if name not in GLIMPSE))
     return 0
 
 

@@ -57,7 +57,8 @@ class Operators(NamedTuple):
 
 
 GLIMPSE = Operators("glimpse")  # glimpse_rollouts: all glimpses of a batch
-# attn_unit, attn_pool, attn_upsample, attn_mask, attn_block, attn_mean: units on blocked maps
+# attn_unit, attn_pool, attn_upsample, attn_mask, attn_block, attn_mean: units on blocked maps;
+# attn_update: a step of the optimizer
 UNITS = Operators(
     "units",
     onednn=True,

@@ -16,7 +16,15 @@ from mxnet.gluon import SymbolBlock, nn
 from model.fused_inference import INT8, ranges_graph
 from model.graph import Graph
 from model.inference import PreparedNetwork, check_image
-from model.inference_graphs import Target, by_operators, compiled, logits_of, reason, snapshot
+from model.inference_graphs import (
+    Checked,
+    Target,
+    by_operators,
+    compiled,
+    logits_of,
+    reason,
+    snapshot,
+)
 from model.operators import require_instructions
 from model.threads import release_callers_team
 
@@ -127,24 +135,25 @@ def quantize(
     first = calibration[:BATCH]
     # How near is for the judges to say.
     target = Target(first, logits_of(net, first), float("inf"))
-    own, difference, how = None, 0.0, "not asked for"
+    own: Checked = None, 0.0, "not asked for"
     if operators is not False:
-        own, difference, how = by_operators(net, INT8, target, lambda: _ranges(net, calibration))
-    forms = _Forms(graph, steps, size, calibration, judge, target)
-    if own is None:
+        own = by_operators(net, INT8, target, lambda: _ranges(net, calibration))
+    block, _, how = own
+    forms = _Forms(graph, steps, size, calibration, judge, target, own)
+    if block is None:
         if operators:
             raise ValueError(f"own operators do not quantize this network: {how}")
         steps.append(f"not by own operators: {how}")
         return forms.by_mxnet()
-    own_form = functools.partial(forms.by_operators, own, difference, how)
-    return own_form() if operators else forms.faster(own, own_form, batch_size)
+    return forms.by_operators() if operators else forms.faster(batch_size)
 
 
 @dataclass
 class _Forms:
     """The quantized forms of a network, each judged when it is asked for.
 
-    `graph` is rewritten for inference, `steps` tell how, `timed` is what was found about speed.
+    `graph` is rewritten for inference, `steps` tell how, `own` is what `by_operators` of
+    `model.inference_graphs` says, `timed` is what was found about speed.
     """
 
     graph: Graph
@@ -153,12 +162,15 @@ class _Forms:
     calibration: Any
     judge: Judges
     target: Target
+    own: Checked
     timed: list[str] = field(default_factory=list)
 
-    def by_operators(self, own: SymbolBlock, difference: float, how: str) -> PreparedNetwork:
-        """Return the form by own operators."""
-        done = (how, INT8, *self.timed, self.judge.accept(own))
-        return PreparedNetwork(own, done, difference, self.size, self._portable)
+    def by_operators(self) -> PreparedNetwork:
+        """Return the form by own operators, which must be there."""
+        block, difference, how = self.own
+        assert block is not None
+        done = (how, INT8, *self.timed, self.judge.accept(block))
+        return PreparedNetwork(block, done, difference, self.size, self._portable)
 
     def by_mxnet(self) -> PreparedNetwork:
         """Return the form by MXNet's."""
@@ -175,19 +187,17 @@ class _Forms:
         block = compiled(self.graph.symbol(), self.graph.parameters())
         return _quantized(block, self.calibration)
 
-    def faster(
-        self, own: SymbolBlock, own_form: Callable[[], PreparedNetwork], batch_size: int
-    ) -> PreparedNetwork:
+    def faster(self, batch_size: int) -> PreparedNetwork:
         """Return the form that is faster, or the other one where it loses too much accuracy."""
         try:
             image = _repeated(self.calibration, batch_size)
-            seconds = _seconds((own, self._mxnets), image)
+            seconds = _seconds((self.own[0], self._mxnets), image)
         except ValueError as error:
             self.timed.append(str(error))
-            return own_form()
+            return self.by_operators()
         ours, theirs = (f"{1e3 * each:.3g} ms" for each in seconds)
         self.timed.append(f"{ours} by own operators, {theirs} by MXNet's, {batch_size} images")
-        forms = [own_form, self.by_mxnet]
+        forms = [self.by_operators, self.by_mxnet]
         if seconds[1] < seconds[0]:
             forms.reverse()
         try:
@@ -197,7 +207,7 @@ class _Forms:
             return forms[1]()
 
 
-def _seconds(blocks: Sequence[Callable[[Any], Any]], image: Any) -> list[float]:
+def _seconds(blocks: Sequence[Any], image: Any) -> list[float]:
     """Return the least time that each takes for the image, measured in turn."""
     best = [float("inf")] * len(blocks)
     for _ in range(ROUNDS):

@@ -36,6 +36,31 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def unit_operators() -> None:
+    """Load the operators of residual units; skips where they cannot be had."""
+    from model.operators import UNITS
+
+    _load_or_skip(UNITS)
+
+
+@pytest.fixture(scope="session")
+def glimpse_operators() -> None:
+    """Load the operator of glimpses; skips where it cannot be had."""
+    from model.operators import GLIMPSE
+
+    _load_or_skip(GLIMPSE)
+
+
+def _load_or_skip(operators: Any) -> None:
+    from model.operators import Unavailable, load
+
+    try:
+        load(operators)
+    except Unavailable as error:
+        pytest.skip(f"needs the operators in C++: {error}")
+
+
+@pytest.fixture(scope="session")
 def torch_python() -> str:
     """The interpreter that has PyTorch, in an environment of its own; skips where there is none."""
     python = Path(os.environ.get("TORCH_PYTHON", ROOT / ".venv-torch/bin/python"))

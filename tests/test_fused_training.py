@@ -19,7 +19,7 @@ from model import create_model
 from model.fused_graph import training_graph
 from model.fused_limits import Unsupported
 from model.fused_training import fuse
-from model.operators import UNITS, Unavailable, load
+from model.operators import Unavailable
 from tests import golden_runs as golden
 from tests.test_golden_runs import errors as golden_errors
 
@@ -46,12 +46,7 @@ KNOWN = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _operators() -> None:
-    try:
-        load(UNITS)
-    except Unavailable as error:
-        pytest.skip(f"needs the fused operators: {error}")
+pytestmark = pytest.mark.usefixtures("unit_operators")
 
 
 @pytest.mark.parametrize("case", KNOWN)

@@ -13,7 +13,6 @@ from mxnet.gluon import nn
 from model import create_model
 from model.fused_training import fuse
 from model.fused_update import update
-from model.operators import UNITS, Unavailable, load
 from training.joint_optimizer import NAG, SGD
 from training.optimizer import build_trainer
 from training.run_config import RunConfig
@@ -23,12 +22,7 @@ RATES, DECAYS = [0.1, 0.2, 0.1, 0.3, 0.1], [0.0, 0.05, 0.01, 0.0, 0.2]
 HOW: dict[str, Any] = {"momentum": 0.9, "scale": 1 / 64}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _operators() -> None:
-    try:
-        load(UNITS)
-    except Unavailable as error:
-        pytest.skip(f"needs the fused operators: {error}")
+pytestmark = pytest.mark.usefixtures("unit_operators")
 
 
 def arrays() -> list[list[Any]]:

@@ -14,7 +14,7 @@ from mxnet import autograd, gluon
 
 from model import create_model
 from model.hybrid_loss import HybridLoss, LossWeights
-from model.operators import GLIMPSE, SWITCH, Unavailable, load
+from model.operators import SWITCH
 from model.recurrent_attention import Rollouts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,15 +42,6 @@ VARIANTS: list[dict[str, Any]] = [
     {"patch_size": 5, "num_patches": 2, "glimpse_scale": 3, "channels": 1},
     {"num_patches": 1, "pad_value": 0.0, "channels": 1, "height": 28, "width": 28},
 ]
-
-
-@pytest.fixture(scope="module")
-def library() -> None:
-    """Let the operators be loaded, or skip."""
-    try:
-        load(GLIMPSE)
-    except Unavailable as error:
-        pytest.skip(f"needs the operators in C++: {error}")
 
 
 def build(name: str = "glimpse_mnist", **overrides: Any) -> Any:
@@ -97,7 +88,7 @@ def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 @pytest.mark.parametrize("hybridize", [False, True])
 @pytest.mark.parametrize("overrides", VARIANTS, ids=str)
 def test_outputs_and_gradients_equal_those_of_the_graph(
-    overrides: dict[str, Any], hybridize: bool, library: None
+    overrides: dict[str, Any], hybridize: bool, glimpse_operators: None
 ) -> None:
     graph, operator = build(**overrides), build(**overrides)
     assert operator.use_operator()
@@ -109,7 +100,7 @@ def test_outputs_and_gradients_equal_those_of_the_graph(
         assert_close(outputs_and_gradients(operator, inputs), expected)
 
 
-def test_a_training_stays_with_that_of_the_graph(library: None) -> None:
+def test_a_training_stays_with_that_of_the_graph(glimpse_operators: None) -> None:
     def losses(use: bool) -> list[float]:
         net = build(combine="multiply", location_octaves=2)
         assert net.use_operator(use) is use
@@ -135,7 +126,7 @@ def test_a_training_stays_with_that_of_the_graph(library: None) -> None:
     "overrides", [{"core": "lstm"}, {"first_location": "learned"}, {"gaze": "noise"}], ids=str
 )
 def test_what_the_operator_does_not_know_stays_a_graph(
-    overrides: dict[str, Any], library: None
+    overrides: dict[str, Any], glimpse_operators: None
 ) -> None:
     net = build(**overrides)
     assert not net.use_operator()
@@ -143,7 +134,7 @@ def test_what_the_operator_does_not_know_stays_a_graph(
     assert net(*inputs_for(net, 2))[0].shape == (2, 3, 3, 4)
 
 
-def test_back_to_the_graph_for_an_export(library: None, tmp_path: Path) -> None:
+def test_back_to_the_graph_for_an_export(glimpse_operators: None, tmp_path: Path) -> None:
     net = build()
     net.hybridize()
     for use in (True, False):
@@ -179,7 +170,7 @@ print(hashlib.sha256(values).hexdigest())
 
 
 def test_bits_do_not_depend_on_the_number_of_threads(
-    library: None, monkeypatch: pytest.MonkeyPatch
+    glimpse_operators: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests = set()
     for threads in ("1", "2"):
