@@ -78,6 +78,13 @@ class PreparedNetwork(nn.HybridBlock):
     def hybridize(self, active: bool = True, **kwargs: Any) -> None:
         """Do nothing: the graph is compiled as is best for it."""
 
+    def load_parameters(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError: parameters of the network were rewritten and are here in part."""
+        raise ValueError(
+            f"{filename}: a prepared network takes no parameters; load them into the network that "
+            "it was made from and call prepare_inference (or quantize) again"
+        )
+
     def export(self, path: str, epoch: int = 0, remove_amp_cast: bool = False) -> tuple[str, str]:
         """Write the graph and its parameters, for images of the prepared size.
 

@@ -115,7 +115,8 @@ class Rewritten:
         Raises
         ------
         ValueError
-            When even the graph that is not fused is not equal to the network.
+            When even the graph that is not fused is not equal to the network, or cannot be
+            computed here.
         """
         if self._block is None:
             self._block = self._made()
@@ -130,7 +131,13 @@ class Rewritten:
         else:
             symbol, values = self.graph.symbol(), self.graph.parameters()
         best = compiled(symbol, values, static_shape=self.precision == "float32")
-        self.difference = target.difference(best)
+        try:
+            self.difference = target.difference(best)
+        except mx.MXNetError as error:
+            raise ValueError(
+                f"MXNet does not compute this network in {self.precision} here (bfloat16 takes a "
+                f"processor with AVX-512): {str(error).strip().splitlines()[-1]}"
+            ) from error
         if not self.difference <= target.tolerance:
             raise ValueError(
                 f"the prepared network differs by {self.difference:.2g} of the largest logit, "

@@ -189,3 +189,14 @@ def test_what_they_compute_wrongly_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         prepared = prepare_inference(net, images(2, 16))
     assert prepared.steps[-1] == "fused by oneDNN"
     assert difference(net, prepared, images(3, 16)) < 1e-5
+
+
+def test_parameters_are_not_loaded_into_what_was_rewritten(tmp_path: Path) -> None:
+    net = create_model("resnet20", depth=11)
+    net.initialize()
+    net(mx.nd.zeros((1, 3, 16, 16)))
+    path = str(tmp_path / "net.param")
+    net.save_parameters(path)
+    prepared = prepare_inference(net, mx.nd.ones((1, 3, 16, 16)))
+    with pytest.raises(ValueError, match=r"net.param: a prepared network takes no parameters"):
+        prepared.load_parameters(path, ctx=mx.cpu())

@@ -140,7 +140,8 @@ def use_precision(precision: str, contexts: list[Any]) -> None:
     Raises
     ------
     UserError
-        When bfloat16 is asked for on a GPU, or float16 on the CPU, for which MXNet has no kernels.
+        When bfloat16 is asked for on a GPU, or on a processor that cannot, or float16 on the CPU,
+        for which MXNet has no kernels.
     """
     if precision in ("float32", "auto"):
         return
@@ -160,9 +161,26 @@ def use_precision(precision: str, contexts: list[Any]) -> None:
         return
     if any(on_gpu):
         raise UserError("--precision bfloat16 is for the CPU; use float16, or float32, with --gpus")
+    check_bfloat16()
     # A product of two bfloat16 tensors runs in a scalar software loop, 20 times slower.
     float32_ops = [*amp.lists.symbol_bf16.FP32_FUNCS, "elemwise_mul"]
     amp.init(target_dtype="bfloat16", fp32_ops=float32_ops)
+
+
+def check_bfloat16() -> None:
+    """Raise UserError when oneDNN has no bfloat16 convolution for this processor."""
+    import mxnet as mx
+    from mxnet.contrib.amp.amp import bfloat16
+
+    one = mx.nd.amp_cast(mx.nd.ones((1, 1, 1, 1)), dtype=bfloat16)
+    product = mx.nd.Convolution(one, one, kernel=(1, 1), num_filter=1, no_bias=True)
+    try:
+        product.wait_to_read()
+    except mx.MXNetError as error:
+        raise UserError(
+            "--precision bfloat16: oneDNN has no bfloat16 convolution for this processor, which "
+            f"takes AVX-512 ({str(error).strip().splitlines()[-1]}). Use float32, or auto"
+        ) from error
 
 
 def check_kvstore(name: str, contexts: Sequence[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple, Optional
 
+from training.devices import check_bfloat16
 from training.distributed import HOROVOD
 from training.environment import remember
 from training.errors import UserError
@@ -65,7 +66,7 @@ def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) 
     Raises
     ------
     UserError
-        When fused operators are demanded and cannot be had.
+        When fused operators are demanded and cannot be had, or bfloat16 on a processor without.
     """
     found, reason = None, ""
     if config.fused == "off":
@@ -80,6 +81,8 @@ def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) 
     elif config.freeze != "none":
         reason = "frozen layers, which the fused ones do not know"
     else:
+        if config.precision == "bfloat16":  # MXNet is not set to it, so nothing else checks
+            check_bfloat16()
         try:
             found = networks.fuse(networks.build(config, classes))
         except networks.unavailable as error:
