@@ -38,7 +38,7 @@ def run_without_avx512(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_training_is_refused_with_one_line(tmp_path: Path, fused: str) -> None:
     folder = tmp_path / "run"
     done = run_without_avx512(
-        *"train_cifar.py --recipe quick --dataset shapes --model resnet20 --train-count 64".split(),
+        *["train_cifar.py", "--recipe", "quick", "--dataset", "shapes", "--model", "resnet20", "--train-count", "64"],
         *f"--epochs 1 --precision bfloat16 --fused {fused} --run-dir {folder}".split(),
     )
     assert done.returncode == 2, done.stderr
