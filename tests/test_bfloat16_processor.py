@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+NETWORK = "--recipe quick --dataset shapes --model resnet20 --train-count 64"
 PREPARE = """
 import mxnet as mx
 from model import create_model
@@ -37,10 +38,8 @@ def run_without_avx512(*arguments: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("fused", ["auto", "off"])
 def test_training_is_refused_with_one_line(tmp_path: Path, fused: str) -> None:
     folder = tmp_path / "run"
-    done = run_without_avx512(
-        *["train_cifar.py", "--recipe", "quick", "--dataset", "shapes", "--model", "resnet20", "--train-count", "64"],
-        *f"--epochs 1 --precision bfloat16 --fused {fused} --run-dir {folder}".split(),
-    )
+    settings = f"--epochs 1 --precision bfloat16 --fused {fused} --run-dir {folder}"
+    done = run_without_avx512("train_cifar.py", *NETWORK.split(), *settings.split())
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "no bfloat16 convolution for this processor" in done.stderr.splitlines()[-1]
