@@ -31,6 +31,7 @@ folder = pathlib.Path(sys.argv[sys.argv.index("--resume") + 1] if going else wor
 folder.mkdir(parents=True, exist_ok=True)
 if not going:
     config = {"seed": int(words["--seed"]), "epochs": 2, "lr": float(words.get("--lr", 1))}
+    config["precision"] = words.get("--precision", f"chosen by seed {config['seed']}")
     (folder / "config.json").write_text(json.dumps({**config, "model": "m", "dataset": "d"}))
 seed = json.loads((folder / "config.json").read_text())["seed"]
 with open(folder.parent / "calls", "a") as calls:
@@ -69,6 +70,17 @@ def test_mean_and_sample_deviation() -> None:
     assert spread([0.94, 0.95, 0.96]).percent() == "95.00 ± 1.00 % (n = 3)"
     assert math.isnan(spread([0.5]).std)
     assert spread([0.5]).percent() == "50.00 % (n = 1)"
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"), [([], "chosen by seed 4"), (["--precision=bfloat16"], "bfloat16")]
+)
+def test_all_seeds_have_one_precision(
+    trainer: Path, tmp_path: Path, words: list[str], wanted: str
+) -> None:
+    assert run(trainer, tmp_path / "out", *words, first=4) == 0
+    found = [read_result(tmp_path / "out" / f"seed-{seed}").config for seed in (4, 5, 6)]
+    assert [config["precision"] for config in found] == [wanted] * 3
 
 
 def test_every_seed_is_run_once_and_summed_up(

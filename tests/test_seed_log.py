@@ -27,7 +27,7 @@ EPOCHS = 4
 # The rate falls before epochs 1 and 3, from 0: rows 2 and 4 of the log are the first with it.
 FLAGS = (
     "--arch ram --block-name bottleneck --depth 11 --epochs 4 --schedule 1 3 --gamma 0.1 "
-    "--wd 1e-4 --train-batch 8 --info tiny"
+    "--wd 1e-4 --train-batch 8 --info tiny --precision float32"
 )
 
 

@@ -58,7 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(data: Path, run: Path, epochs: int) -> list[str]:
     text = (
         f"--data-dir {data} --run-dir {run} --model attention56_small --size 32 --gpus cpu "
-        f"--batch-size 8 --lr 0.02 --schedule cosine --epochs {epochs}"
+        f"--batch-size 8 --lr 0.02 --schedule cosine --epochs {epochs} "
+        "--precision float32"
     )
     return text.split()
 

@@ -3,8 +3,9 @@
     python -m training.repeat --seeds 5 -- --recipe ram --model resnet20_ram --epochs 30
 
 What follows ``--`` goes to ``train_cifar.py``, or another ``--script``. The runs are ``seed-0`` to
-``seed-4`` in one folder, which also gets ``summary.json`` and ``summary.csv``. The same command
-goes on where it was stopped: finished seeds are not run again, an unfinished one is resumed.
+``seed-4`` in one folder, which also gets ``summary.json`` and ``summary.csv``; all have the
+precision that the first one chooses. The same command goes on where it was stopped: finished seeds
+are not run again, an unfinished one is resumed.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def repeat(
         run = folder / f"seed-{seed}"
         if not _finished(run):
             going = (run / CONFIG_FILE).exists()
-            more = ["--resume", str(run)] if going else [*words, f"--seed={seed}"]
+            once = [*words, *_chosen_precision(words, results), f"--seed={seed}"]
+            more = ["--resume", str(run)] if going else once
             place = [] if going else [f"--run-dir={run}"]
             print(f"seed {seed}: {'goes on' if going else 'starts'} in {run}", flush=True)
             code = _call([sys.executable, str(script), *more, *place])
@@ -168,6 +170,13 @@ def _remember(folder: Path, script: Path, words: Sequence[str]) -> None:
             f"{folder} holds the runs of another command ({saved}); name another folder with "
             "--output FOLDER"
         )
+
+
+def _chosen_precision(words: Sequence[str], results: Sequence[RunResult]) -> list[str]:
+    """Return the flag that gives a run the precision which the first one has chosen for itself."""
+    named = any(word.partition("=")[0] == "--precision" for word in words)
+    chosen = results[0].config.get("precision") if results and not named else None
+    return [f"--precision={chosen}"] if chosen else []
 
 
 def _finished(run: Path) -> bool:
