@@ -73,7 +73,13 @@ def test_mean_and_sample_deviation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"), [([], "chosen by seed 4"), (["--precision=bfloat16"], "bfloat16")]
+    ("words", "wanted"),
+    [
+        ([], "chosen by seed 4"),
+        (["--precision=bfloat16"], "bfloat16"),
+        (["--precision=auto"], "auto"),
+        (["--precision", "auto"], "chosen by seed 4"),
+    ],
 )
 def test_all_seeds_have_one_precision(
     trainer: Path, tmp_path: Path, words: list[str], wanted: str
@@ -81,6 +87,7 @@ def test_all_seeds_have_one_precision(
     assert run(trainer, tmp_path / "out", *words, first=4) == 0
     found = [read_result(tmp_path / "out" / f"seed-{seed}").config for seed in (4, 5, 6)]
     assert [config["precision"] for config in found] == [wanted] * 3
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["precision"] == wanted
 
 
 def test_every_seed_is_run_once_and_summed_up(

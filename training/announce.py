@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,9 +14,11 @@ from training.checkpoint import STATE_FILE, Progress
 from training.config import diff_from_default
 from training.devices import device_names
 from training.distributed import DIST_SYNC, HOROVOD, NONE, Group
+from training.environment import describe
 from training.fit import Loaders, Result
 from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.run_config import RunConfig
+from training.run_folder import PathLike, read_env
 
 
 def default_folder(dataset: str, model: str) -> str:
@@ -39,33 +43,50 @@ def announce(
     gpus = visible_gpus(list_gpus())
     for line in gpu_lines(gpus, bool(gpus) and has_cuda()):
         print(line)
+    same = replace(config, precision=type(config)().precision)  # it is printed anyway
     each = f"{workers} workers, each on " if workers > 1 else "on "
     print(
         f"{each}{device_names(contexts)}, {config.precision}; "
-        f"changed from default: {diff_from_default(config) or 'nothing'}"
+        f"changed from default: {diff_from_default(same) or 'nothing'}"
     )
     where = f"goes on after epoch {progress.epoch}, batch {progress.batch}"
     print(f"run folder {folder}, {where if progress.step else 'starts'}", flush=True)
 
 
+def warn_of_changes(
+    folder: PathLike, progress: Progress, threads: Optional[int], workers: int
+) -> None:
+    """Warn when a resumed run is computed otherwise than before, which its numbers will show."""
+    warn_threads(progress.threads, threads)
+    if progress.workers != workers:
+        _warn(
+            f"this run was made with {progress.workers} worker(s) and goes on with {workers}; "
+            "batch-norm statistics are then over other images."
+        )
+    now = describe()
+    for name in ("training_steps", "precision"):
+        # Without what it is followed by in brackets or after a colon: versions and reasons.
+        before, here = (
+            re.split(r" \(|: ", str(facts.get(name) or ""))[0] for facts in (read_env(folder), now)
+        )
+        if before and here and before != here:
+            _warn(
+                f"this run was made by {before} and goes on by {here}; numbers are then rounded "
+                "differently."
+            )
+
+
 def warn_threads(before: Optional[int], threads: Optional[int]) -> None:
     """Warn when a resumed run has another number of CPU threads than before."""
     if before != threads:
-        print(
-            f"warning: this run was made with {before} CPU threads and goes on with "
-            f"{threads}; sums are then rounded differently. For the same bits set OMP_NUM_THREADS.",
-            file=sys.stderr,
+        _warn(
+            f"this run was made with {before} CPU threads and goes on with {threads}; sums are "
+            "then rounded differently. For the same bits set OMP_NUM_THREADS."
         )
 
 
-def warn_workers(before: int, workers: int) -> None:
-    """Warn when a resumed run has another number of workers than before."""
-    if before != workers:
-        print(
-            f"warning: this run was made with {before} worker(s) and goes on with "
-            f"{workers}; batch-norm statistics are then over other images.",
-            file=sys.stderr,
-        )
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def restart_command(script: str, config: Any, group: Group, folder: Path) -> str:

@@ -107,7 +107,9 @@ def probe(config: Any, networks: Any, classes: int) -> tuple[str, str]:
         for precision in ("float32", "bfloat16"):
             seconds[precision] = _step_seconds(config, networks, classes, precision)
     except Exception as error:  # oneDNN has no such convolution for this processor
-        return "float32", f"bfloat16 is not possible here: {str(error).strip().splitlines()[-1]}"
+        last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        failed = "bfloat16 is not possible here" if seconds else "no step could be timed"
+        return "float32", f"{failed}: {last}"
     share = seconds["bfloat16"] / seconds["float32"]
     faster = "bfloat16" if share <= 1 - LEAST_GAIN else "float32"
     return faster, f"a step in bfloat16 takes {share:.2f} of the time in float32"

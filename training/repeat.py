@@ -70,7 +70,7 @@ def repeat(
         run = folder / f"seed-{seed}"
         if not _finished(run):
             going = (run / CONFIG_FILE).exists()
-            once = [*words, *_chosen_precision(words, results), f"--seed={seed}"]
+            once = [*words, *_chosen_precision(words, folder), f"--seed={seed}"]
             more = ["--resume", str(run)] if going else once
             place = [] if going else [f"--run-dir={run}"]
             print(f"seed {seed}: {'goes on' if going else 'starts'} in {run}", flush=True)
@@ -94,6 +94,7 @@ def summarize(results: Sequence[RunResult], seeds: Sequence[int], folder: Path) 
         "n": accuracy.n,
         "seeds": list(seeds),
         "test_acc": [row["test_acc"] for row in rows],
+        "precision": results[0].config.get("precision"),
         **json.loads((folder / COMMAND_FILE).read_bytes()),
     }
     write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2).encode() + b"\n")
@@ -172,11 +173,17 @@ def _remember(folder: Path, script: Path, words: Sequence[str]) -> None:
         )
 
 
-def _chosen_precision(words: Sequence[str], results: Sequence[RunResult]) -> list[str]:
+def _chosen_precision(words: Sequence[str], folder: Path) -> list[str]:
     """Return the flag that gives a run the precision which the first one has chosen for itself."""
-    named = any(word.partition("=")[0] == "--precision" for word in words)
-    chosen = results[0].config.get("precision") if results and not named else None
-    return [f"--precision={chosen}"] if chosen else []
+    text = "\0".join(words).replace("--precision\0", "--precision=")
+    named = [word for word in text.split("\0") if word.startswith("--precision=")]
+    if named and named[-1] != "--precision=auto":
+        return []
+    for run in sorted(folder.glob("seed-*")):
+        if (run / CONFIG_FILE).exists():
+            chosen = read_result(run).config.get("precision")
+            return [f"--precision={chosen}"] if chosen else []
+    return []
 
 
 def _finished(run: Path) -> bool:

@@ -33,6 +33,9 @@ RESUMABLE = (
     *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
 )
 
+# So may the arithmetic: parameters and optimizer states are float32 in any. It is warned about.
+ARITHMETIC = ("precision",)
+
 C = TypeVar("C", bound=RunConfig)
 
 
@@ -84,7 +87,8 @@ class Script(Generic[C]):
     def train(self, config: C, given: Mapping[str, Any], argv: Sequence[str] = ()) -> int:
         """Train by `config`, or go on with the run ``config.resume``; return the exit code.
 
-        `given` are the settings that the user has named: a resume takes only `RESUMABLE` from them.
+        `given` are the settings that the user has named: a resume takes only `RESUMABLE` and
+        `ARITHMETIC` from them.
 
         Raises
         ------
@@ -124,7 +128,7 @@ class Script(Generic[C]):
                 else:
                     chosen = replace(chosen, resume=None, run_dir=config.resume)
             if group.size > 1 and chosen.precision == "auto":
-                chosen = replace(chosen, precision="float32")  # timings would differ
+                chosen = one_precision(chosen, group)
             prepared = self.prepare(own_devices(chosen, group))
             task = prepared.task
             if state:
@@ -164,7 +168,7 @@ class Script(Generic[C]):
         progress: Progress,
     ) -> Run:
         """Return the open record of a new or resumed run; the first worker alone keeps one."""
-        from training.announce import default_folder, warn_threads, warn_unverified, warn_workers
+        from training.announce import default_folder, warn_of_changes, warn_unverified
         from training.environment import describe
         from training.shared_run import Follower
 
@@ -173,8 +177,7 @@ class Script(Generic[C]):
         threads = describe()["threads"]["effective"]
         if state:
             warn_unverified(str(place.source), state[2])
-            warn_threads(progress.threads, threads)
-            warn_workers(progress.workers, group.size)
+            warn_of_changes(str(place.source), progress, threads, group.size)
             return Run.resume(str(place.source), progress.epoch, place.lock)
         if place.lock:
             place.lock.close()
@@ -187,7 +190,7 @@ class Script(Generic[C]):
         from training.record import read_config
 
         saved = from_dict(self.config_class, read_config(folder))
-        here = {name: given[name] for name in RESUMABLE if name in given}
+        here = {name: given[name] for name in (*RESUMABLE, *ARITHMETIC) if name in given}
         if hasattr(saved, "distributed"):
             here["distributed"] = given.get("distributed", NONE)
         config = replace(saved, **here, resume=str(folder))
@@ -204,6 +207,16 @@ def going_on(folder: Path) -> Iterator[None]:
         raise UserError(f"{error} Then go on with --resume {folder}") from error
 
 
+def one_precision(config: C, group: Group) -> C:
+    """Return the settings with the precision that workers have who must not measure by themselves.
+
+    Each would have another timing.
+    """
+    if not group.rank:
+        print("float32: several workers do not measure; --precision bfloat16 may be faster")
+    return replace(config, precision="float32")
+
+
 def take(folder: str) -> IO[bytes]:
     """Return the lock of a run that goes on."""
     from training.run_folder import hold, read_config
@@ -215,7 +228,8 @@ def take(folder: str) -> IO[bytes]:
 
 def check_resume(given: Mapping[str, Any]) -> None:
     """Refuse settings that a resumed run would not heed."""
-    ignored = [name for name in given if name not in (*RESUMABLE, "distributed", "resume")]
+    taken = (*RESUMABLE, *ARITHMETIC, "distributed", "resume")
+    ignored = [name for name in given if name not in taken]
     if given.get("resume") and ignored:
         flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
         raise UserError(
