@@ -164,7 +164,7 @@ def check_schedule(
         raise UserError(f"learning rate {base_lr}; choose a positive number")
     if not 0 <= warmup_epochs < epochs:
         raise UserError(
-            f"a warm-up of {warmup_epochs} epochs does not fit into {epochs} epoch(s); "
+            f"a warm-up of {warmup_epochs} epochs does not fit into {epochs} epochs; "
             f"choose 0 or more and less than {epochs}"
         )
     if not 0 <= final_lr <= base_lr:
