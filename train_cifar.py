@@ -27,9 +27,14 @@ from training.config import option, parse_overrides
 from training.errors import UserError
 from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.recipes import RECIPES, with_recipe
-from training.script import Prepared, Script, exit_code
-from training.seed_log import changed_settings, checkpoint_file, evaluation_lines
-from training.train_config import ClassifierConfig, TrainConfig
+from training.script import Prepared, Script, check_resume, exit_code
+from training.seed_log import (
+    changed_settings,
+    checkpoint_file,
+    evaluation_lines,
+    refuse_torch_file,
+)
+from training.train_config import ACTIONS, ClassifierConfig, TrainConfig
 
 PROG = "train_cifar.py"
 
@@ -132,11 +137,14 @@ def _given(argv: Sequence[str]) -> Mapping[str, Any]:
     if given.get("resume") and is_ram_command(argv):
         from training.record import read_config
 
+        refuse_torch_file(given["resume"], argv)
         return {**changed_settings(given, read_config(given["resume"])), "resume": given["resume"]}
     return given
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
+    if given.get("resume") and not given.keys() & set(ACTIONS) - {"resume"}:
+        check_resume(given)  # else the flags would be checked together with the defaults of a start
     config = CifarConfig(**with_recipe(RECIPES, given.get("recipe", "pistony"), given))
     config.check()
     if config.list_models:
@@ -185,18 +193,22 @@ def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
-    from training.classifier import known_of, open_classifier
+    from training.classifier import open_classifier
     from training.loaders import evaluation_batches, normalized, open_dataset
 
     if config.seed_format:
         path = checkpoint_file(path)
-        if not known_of(Path(path)):  # the authors' own file
-            given = {"normalization": "ram", **given}
     net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
     dataset = normalized(open_dataset(config), config.normalization)
     print(
         f"{path} ({status}): {config.model} on {dataset.name}, normalized by {config.normalization}"
     )
+    if config.classes > dataset.classes:
+        print(
+            f"warning: a network of {config.classes} classes, {dataset.name} has "
+            f"{dataset.classes}. If it was trained on other data, name that with --dataset",
+            file=sys.stderr,
+        )
     scores = test(net, contexts, evaluation_batches(dataset.test, dataset))
     if config.seed_format:
         print(evaluation_lines(*scores))

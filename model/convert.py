@@ -5,7 +5,8 @@ Reads MXNet parameter files, PyTorch checkpoints and safetensors files in every 
 
 - ``pistony``, ``pistony-old``, ``gluoncv``: an MXNet parameter file with those names;
 - ``safetensors``: a safetensors file with this project's names;
-- ``torch-names``: a safetensors file with the names of tengshaofeng's PyTorch networks.
+- ``torch-names``: a safetensors file with the names of tengshaofeng's PyTorch networks, or for a
+  CIFAR ResNet those of zhongshsh/RAM.
 
 The values are not touched, and a digest (``OUT.sha256``) is written beside every file.
 """
@@ -13,10 +14,12 @@ The values are not touched, and a digest (``OUT.sha256``) is written beside ever
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -28,8 +31,10 @@ from model.dialects import (
     GLUONCV,
     HEAD,
     PRE,
+    RESNET,
     TITLES,
     TORCH,
+    TORCH_RESNET,
     WIRINGS,
     describe,
     detect_dialect,
@@ -45,6 +50,9 @@ TARGETS = {
     "safetensors": HEAD,
     "torch-names": TORCH,
 }
+# What tensors do not show: settings of a run, and values of them that other code does not have.
+VARIANT = ("wiring", "learning", "attention")
+OWN_VARIANTS = ("nal", "channel", "spatial", "tanh")
 SAFETENSORS = ("safetensors", "torch-names")
 _ROW_AFTER = re.compile(r"attention_module\w+\.last_blocks\.\d+\.")
 
@@ -99,7 +107,10 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
         name, classes = find_model(shapes)
         _check_form(source, head, dialect, to)
         wiring = WIRINGS.get(dialect or "") or model_wiring(name)
+        variant = _recorded(source)
+        wiring = variant.get("wiring", wiring)
         _check_wiring(source, describe(shapes), wiring, to)
+        _check_variant(source, variant, to)
         renamed = rename(_ordered(head, name, classes), TARGETS[to])
     except ValueError as error:
         raise LoadError(
@@ -112,7 +123,7 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
         digest = write_safetensors(target, renamed, {"format": "pt", "names": written})
     else:
         digest = write_params(target, renamed)
-    notes = _notes(dialect, name, classes, len(arrays) - len(renamed))
+    notes = _notes(dialect, name, classes, len(arrays) - len(renamed), variant)
     return Conversion(describe(shapes), written, digest, notes)
 
 
@@ -136,6 +147,11 @@ def _check_form(
             f"had older names. This is {describe(shapes)}",
             "Use --to pistony: the names of all others never changed.",
         )
+    if to == "gluoncv" and dialect in (RESNET, TORCH_RESNET):
+        raise refuse(
+            f"it is {describe(shapes)}, which gluoncv does not have",
+            "Use --to pistony, --to torch-names or --to safetensors.",
+        )
     if to == "gluoncv" and any(_ROW_AFTER.match(name) for name in head):
         raise refuse(
             "gluoncv has one unit after each attention, this network has several",
@@ -154,6 +170,27 @@ def _check_wiring(source: PathLike, what: str, wiring: Optional[str], to: str) -
         )
 
 
+def _recorded(source: PathLike) -> dict[str, str]:
+    """Return what the settings of the run beside the file say that its tensors do not."""
+    try:
+        saved = json.loads(Path(source).with_name("config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    known = saved if isinstance(saved, dict) else {}
+    return {name: str(known[name]) for name in VARIANT if known.get(name)}
+
+
+def _check_variant(source: PathLike, variant: Mapping[str, str], to: str) -> None:
+    """Refuse names of code that has attention residual learning with mixed attention alone."""
+    other = {name: variant[name] for name in VARIANT if variant.get(name, "") in OWN_VARIANTS}
+    if other and WIRINGS.get(TARGETS[to]):
+        raise LoadError(
+            f"{os.fspath(source)}: cannot become {to}: its run has "
+            f"{' and '.join(f'{name} {value}' for name, value in other.items())}, which "
+            f"{TITLES[TARGETS[to]]} code does not compute. Use --to pistony or --to safetensors"
+        )
+
+
 def _ordered(
     head: dict[str, np.ndarray], name: Optional[str], classes: int
 ) -> dict[str, np.ndarray]:
@@ -166,13 +203,18 @@ def _ordered(
 
 
 def _notes(
-    dialect: Optional[str], name: Optional[str], classes: int, dropped: int
+    dialect: Optional[str],
+    name: Optional[str],
+    classes: int,
+    dropped: int,
+    variant: Mapping[str, str],
 ) -> tuple[str, ...]:
     notes = []
     wiring = WIRINGS.get(dialect or "")
     if name:
-        # Said whenever the dialect tells it: the tensors alone do not.
-        option = f", wiring={wiring!r}" if wiring else ""
+        # Said whenever the dialect or the run tells it: the tensors alone do not.
+        said = {**({"wiring": wiring} if wiring else {}), **variant}
+        option = "".join(f", {key}={value!r}" for key, value in said.items())
         notes.append(f"network: create_model({name!r}, classes={classes}{option})")
     elif wiring:
         notes.append(f"network: one with {wiring} wiring; none of the registry has these tensors")

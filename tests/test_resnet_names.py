@@ -10,6 +10,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+import train_cifar
 from model import create_model
 from model.dialects import HEAD, RESNET, TORCH_RESNET, describe, detect_dialect, rename
 from model.file_match import find_model
@@ -137,6 +138,18 @@ def test_the_network_of_a_file_is_found(tmp_path: Path, torch_files: Any) -> Non
     assert find_model(path) == ("resnet20_ram", 10)
     with pytest.raises(LoadError, match=r"PyTorch ResNet-20.*--model resnet20_ram"):
         load_parameters(create_model("resnet29_ram"), path)
+
+
+def test_the_script_normalizes_as_the_authors_do(
+    tmp_path: Path, torch_files: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _saved(torch_files, tmp_path, authors_state(channels=(16, 32, 64)), "zip")
+    path = path.rename(tmp_path / "model_best.pth.tar")
+    assert train_cifar.main(["--test", str(path), "--dataset", "shapes"]) == 0
+    assert "resnet20_ram on shapes, normalized by ram" in capsys.readouterr().out
+    words = ["--test", str(path), "--dataset", "shapes", "--normalization", "dataset"]
+    assert train_cifar.main(words) == 0
+    assert "normalized by dataset" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from bridge.weight_file import read_weight_shapes
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
+from training.seed_log import TORCH_ENDINGS
 from training.task import Method, Task
 from training.train_config import ClassifierConfig
 
@@ -98,9 +101,9 @@ def prepare_classifier(
     # Looked at before the data is loaded, so that a wrong name does not first download a data set.
     norms = norm_arguments(config.sync_batch_norm, contexts)
     unused = networks.build(config, config.classes or 10, **norms)
+    check_parts(config, len(contexts), getattr(unused, "minimum_batch", 1))
     start = None if config.resume else config.finetune
-    if start:
-        read_weight_shapes(start)
+    check_start(start, config)
     data = open_data(config)
     classes = config.classes or data.classes
     if classes < data.classes:
@@ -128,6 +131,39 @@ def prepare_classifier(
     method = Method(statistics=_statistics(networks.watch(net), loaders, contexts[0]))
     trainer = with_loss_scaling(build_trainer(net, config), config.precision)
     return Prepared(Task(net, trainer, contexts, loaders, method), files, config)
+
+
+def check_parts(config: ClassifierConfig, devices: int, least: int) -> None:
+    """Raise UserError when a device would train on fewer than `least` images at a time.
+
+    Of several workers only this one's devices are counted.
+    """
+    parts = math.ceil(math.ceil(config.batch_size / devices) / (config.micro_batch or math.inf))
+    smallest = config.batch_size // devices // max(1, parts)
+    if smallest < least:
+        raise UserError(
+            f"{config.model} normalises its gates over images and trains on {least} or more at a "
+            f"time on each device: --batch-size {config.batch_size}, --micro-batch "
+            f"{config.micro_batch} and {devices} device(s) leave {smallest}. Use a larger batch, "
+            "or --micro-batch 0"
+        )
+
+
+def check_start(path: Optional[str], config: ClassifierConfig) -> None:
+    """Raise where a file to start from cannot be read; warn of a variant with the same tensors."""
+    if not path:
+        return
+    read_weight_shapes(path)
+    known = known_of(Path(path))
+    variant = {"wiring": None, "learning": None, "attention": None, **known}
+    for name in ("wiring", "learning", "attention") if known else ():
+        if variant[name] != getattr(config, name):
+            print(
+                f"warning: {path} was trained with --{name} {variant[name] or 'of its network'}, "
+                f"this network has {getattr(config, name) or 'its own'}; name the same --{name} "
+                "for the network that was trained",
+                file=sys.stderr,
+            )
 
 
 def start_network(
@@ -189,9 +225,12 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
     """
     from training.devices import choose_contexts, hybridize_options, use_precision
 
-    known = {**known_of(Path(path)), **given}
     contexts = choose_contexts(config.gpus)
     found, classes = networks.find(read_weight_shapes(path))
+    # PyTorch's CIFAR ResNets are those of RAM's authors, with that repository's numbers.
+    authors = path.endswith(TORCH_ENDINGS) and "resnet" in (found or "")
+    default = {"normalization": "ram"} if authors else {}
+    known = {**default, **known_of(Path(path)), **given}
     config = replace(
         config,
         model=known.get("model") or found or config.model,

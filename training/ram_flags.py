@@ -8,7 +8,9 @@ prints, or looks at files.
 Source: the seed's ``run.py``, HEAD 55abaa8, whose defaults hold for what is not given: 300 epochs,
 rate divided by 10 at 150 and 225, weight decay 5e-4, depth 29. Differs: the default block, which
 fails there, is the bottleneck wherever it fits the depth; a milestone behind the last epoch is left
-out; the batch of STL-10 can be changed; the default seed is 0, not a random one.
+out; the batch of STL-10 can be changed; the default seed is 0, not a random one; the images of an
+epoch that do not fill a batch are left out, so 390 instead of 391 updates on CIFAR; a resume keeps
+the number of epochs.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _remember(folder: Path, script: Path, words: Sequence[str]) -> None:
     path = folder / COMMAND_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
+        if not path.exists() or not any(folder.glob(f"seed-*/{CONFIG_FILE}")):
             write_atomically(path, json.dumps(command, indent=2).encode() + b"\n")
             return
         saved: Any = json.loads(path.read_bytes())

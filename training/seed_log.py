@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bridge.param_file import write_atomically
+from training.errors import UserError
 from training.metrics import PathLike, read_metrics
+from training.run_folder import CONFIG_FILE
 
 LOG_FILE = "log.txt"
 COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc.")
@@ -25,6 +27,16 @@ LINKS = {
 }
 # The seed's names of checkpoints, which PyTorch wrote; ours have the same stem.
 TORCH_ENDINGS = (".pth.tar", ".pth")
+
+
+def refuse_torch_file(folder: str, argv: Sequence[str]) -> None:
+    """Raise UserError when the run to go on with is a PyTorch checkpoint in no run's folder."""
+    files = [word for word in argv if word.endswith(TORCH_ENDINGS) and os.path.isfile(word)]
+    if files and not os.path.exists(os.path.join(folder, CONFIG_FILE)):
+        raise UserError(
+            f"--resume {files[0]}: a PyTorch checkpoint, without the run that it belongs to. Score "
+            "it with --e added, or start a new training from it with --finetune FILE"
+        )
 
 
 def seed_log(rows: Sequence[Mapping[str, Any]]) -> str:
