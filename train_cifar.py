@@ -27,7 +27,7 @@ from training.config import option, parse_overrides
 from training.errors import UserError
 from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.recipes import RECIPES, with_recipe
-from training.script import Prepared, Script, check_resume, exit_code
+from training.script import Prepared, Script, check_settings, exit_code
 from training.seed_log import (
     changed_settings,
     checkpoint_file,
@@ -143,10 +143,8 @@ def _given(argv: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
-    if given.get("resume") and not given.keys() & set(ACTIONS) - {"resume"}:
-        check_resume(given)  # else the flags would be checked together with the defaults of a start
     config = CifarConfig(**with_recipe(RECIPES, given.get("recipe", "pistony"), given))
-    config.check()
+    check_settings(config, given, ACTIONS)
     if config.list_models:
         return list_names()
     if config.summary:

@@ -21,7 +21,8 @@ from train_cifar import list_names, networks, summarize, test
 from training.config import parse_overrides
 from training.errors import UserError
 from training.imagenet import ImageNetConfig
-from training.script import Prepared, Script, exit_code
+from training.script import Prepared, Script, check_settings, exit_code
+from training.train_config import ACTIONS
 
 PROG = "train_imagenet.py"
 
@@ -40,7 +41,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     if given.get("schedule", "step") != "step":
         given = {"lr_steps": (), **given}
     config = ImageNetConfig(**given)
-    config.check()
+    check_settings(config, given, ACTIONS)
     if config.list_models:
         return list_names()
     if config.summary:

@@ -50,9 +50,8 @@ TARGETS = {
     "safetensors": HEAD,
     "torch-names": TORCH,
 }
-# What tensors do not show: settings of a run, and values of them that other code does not have.
-VARIANT = ("wiring", "learning", "attention")
-OWN_VARIANTS = ("nal", "channel", "spatial", "tanh")
+# What other code computes of what tensors do not show; its wiring: `WIRINGS`.
+ELSEWHERE = {"learning": "arl", "attention": "mixed"}
 SAFETENSORS = ("safetensors", "torch-names")
 _ROW_AFTER = re.compile(r"attention_module\w+\.last_blocks\.\d+\.")
 
@@ -106,9 +105,9 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
         head = rename(arrays, HEAD)
         name, classes = find_model(shapes)
         _check_form(source, head, dialect, to)
-        wiring = WIRINGS.get(dialect or "") or model_wiring(name)
-        variant = _recorded(source)
-        wiring = variant.get("wiring", wiring)
+        told = WIRINGS.get(dialect or "")
+        variant = {**({"wiring": told} if told else {}), **_recorded(source)}
+        wiring = variant.get("wiring") or model_wiring(name)
         _check_wiring(source, describe(shapes), wiring, to)
         _check_variant(source, variant, to)
         renamed = rename(_ordered(head, name, classes), TARGETS[to])
@@ -177,12 +176,12 @@ def _recorded(source: PathLike) -> dict[str, str]:
     except (OSError, ValueError, RecursionError):
         return {}
     known = saved if isinstance(saved, dict) else {}
-    return {name: str(known[name]) for name in VARIANT if known.get(name)}
+    return {name: str(known[name]) for name in ("wiring", *ELSEWHERE) if known.get(name)}
 
 
 def _check_variant(source: PathLike, variant: Mapping[str, str], to: str) -> None:
     """Refuse names of code that has attention residual learning with mixed attention alone."""
-    other = {name: variant[name] for name in VARIANT if variant.get(name, "") in OWN_VARIANTS}
+    other = {n: variant[n] for n, known in ELSEWHERE.items() if variant.get(n, known) != known}
     if other and WIRINGS.get(TARGETS[to]):
         raise LoadError(
             f"{os.fspath(source)}: cannot become {to}: its run has "
@@ -210,11 +209,10 @@ def _notes(
     variant: Mapping[str, str],
 ) -> tuple[str, ...]:
     notes = []
-    wiring = WIRINGS.get(dialect or "")
+    wiring = variant.get("wiring")
     if name:
         # Said whenever the dialect or the run tells it: the tensors alone do not.
-        said = {**({"wiring": wiring} if wiring else {}), **variant}
-        option = "".join(f", {key}={value!r}" for key, value in said.items())
+        option = "".join(f", {key}={value!r}" for key, value in variant.items())
         notes.append(f"network: create_model({name!r}, classes={classes}{option})")
     elif wiring:
         notes.append(f"network: one with {wiring} wiring; none of the registry has these tensors")

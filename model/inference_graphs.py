@@ -135,8 +135,8 @@ class Rewritten:
             self.difference = target.difference(best)
         except mx.MXNetError as error:
             raise ValueError(
-                f"MXNet does not compute this network in {self.precision} here (bfloat16 takes a "
-                f"processor with AVX-512): {str(error).strip().splitlines()[-1]}"
+                f"this network cannot be computed in {self.precision} here (bfloat16 takes a "
+                f"processor with AVX-512): {reason(error)}"
             ) from error
         if not self.difference <= target.tolerance:
             raise ValueError(

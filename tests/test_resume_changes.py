@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import train_cifar
-from training import announce
 from training.announce import warn_of_changes
 from training.checkpoint import Progress
 from training.metrics import read_metrics
@@ -43,23 +42,21 @@ def test_a_resume_may_have_another_precision(
 )
 def test_what_is_computed_otherwise_is_told(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     before: dict[str, str],
     now: str,
     warned: list[str],
 ) -> None:
     (tmp_path / "env.json").write_text(json.dumps(before))
-    facts = {"training_steps": now, "precision": "float32"}
-    monkeypatch.setattr(announce, "describe", lambda: facts)
-    warn_of_changes(tmp_path, Progress(threads=2, workers=1), 2, 1)
+    facts = {"training_steps": now, "precision": "float32", "threads": {"effective": 2}}
+    warn_of_changes(tmp_path, Progress(threads=2, workers=1), facts, 1)
     lines = capsys.readouterr().err.splitlines()
     assert [name for name, line in zip(warned, lines) if name in line] == warned
     assert len(lines) == len(warned)
 
 
 def test_threads_and_workers_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    warn_of_changes(tmp_path, Progress(threads=2, workers=1), 1, 3)
+    warn_of_changes(tmp_path, Progress(threads=2, workers=1), {"threads": {"effective": 1}}, 3)
     lines = capsys.readouterr().err.splitlines()
     assert "2 CPU threads and goes on with 1" in lines[0]
     assert "1 worker(s) and goes on with 3" in lines[1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import train_cifar
+import train_imagenet
 from bridge.param_file import write_params
 from model.convert import convert
 from model.file_match import LoadError, network_shapes
@@ -119,6 +120,9 @@ def test_a_torch_file_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--e added" in shown
 
 
-def test_a_resume_is_checked_before_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_cifar.main(["--resume", "no-run", "--epochs", "5"]) == 2
+@pytest.mark.parametrize("script", [train_cifar, train_imagenet])
+def test_a_resume_is_checked_before_its_flags(
+    script: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(["--resume", "no-run", "--epochs", "5"]) == 2
     assert "--epochs cannot be changed" in capsys.readouterr().err

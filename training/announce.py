@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,7 +13,6 @@ from training.checkpoint import STATE_FILE, Progress
 from training.config import diff_from_default
 from training.devices import device_names
 from training.distributed import DIST_SYNC, HOROVOD, NONE, Group
-from training.environment import describe
 from training.fit import Loaders, Result
 from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.run_config import RunConfig
@@ -43,32 +41,32 @@ def announce(
     gpus = visible_gpus(list_gpus())
     for line in gpu_lines(gpus, bool(gpus) and has_cuda()):
         print(line)
-    same = replace(config, precision=type(config)().precision)  # it is printed anyway
     each = f"{workers} workers, each on " if workers > 1 else "on "
     print(
         f"{each}{device_names(contexts)}, {config.precision}; "
-        f"changed from default: {diff_from_default(same) or 'nothing'}"
+        f"changed from default: {diff_from_default(config, but=('precision',)) or 'nothing'}"
     )
     where = f"goes on after epoch {progress.epoch}, batch {progress.batch}"
     print(f"run folder {folder}, {where if progress.step else 'starts'}", flush=True)
 
 
 def warn_of_changes(
-    folder: PathLike, progress: Progress, threads: Optional[int], workers: int
+    folder: PathLike, progress: Progress, now: Mapping[str, Any], workers: int
 ) -> None:
-    """Warn when a resumed run is computed otherwise than before, which its numbers will show."""
-    warn_threads(progress.threads, threads)
+    """Warn when a resumed run is computed otherwise than before, which its numbers will show.
+
+    `now` is what `training.environment.describe` says of this process.
+    """
+    warn_threads(progress.threads, now["threads"]["effective"])
     if progress.workers != workers:
         _warn(
             f"this run was made with {progress.workers} worker(s) and goes on with {workers}; "
             "batch-norm statistics are then over other images."
         )
-    now = describe()
+    env = read_env(folder)
     for name in ("training_steps", "precision"):
         # Without what it is followed by in brackets or after a colon: versions and reasons.
-        before, here = (
-            re.split(r" \(|: ", str(facts.get(name) or ""))[0] for facts in (read_env(folder), now)
-        )
+        before, here = (re.split(r" \(|: ", str(f.get(name) or ""))[0] for f in (env, now))
         if before and here and before != here:
             _warn(
                 f"this run was made by {before} and goes on by {here}; numbers are then rounded "

@@ -12,6 +12,7 @@ run can so start at any batch of any epoch without making the batches before it.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -202,6 +203,14 @@ class EvalBatches:
             rows = slice(start, start + self.batch_size)
             image = normalize(self.data.images[rows], self.mean, self.std)
             yield Batch(image, self.data.labels[rows].astype(np.int32))
+
+
+def parts_of_batch(images: int, devices: int, micro_batch: int) -> int:
+    """Return in how many parts, of at most `micro_batch` images, each device takes its share.
+
+    0: the whole share at once. Shares and parts are those of ``np.array_split``.
+    """
+    return math.ceil(math.ceil(images / devices) / micro_batch) if micro_batch else 1
 
 
 def prefetched(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from bridge.weight_file import read_weight_shapes
+from training.batches import parts_of_batch
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
@@ -22,7 +22,8 @@ from training.train_config import ClassifierConfig
 
 C = TypeVar("C", bound=ClassifierConfig)
 # Settings that change the network; None leaves what its name says.
-OVERRIDES = ("wiring", "learning", "attention", "depth", "steps", "w_init", "b_init")
+VARIANT = ("wiring", "learning", "attention")  # the same tensors
+OVERRIDES = (*VARIANT, "depth", "steps", "w_init", "b_init")
 # Settings that a parameter file's row in the index, or its run, answers.
 KNOWN = ("model", "dataset", "normalization", *OVERRIDES)
 
@@ -138,8 +139,8 @@ def check_parts(config: ClassifierConfig, devices: int, least: int) -> None:
 
     Of several workers only this one's devices are counted.
     """
-    parts = math.ceil(math.ceil(config.batch_size / devices) / (config.micro_batch or math.inf))
-    smallest = config.batch_size // devices // max(1, parts)
+    parts = parts_of_batch(config.batch_size, devices, config.micro_batch)
+    smallest = config.batch_size // devices // parts
     if smallest < least:
         raise UserError(
             f"{config.model} normalises its gates over images and trains on {least} or more at a "
@@ -155,12 +156,12 @@ def check_start(path: Optional[str], config: ClassifierConfig) -> None:
         return
     read_weight_shapes(path)
     known = known_of(Path(path))
-    variant = {"wiring": None, "learning": None, "attention": None, **known}
-    for name in ("wiring", "learning", "attention") if known else ():
-        if variant[name] != getattr(config, name):
+    for name in VARIANT if known else ():
+        before, here = known.get(name), getattr(config, name)
+        if before != here:
             print(
-                f"warning: {path} was trained with --{name} {variant[name] or 'of its network'}, "
-                f"this network has {getattr(config, name) or 'its own'}; name the same --{name} "
+                f"warning: {path} was trained with --{name} {before or 'of its network'}, "
+                f"this network has {here or 'its own'}; name the same --{name} "
                 "for the network that was trained",
                 file=sys.stderr,
             )
@@ -230,7 +231,8 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
     # PyTorch's CIFAR ResNets are those of RAM's authors, with that repository's numbers.
     authors = path.endswith(TORCH_ENDINGS) and "resnet" in (found or "")
     default = {"normalization": "ram"} if authors else {}
-    known = {**default, **known_of(Path(path)), **given}
+    recorded = known_of(Path(path))
+    known = {**default, **recorded, **given}
     config = replace(
         config,
         model=known.get("model") or found or config.model,
@@ -242,7 +244,7 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
     status = networks.load(net, path, contexts)
     net.hybridize(**hybridize_options(config.precision))
     # The pictures may be of another data set than the one that the network was trained on.
-    trained = replace(config, dataset=known_of(Path(path)).get("dataset", config.dataset))
+    trained = replace(config, dataset=recorded.get("dataset", config.dataset))
     return Opened(net, contexts, config, status, lambda: preprocessing_of(Path(path), trained))
 
 

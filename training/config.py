@@ -131,12 +131,15 @@ def from_json(config_class: type[C], text: str) -> C:
     return from_dict(config_class, mapping)
 
 
-def diff_from_default(config: Any) -> str:
-    """What differs from the defaults, as ``lr 0.1->0.05, epochs 220->3``; empty for nothing."""
+def diff_from_default(config: Any, but: Sequence[str] = ()) -> str:
+    """What differs from the defaults, as ``lr 0.1->0.05, epochs 220->3``; empty for nothing.
+
+    Fields called `but` are left out.
+    """
     changed = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value != field.default:
+        if value != field.default and field.name not in but:
             changed.append(f"{field.name} {as_text(field.default)}->{as_text(value)}")
     return ", ".join(changed)
 

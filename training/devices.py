@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from training.errors import UserError
+from training.errors import UserError, last_line
 from training.gpu_info import advice_for
 from training.threads import copy_on_one_thread
 
@@ -179,7 +179,7 @@ def check_bfloat16() -> None:
     except mx.MXNetError as error:
         raise UserError(
             "--precision bfloat16: oneDNN has no bfloat16 convolution for this processor, which "
-            f"takes AVX-512 ({str(error).strip().splitlines()[-1]}). Use float32, or auto"
+            f"takes AVX-512 ({last_line(error)}). Use float32, or auto"
         ) from error
 
 

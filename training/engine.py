@@ -14,7 +14,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
-from training.batches import Batch
+from training.batches import Batch, parts_of_batch
 from training.checkpoint import Progress
 from training.distributed import ALONE, Group
 from training.errors import UserError
@@ -142,8 +142,7 @@ class Updater:
                 f"a batch of {images} images cannot be split over {devices} devices: use a "
                 f"--batch-size of at least {devices}, or fewer --gpus or workers"
             )
-        share = math.ceil(images / devices)
-        count = math.ceil(share / self.micro_batch) if self.micro_batch else 1
+        count = parts_of_batch(images, devices, self.micro_batch)
         # A device whose share is smaller can have one part less than the others.
         own = (self._parts(batch, i, count) for i in range(len(self.contexts)))
         rounds = list(itertools.zip_longest(*own))

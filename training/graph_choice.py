@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Optional
 from training.devices import check_bfloat16
 from training.distributed import HOROVOD
 from training.environment import remember
-from training.errors import UserError
+from training.errors import UserError, last_line
 
 # A timing is only as good as the machine is quiet: bfloat16 must save this share of a step.
 LEAST_GAIN = 0.1
@@ -81,12 +81,12 @@ def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) 
     elif config.freeze != "none":
         reason = "frozen layers, which the fused ones do not know"
     else:
-        if config.precision == "bfloat16":  # MXNet is not set to it, so nothing else checks
-            check_bfloat16()
         try:
             found = networks.fuse(networks.build(config, classes))
         except networks.unavailable as error:
             reason = str(error)
+    if found and config.precision == "bfloat16":
+        check_bfloat16()  # MXNet is not set to it, which would check
     if reason and config.fused == "on":
         raise UserError(f"--fused on: {reason}. Leave it out to train by MXNet's own operators")
     if config.precision != "auto":
@@ -107,9 +107,8 @@ def probe(config: Any, networks: Any, classes: int) -> tuple[str, str]:
         for precision in ("float32", "bfloat16"):
             seconds[precision] = _step_seconds(config, networks, classes, precision)
     except Exception as error:  # oneDNN has no such convolution for this processor
-        last = (str(error).strip() or type(error).__name__).splitlines()[-1]
         failed = "bfloat16 is not possible here" if seconds else "no step could be timed"
-        return "float32", f"{failed}: {last}"
+        return "float32", f"{failed}: {last_line(error)}"
     share = seconds["bfloat16"] / seconds["float32"]
     faster = "bfloat16" if share <= 1 - LEAST_GAIN else "float32"
     return faster, f"a step in bfloat16 takes {share:.2f} of the time in float32"

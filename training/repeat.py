@@ -160,7 +160,7 @@ def _remember(folder: Path, script: Path, words: Sequence[str]) -> None:
     path = folder / COMMAND_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or not any(folder.glob(f"seed-*/{CONFIG_FILE}")):
+        if not path.exists() or not _begun(folder):
             write_atomically(path, json.dumps(command, indent=2).encode() + b"\n")
             return
         saved: Any = json.loads(path.read_bytes())
@@ -175,15 +175,17 @@ def _remember(folder: Path, script: Path, words: Sequence[str]) -> None:
 
 def _chosen_precision(words: Sequence[str], folder: Path) -> list[str]:
     """Return the flag that gives a run the precision which the first one has chosen for itself."""
-    text = "\0".join(words).replace("--precision\0", "--precision=")
-    named = [word for word in text.split("\0") if word.startswith("--precision=")]
-    if named and named[-1] != "--precision=auto":
-        return []
-    for run in sorted(folder.glob("seed-*")):
-        if (run / CONFIG_FILE).exists():
-            chosen = read_result(run).config.get("precision")
-            return [f"--precision={chosen}"] if chosen else []
-    return []
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--precision", nargs="?", default="auto")
+    named = flags.parse_known_args(words)[0].precision
+    begun = _begun(folder)
+    chosen = read_result(begun[0]).config.get("precision") if begun else None
+    return [f"--precision={chosen}"] if chosen and named == "auto" else []
+
+
+def _begun(folder: Path) -> list[Path]:
+    """Return the runs in `folder` that have been started."""
+    return sorted(path.parent for path in folder.glob(f"seed-*/{CONFIG_FILE}"))
 
 
 def _finished(run: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -130,6 +131,17 @@ def check_one_action(config: Any, *names: str) -> None:
     given = ["--" + name.replace("_", "-") for name in names if getattr(config, name, None)]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)}: one thing at a time, give only one of them")
+
+
+def check_resume(given: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Refuse settings that a resumed run would not heed: all that are `given` but `allowed`."""
+    ignored = [name for name in given if name not in allowed]
+    if given.get("resume") and ignored:
+        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        raise UserError(
+            f"--resume keeps the settings of the run; {flags} cannot be changed. Leave them out, "
+            "or start a new run"
+        )
 
 
 def check_least(config: Any, least: int, *names: str) -> None:

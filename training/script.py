@@ -22,7 +22,7 @@ from training.config import from_dict, to_dict
 from training.distributed import NONE, Group
 from training.errors import UserError
 from training.record import Run
-from training.run_config import RunConfig
+from training.run_config import RunConfig, check_resume
 from training.task import Task
 
 WRONG_INPUT_EXIT = 2
@@ -33,8 +33,9 @@ RESUMABLE = (
     *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
 )
 
-# So may the arithmetic: parameters and optimizer states are float32 in any. It is warned about.
-ARITHMETIC = ("precision",)
+# What a resume takes. The arithmetic may be another, parameters and optimizer states are float32
+# in any; it is warned about.
+AT_RESUME = (*RESUMABLE, "precision", "distributed", "resume")
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -87,8 +88,7 @@ class Script(Generic[C]):
     def train(self, config: C, given: Mapping[str, Any], argv: Sequence[str] = ()) -> int:
         """Train by `config`, or go on with the run ``config.resume``; return the exit code.
 
-        `given` are the settings that the user has named: a resume takes only `RESUMABLE` and
-        `ARITHMETIC` from them.
+        `given` are the settings that the user has named: a resume takes only `AT_RESUME` from them.
 
         Raises
         ------
@@ -98,7 +98,7 @@ class Script(Generic[C]):
         from training.run_folder import has_begun
         from training.shared_run import OtherWorkerFailed, joined, shared_folder, together
 
-        check_resume(given)
+        check_resume(given, AT_RESUME)
         try:
             with joined(config) as group, contextlib.ExitStack() as held:
                 mine = config.resume if not group.rank else None
@@ -174,14 +174,14 @@ class Script(Generic[C]):
 
         if group.rank:
             return Follower(str(place.source))
-        threads = describe()["threads"]["effective"]
+        now = describe()
         if state:
             warn_unverified(str(place.source), state[2])
-            warn_of_changes(str(place.source), progress, threads, group.size)
+            warn_of_changes(str(place.source), progress, now, group.size)
             return Run.resume(str(place.source), progress.epoch, place.lock)
         if place.lock:
             place.lock.close()
-        progress.threads, progress.workers = threads, group.size
+        progress.threads, progress.workers = now["threads"]["effective"], group.size
         folder = Path(config.run_dir or default_folder(config.dataset, config.model))
         return Run.create(folder, to_dict(config), [self.name, *argv])
 
@@ -190,7 +190,7 @@ class Script(Generic[C]):
         from training.record import read_config
 
         saved = from_dict(self.config_class, read_config(folder))
-        here = {name: given[name] for name in (*RESUMABLE, *ARITHMETIC) if name in given}
+        here = {name: given[name] for name in (*RESUMABLE, "precision") if name in given}
         if hasattr(saved, "distributed"):
             here["distributed"] = given.get("distributed", NONE)
         config = replace(saved, **here, resume=str(folder))
@@ -226,16 +226,13 @@ def take(folder: str) -> IO[bytes]:
     return hold(folder)
 
 
-def check_resume(given: Mapping[str, Any]) -> None:
-    """Refuse settings that a resumed run would not heed."""
-    taken = (*RESUMABLE, *ARITHMETIC, "distributed", "resume")
-    ignored = [name for name in given if name not in taken]
-    if given.get("resume") and ignored:
-        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
-        raise UserError(
-            f"--resume keeps the settings of the run; {flags} cannot be changed. Leave them out, "
-            "or start a new run"
-        )
+def check_settings(config: RunConfig, given: Mapping[str, Any], actions: Sequence[str]) -> None:
+    """Check the settings of a command line, of `actions` one alone.
+
+    Those of a resume come first: laid over the defaults of a start they would be told wrong things.
+    """
+    check_resume(given, (*AT_RESUME, *actions))
+    config.check()
 
 
 def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:

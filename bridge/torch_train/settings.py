@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from training import run_config
 from training.config import option
 from training.errors import UserError
 from training.recipes import RECIPES
-from training.run_config import check_least
 from training.train_config import TrainConfig
 
 ENGINES = ("auto", "eager", "graph", "compile", "compile-graph")
@@ -69,7 +69,7 @@ class BridgeConfig(TrainConfig):
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
         super().check()
-        check_least(self, 0, "stop_after", "max_file_mb")
+        run_config.check_least(self, 0, "stop_after", "max_file_mb")
         if 0 < self.max_file_mb < 0.01:
             raise UserError(f"--max-file-mb {self.max_file_mb}: give 0.01 or more, such as 15")
         if not self.symbol and not self.resume:
@@ -79,12 +79,6 @@ class BridgeConfig(TrainConfig):
             )
 
 
-def check_resume(given: Mapping[str, Any], allowed: Sequence[str] = RESUMABLE) -> None:
+def check_resume(given: Mapping[str, Any]) -> None:
     """Refuse settings that a resumed run would not heed."""
-    ignored = [name for name in given if name not in (*allowed, "resume")]
-    if given.get("resume") and ignored:
-        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
-        raise UserError(
-            f"--resume keeps the settings of the run; {flags} cannot be changed. Leave them out, "
-            "or start a new run"
-        )
+    run_config.check_resume(given, (*RESUMABLE, "resume"))
