@@ -55,6 +55,9 @@ TARGETS = (HEAD, PRE, GLUONCV, TORCH, RESNET, TORCH_RESNET)
 # Wiring of the soft mask (see `model.attention_module`) in the code that a dialect belongs to.
 WIRINGS = {PRE: "legacy", GLUONCV: "legacy", TORCH: "legacy", HAO: "paper"}
 
+# Channels before the classifier of PistonY's networks; other widths came later, with his names.
+_HEAD_WIDTHS = (1024, 2048)
+
 _FIRST = "attention_module1"
 
 _HEAD_MODULE = re.compile(r"attention_module(\d+)(?:_(\d+))?\.")
@@ -179,10 +182,14 @@ def describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     details = [f"{len(shapes)} tensors"]
     if shapes:
         details.append(f"{sum(math.prod(shape) for shape in shapes.values()):,} numbers")
-    classifier = shapes.get("fc.weight") or shapes.get("output.weight")
+    classifier = _classifier(shapes)
     if classifier:
         details.append(f"{classifier[0]} classes")
     return f"{_title(shapes)} ({', '.join(details)})"
+
+
+def _classifier(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    return shapes.get("fc.weight") or shapes.get("output.weight") or ()
 
 
 def _title(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -195,6 +202,9 @@ def _title(shapes: Mapping[str, tuple[int, ...]]) -> str:
         size = f"Attention-{3 * sum(bool(_TRUNK_UNIT.match(name)) for name in named) + 2}"
         stem = named.get("conv1.0.weight", ())
         image = " for 224x224 images" if stem[2:] == (7, 7) else ""
+        width = _classifier(shapes)[1:2]
+        if dialect == HEAD and width and width[0] not in _HEAD_WIDTHS:
+            return f"{TITLES[RESNET]} {size}{image}, with PistonY's names"
         return f"{TITLES[dialect]} {size}{image}"
     names = list(shapes)
     if not names:

@@ -182,7 +182,7 @@ def test_other_networks_become_safetensors_only(tmp_path: Path) -> None:
 def test_forms_that_a_network_does_not_have(tmp_path: Path) -> None:
     deeper = filled(create_model("attention56_small", mask_depths=(3, 2, 1)), 16)
     deeper.save_parameters(str(tmp_path / "d"))
-    with pytest.raises(LoadError, match=r"two poolings.*PistonY HEAD Attention-56.*--to pistony"):
+    with pytest.raises(LoadError, match=r"two poolings.*project's Attention-56.*--to pistony"):
         convert(tmp_path / "d", tmp_path / "x", "pistony-old")
     wider = filled(create_model("attention56_small", ptr=(2, 2, 1)), 16)
     wider.save_parameters(str(tmp_path / "w"))
@@ -201,7 +201,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     filled(create_model("attention56_small", classes=3), 16).save_parameters(source)
     assert main([source, target, "--to", "gluoncv"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith(f"read     {source}: PistonY HEAD Attention-56 (450 tensors")
+    words = "this project's Attention-56, with PistonY's names (450 tensors"
+    assert printed[0].startswith(f"read     {source}: {words}")
     assert printed[1] == "         network: create_model('attention56_small', classes=3)"
     assert printed[2].startswith(f"written  {target}: gluoncv Attention-56 (450 tensors")
     assert printed[3] == f"sha256   {Path(target + '.sha256').read_text()[:64]}"

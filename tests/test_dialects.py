@@ -155,6 +155,10 @@ def test_depths_are_those_of_the_names() -> None:
             golden(HEAD, 56),
             "PistonY HEAD Attention-56 (450 tensors, 7,235,690 numbers, 10 classes)",
         ),
+        (
+            {**golden(HEAD, 56), "fc.weight": (10, 256, 1, 1)},
+            "this project's Attention-56, with PistonY's names (450 tensors",
+        ),
         (golden(PRE, 92), "PistonY before 2018-10-15 Attention-92 (750 tensors"),
         (golden(GLUONCV, 92), "gluoncv Attention-92 (750 tensors"),
         ({**golden(HEAD, 92), "conv1.0.weight": (64, 3, 7, 7)}, "Attention-92 for 224x224 images"),
