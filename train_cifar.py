@@ -182,12 +182,28 @@ def networks() -> Any:
 
 
 def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
-    """Return what `model.create_model` does; UserError for a glimpse model."""
-    from model.registry import GLIMPSE, create_model
+    """Return what `model.create_model` does; UserError for a glimpse model or another's flag."""
+    from model.registry import FAMILIES, GLIMPSE, create_model, overrides_of
+    from training.classifier import OVERRIDES, VARIANT
 
     if name in GLIMPSE:
         raise UserError(f"{name} is a glimpse model: use train_mnist_glimpse.py for it")
+    if name in FAMILIES:
+        fields, _ = overrides_of(name)
+        # The attention of a ResNet is another thing than that of masks, which the flag means.
+        masks = set(VARIANT) <= set(fields)
+        fits = [key for key in OVERRIDES if key in fields and (masks or key not in VARIANT)]
+        wrong = [key for key in OVERRIDES if key in overrides and key not in fits]
+        if wrong:
+            raise UserError(
+                f"{_flags(wrong)}: not for {name}, which takes {_flags(fits)}. Leave it out, or "
+                "choose another network with --model"
+            )
     return create_model(name, *args, **overrides)
+
+
+def _flags(keys: Iterable[str]) -> str:
+    return ", ".join(f"--{key.replace('_', '-')}" for key in keys)
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:

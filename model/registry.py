@@ -56,12 +56,7 @@ def create_model(name: str, classes: Optional[int] = None, **overrides: Any) -> 
     if name not in FAMILIES:
         raise ModelError(_unknown("model", name, list_models()))
     spec, build = FAMILIES[name]
-    fields = [field.name for field in dataclasses.fields(spec)]
-    options = [
-        parameter.name
-        for parameter in inspect.signature(build).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
+    fields, options = overrides_of(name)
     for key in overrides:
         if key not in fields and key not in options:
             raise ModelError(_unknown(f"override of {name}", key, [*fields, *options]))
@@ -73,6 +68,14 @@ def create_model(name: str, classes: Optional[int] = None, **overrides: Any) -> 
         return build(dataclasses.replace(spec, **changed), classes, **given)
     except (ValueError, TypeError) as error:
         raise ModelError(f"cannot build {name}: {error}") from error
+
+
+def overrides_of(name: str) -> tuple[list[str], list[str]]:
+    """Return what can be replaced in a network of `list_models`: fields of its spec, options."""
+    spec, build = FAMILIES[name]
+    parameters = inspect.signature(build).parameters.values()
+    options = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    return [field.name for field in dataclasses.fields(spec)], options
 
 
 def spec_of(name: str, **overrides: Any) -> Any:

@@ -327,6 +327,15 @@ def glimpse_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--predict GLIMPSE x.png", "is a glimpse model: use train_mnist_glimpse.py"),
         ("--label-noise 0", "--label-noise 0.0: give the share of labels that stay true"),
         ("--learning naive", "is not one of arl, nal"),
+        (
+            "--summary attention56_small --w-init 0.1 --steps 3",
+            "--steps, --w-init: not for attention56_small, which takes --wiring, --learning, ",
+        ),
+        (
+            "--summary resnet20_ram --wiring paper",
+            "--wiring: not for resnet20_ram, which takes --depth, --steps, --w-init, --b-init. ",
+        ),
+        ("--summary resnet20 --attention mixed", "--attention: not for resnet20, which takes"),
     ],
 )
 def test_wrong_input_is_one_clear_error(
