@@ -27,6 +27,7 @@ from training.config import option, parse_overrides
 from training.errors import UserError
 from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.recipes import RECIPES, with_recipe
+from training.run_config import flags_of
 from training.script import Prepared, Script, check_settings, exit_code
 from training.seed_log import (
     changed_settings,
@@ -196,14 +197,10 @@ def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
         wrong = [key for key in OVERRIDES if key in overrides and key not in fits]
         if wrong:
             raise UserError(
-                f"{_flags(wrong)}: not for {name}, which takes {_flags(fits)}. Leave it out, or "
-                "choose another network with --model"
+                f"{', '.join(flags_of(wrong))}: not for {name}, which takes "
+                f"{', '.join(flags_of(fits))}. Leave it out, or choose another network with --model"
             )
     return create_model(name, *args, **overrides)
-
-
-def _flags(keys: Iterable[str]) -> str:
-    return ", ".join(f"--{key.replace('_', '-')}" for key in keys)
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:

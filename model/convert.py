@@ -25,6 +25,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from bridge.param_file import ParamFileError, PathLike, verify_digest, write_params
+from bridge.published import RUN_SETTINGS
 from bridge.safetensors_file import write_safetensors
 from bridge.weight_file import read_weights
 from model.dialects import (
@@ -172,7 +173,7 @@ def _check_wiring(source: PathLike, what: str, wiring: Optional[str], to: str) -
 def _recorded(source: PathLike) -> dict[str, str]:
     """Return what the settings of the run beside the file say that its tensors do not."""
     try:
-        saved = json.loads(Path(source).with_name("config.json").read_bytes())
+        saved = json.loads(Path(source).with_name(RUN_SETTINGS).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     known = saved if isinstance(saved, dict) else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -126,9 +126,14 @@ class RunConfig:
         )
 
 
+def flags_of(names: Iterable[str]) -> list[str]:
+    """Return the flags of settings, as users write them: ``w_init`` is ``--w-init``."""
+    return ["--" + name.replace("_", "-") for name in names]
+
+
 def check_one_action(config: Any, *names: str) -> None:
     """Raise UserError when more than one of the settings called `names` is given."""
-    given = ["--" + name.replace("_", "-") for name in names if getattr(config, name, None)]
+    given = flags_of(name for name in names if getattr(config, name, None))
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)}: one thing at a time, give only one of them")
 
@@ -137,7 +142,7 @@ def check_resume(given: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Refuse settings that a resumed run would not heed: all that are `given` but `allowed`."""
     ignored = [name for name in given if name not in allowed]
     if given.get("resume") and ignored:
-        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        flags = ", ".join(flags_of(ignored))
         raise UserError(
             f"--resume keeps the settings of the run; {flags} cannot be changed. Leave them out, "
             "or start a new run"
@@ -146,8 +151,7 @@ def check_resume(given: Mapping[str, Any], allowed: Sequence[str]) -> None:
 
 def check_least(config: Any, least: int, *names: str) -> None:
     """Raise UserError when one of the settings of `config` called `names` is below `least`."""
-    for name in names:
+    for name, flag in zip(names, flags_of(names)):
         value = getattr(config, name)
         if not value >= least:
-            flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {value}: must be {least} or more")
