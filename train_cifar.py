@@ -23,6 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
+if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
+    from training.thread_choice import take_threads
+
+    take_threads(sys.argv[1:])
+
 from training.config import option, parse_overrides
 from training.errors import UserError
 from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags

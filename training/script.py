@@ -31,6 +31,7 @@ INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
 RESUMABLE = (
     *("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "keep"),
     *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
+    "threads",  # this changes how sums are rounded, which is warned about
 )
 
 # What a resume takes. The arithmetic may be another, parameters and optimizer states are float32
@@ -193,6 +194,7 @@ class Script(Generic[C]):
         here = {name: given[name] for name in (*RESUMABLE, "precision") if name in given}
         if hasattr(saved, "distributed"):
             here["distributed"] = given.get("distributed", NONE)
+        here.setdefault("threads", None)  # `take_threads` knows from env.json what the run had
         config = replace(saved, **here, resume=str(folder))
         config.check()
         return config

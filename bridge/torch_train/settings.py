@@ -25,7 +25,7 @@ LEFT_OUT = (
 # What may be another at a resume: where things are and how fast they go, not what is computed.
 RESUMABLE = (
     "data_dir", "mirror", "download", "checkpoint_minutes", "device", "compile", "stop_after",
-    "max_file_mb",
+    "max_file_mb", "threads",
 )  # fmt: skip
 
 
