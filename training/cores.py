@@ -64,7 +64,7 @@ def physical_cores(root: Path = Path("/"), allowed: Optional[Set[int]] = None) -
         reason = "physical cores of the affinity"
     quota = cpu_quota(root)
     if quota is not None and quota < count:
-        return Cores(max(1, int(quota)), f"CPU quota of {quota:g} cores")
+        return Cores(max(1, int(quota)), f"CPU quota {quota:g}")
     return Cores(count, reason)
 
 
