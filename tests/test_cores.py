@@ -137,6 +137,7 @@ def test_a_container_sees_its_group_at_the_mount(tmp_path: Path, group: str, par
     root = machine(tmp_path, EIGHT)
     groups(root, f"0::{group}", V2_MOUNT.replace(" / ", f" {part} ", 1))
     limit(root / "sys/fs/cgroup", cpu_max="100000 100000")
+    limit(root / "sys/fs", cpu_max="1 100000")  # outside of the mount
     assert physical_cores(root, set(range(8))) == (1, "CPU quota 1")
 
 
