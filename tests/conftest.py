@@ -15,7 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from training.cores import physical_cores
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the processes of ``-n auto``: one for each physical core."""
+    return physical_cores().number
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several processes its share of threads; they inherit the variable."""
+    workers = getattr(config.option, "numprocesses", None)
+    if workers:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, physical_cores().number // workers)))
 
 
 @pytest.fixture(autouse=True, scope="session")
