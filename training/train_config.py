@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from training.augment import CUTOUT_KINDS, Augmentation
+from training.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
 from training.config import option
 from training.distributed import ENGINES, NONE
 from training.errors import UserError
@@ -157,16 +157,32 @@ class TrainConfig(ClassifierConfig):
     )
     pad: int = option(4, "pixels of padding before the random crop; 0: no crop")
     crop_size: int = option(0, "edge of the random crop in pixels; 0: as large as the image")
+    flip_mode: str = option(
+        "random",
+        "mirror an image with probability 1/2 in every epoch (random), or in every second one, of "
+        "which a random half is the first (alternating)",
+        choices=FLIP_MODES,
+    )
     shift: float = option(0.0, "largest random shift, as a fraction of the image")
     jitter: float = option(0.0, "strength of random brightness, contrast and saturation; 0: none")
     cutout: str = option("erasing", "cutout", choices=CUTOUT_KINDS)
     cutout_prob: float = option(0.5, "probability of the cutout per image")
     cutout_size: int = option(16, "edge of the square cutout in pixels")
+    average_last: int = option(
+        0,
+        "test and save the mean of the weights at the ends of so many last epochs, with batch-norm "
+        "statistics measured anew; 0: none",
+    )
 
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
         super().check()
-        check_least(self, 0, "train_count")
+        check_least(self, 0, "train_count", "average_last")
+        if self.flip_mode == "alternating" and not self.flip:
+            raise UserError(
+                "--flip-mode alternating mirrors images, --no-flip does not: leave one of them out"
+            )
+        self._check_average()
         if not 0 < self.label_noise <= 1:
             raise UserError(
                 f"--label-noise {self.label_noise}: give the share of labels that stay true, "
@@ -174,12 +190,29 @@ class TrainConfig(ClassifierConfig):
             )
         self.augmentation()
 
+    def _check_average(self) -> None:
+        """Raise UserError for an average of epochs that cannot be taken."""
+        if self.average_last > self.epochs:
+            raise UserError(
+                f"--average-last {self.average_last}: there are only --epochs {self.epochs}; "
+                "choose fewer"
+            )
+        if self.average_last and self.ema:
+            raise UserError(
+                "--average-last and --ema are two averages of the weights: give only one of them"
+            )
+        if self.average_last and self.early_stopping:
+            raise UserError(
+                "--average-last needs to know which epochs are the last: leave out --early-stopping"
+            )
+
     def augmentation(self) -> Augmentation:
         """Return the part of the configuration that says what is done to a training batch."""
         return Augmentation(
             pad=self.pad,
             crop_size=self.crop_size,
             flip=self.flip,
+            flip_mode=self.flip_mode,
             shift=self.shift,
             jitter=self.jitter,
             cutout=self.cutout,

@@ -72,6 +72,11 @@ class BridgeConfig(TrainConfig):
         run_config.check_least(self, 0, "stop_after", "max_file_mb")
         if 0 < self.max_file_mb < 0.01:
             raise UserError(f"--max-file-mb {self.max_file_mb}: give 0.01 or more, such as 15")
+        if self.average_last:
+            raise UserError(
+                "--average-last is not done here: leave it out (--ema averages weights too), or "
+                "train with train_cifar.py"
+            )
         if not self.symbol and not self.resume:
             raise UserError(
                 "--symbol is missing: export the network where MXNet is "
