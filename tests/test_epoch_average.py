@@ -267,5 +267,7 @@ def test_what_does_not_go_together(change: dict[str, Any], message: str) -> None
 
 def test_pytorch_refuses_what_it_does_not_do() -> None:
     BridgeConfig(symbol="s", flip_mode="alternating").check()
-    with pytest.raises(UserError, match="--average-last is not done here"):
+    with pytest.raises(UserError, match="--average-last: not done here"):
         BridgeConfig(symbol="s", average_last=3).check()
+    with pytest.raises(UserError, match="--small-epochs: not done here"):
+        BridgeConfig(symbol="s", small_epochs=3, small_size=24).check()

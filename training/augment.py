@@ -56,6 +56,9 @@ class Augmentation:
     erasing_area, erasing_aspect
         Ranges of the erased rectangle's area (fraction of the image) and aspect ratio (height /
         width).
+    small_size, small_epochs
+        In so many first epochs the images are shrunk to this edge at the end
+        (:func:`training.shrink.shrink`); 0: never.
     mixup_alpha
         Both parameters of the beta distribution that mixup draws from; 0 switches it off.
     label_smoothing
@@ -78,6 +81,8 @@ class Augmentation:
     cutout_size: int = 16
     erasing_area: Range = (0.02, 0.4)
     erasing_aspect: Range = (0.3, 1 / 0.3)
+    small_size: int = 0
+    small_epochs: int = 0
     mixup_alpha: float = 0.0
     label_smoothing: float = 0.0
 
@@ -101,6 +106,7 @@ class Augmentation:
                 0 < self.erasing_aspect[0] <= self.erasing_aspect[1],
                 "0 < low <= high",
             ),
+            ("small_size", self.small_size >= (1 if self.small_epochs else 0), "1 or more pixels"),
             ("mixup_alpha", 0 <= self.mixup_alpha < np.inf, "0 (off) or a positive number"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 <= label_smoothing < 1"),
         )

@@ -24,6 +24,7 @@ from training.augment import Augmentation, augment, mixup, normalize, smooth_lab
 from training.datasets import ImageData
 from training.draws import Draws, draw_batch, draw_first_flips
 from training.errors import UserError
+from training.shrink import shrink
 
 T = TypeVar("T")
 
@@ -166,6 +167,8 @@ class TrainBatches:
     def _make(self, rows: np.ndarray, mix: bool, rng: np.random.Generator, epoch: int) -> Batch:
         chosen, mirrored = self.augmentation, self._mirrored(rows, epoch)
         pixels = augment(self.data.images[rows], chosen, self.mean, rng, mirrored)
+        if epoch < chosen.small_epochs:
+            pixels = shrink(pixels, chosen.small_size)
         image = normalize(pixels, self.mean, self.std)
         label = self.data.labels[rows].astype(np.int32)
         mix = mix and chosen.mixup_alpha > 0

@@ -123,6 +123,8 @@ def prepare_classifier(
     if start:
         status = networks.load(net, start, contexts, allow_classes_mismatch=True)
         print(f"started from {start} ({status}); fresh: {', '.join(status.fresh) or '-'}")
+    elif not config.resume:
+        start_stem(net, config, loaders.train)
     if config.freeze == "trunk":
         freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(choice.amp))
@@ -183,6 +185,17 @@ def start_network(
     net = networks.build(config, classes, **norms)
     net.initialize(initializer(config.init), ctx=list(contexts))
     return net
+
+
+def start_stem(net: Any, config: Any, train: Any) -> None:
+    """Give the first convolution the first weights that the settings ask for, if they do.
+
+    `train` are the `training.batches.TrainBatches` that it will be trained on.
+    """
+    if getattr(config, "stem_init", "usual") == "whitened":
+        from training.whitening import whiten_stem
+
+        print(f"{whiten_stem(net, train)} starts with filters that whiten training images")
 
 
 def _statistics(

@@ -16,6 +16,7 @@ from training.errors import UserError
 from training.run_config import PRECISIONS, RunConfig, check_least, check_one_action
 
 INITIALIZERS = ("msra", "xavier")
+STEM_INITIALIZERS = ("usual", "whitened")
 FUSED = ("auto", "on", "off")
 NORMALIZATIONS = ("dataset", "imagenet", "ram")
 # Those of model.attention_module, which `training` does not import.
@@ -168,6 +169,16 @@ class TrainConfig(ClassifierConfig):
     cutout: str = option("erasing", "cutout", choices=CUTOUT_KINDS)
     cutout_prob: float = option(0.5, "probability of the cutout per image")
     cutout_size: int = option(16, "edge of the square cutout in pixels")
+    small_size: int = option(
+        0, "edge that training images are shrunk to in the first epochs; 0: never", metavar="PIXELS"
+    )
+    small_epochs: int = option(0, "first epochs that are trained on images of --small-size")
+    stem_init: str = option(
+        "usual",
+        "first weights of the first convolution: those of --init, or filters that whiten patches "
+        "of the training images",
+        choices=STEM_INITIALIZERS,
+    )
     average_last: int = option(
         0,
         "test and save the mean of the weights at the ends of so many last epochs, with batch-norm "
@@ -177,12 +188,15 @@ class TrainConfig(ClassifierConfig):
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
         super().check()
-        check_least(self, 0, "train_count", "average_last")
+        check_least(self, 0, "train_count", "average_last", "small_size", "small_epochs")
         if self.flip_mode == "alternating" and not self.flip:
             raise UserError(
                 "--flip-mode alternating mirrors images, --no-flip does not: leave one of them out"
             )
+        if self.stem_init != "usual" and self.finetune:
+            raise UserError("--stem-init: --finetune takes all first weights from its file")
         self._check_average()
+        self._check_small()
         if not 0 < self.label_noise <= 1:
             raise UserError(
                 f"--label-noise {self.label_noise}: give the share of labels that stay true, "
@@ -206,6 +220,19 @@ class TrainConfig(ClassifierConfig):
                 "--average-last needs to know which epochs are the last: leave out --early-stopping"
             )
 
+    def _check_small(self) -> None:
+        """Raise UserError for first epochs on smaller images that cannot be."""
+        if bool(self.small_size) != bool(self.small_epochs):
+            raise UserError(
+                "--small-size and --small-epochs belong together, for example "
+                "--small-size 24 --small-epochs 10"
+            )
+        if self.small_epochs and self.small_epochs >= self.epochs:
+            raise UserError(
+                f"--small-epochs {self.small_epochs}: of --epochs {self.epochs} the last must be "
+                "on images of the size that is tested; choose fewer"
+            )
+
     def augmentation(self) -> Augmentation:
         """Return the part of the configuration that says what is done to a training batch."""
         return Augmentation(
@@ -218,6 +245,8 @@ class TrainConfig(ClassifierConfig):
             cutout=self.cutout,
             cutout_prob=self.cutout_prob,
             cutout_size=self.cutout_size,
+            small_size=self.small_size,
+            small_epochs=self.small_epochs,
             mixup_alpha=self.mixup_alpha,
             label_smoothing=self.label_smoothing,
         )
