@@ -121,8 +121,7 @@ def prepare_classifier(
     use_precision(choice.amp, contexts)
     net = start_network(config, networks, classes, contexts)
     if start:
-        status = networks.load(net, start, contexts, allow_classes_mismatch=True)
-        print(f"started from {start} ({status}); fresh: {', '.join(status.fresh) or '-'}")
+        _load_start(net, start, networks, contexts)
     elif not config.resume:
         start_stem(net, config, loaders.train)
     if config.freeze == "trunk":
@@ -185,6 +184,11 @@ def start_network(
     net = networks.build(config, classes, **norms)
     net.initialize(initializer(config.init), ctx=list(contexts))
     return net
+
+
+def _load_start(net: Any, path: str, networks: Networks, contexts: Sequence[Any]) -> None:
+    status = networks.load(net, path, contexts, allow_classes_mismatch=True)
+    print(f"started from {path} ({status}); fresh: {', '.join(status.fresh) or '-'}")
 
 
 def start_stem(net: Any, config: Any, train: Any) -> None:
