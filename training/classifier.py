@@ -120,10 +120,8 @@ def prepare_classifier(
     choice.tell()
     use_precision(choice.amp, contexts)
     net = start_network(config, networks, classes, contexts)
-    if start:
-        _load_start(net, start, networks, contexts)
-    elif not config.resume:
-        start_stem(net, config, loaders.train)
+    if not config.resume:
+        _start(net, config, networks, contexts, loaders.train)
     if config.freeze == "trunk":
         freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(choice.amp))
@@ -186,9 +184,14 @@ def start_network(
     return net
 
 
-def _load_start(net: Any, path: str, networks: Networks, contexts: Sequence[Any]) -> None:
-    status = networks.load(net, path, contexts, allow_classes_mismatch=True)
-    print(f"started from {path} ({status}); fresh: {', '.join(status.fresh) or '-'}")
+def _start(net: Any, config: Any, networks: Networks, contexts: Sequence[Any], train: Any) -> None:
+    """Give an initialized network the first weights that are not the initializer's."""
+    path = config.finetune
+    if path:
+        status = networks.load(net, path, contexts, allow_classes_mismatch=True)
+        print(f"started from {path} ({status}); fresh: {', '.join(status.fresh) or '-'}")
+    else:
+        start_stem(net, config, train)
 
 
 def start_stem(net: Any, config: Any, train: Any) -> None:
