@@ -13,6 +13,8 @@ import pytest
 
 from bridge.param_file import read_params
 from bridge.torch_train.settings import BridgeConfig
+from model import create_model
+from model.fused_training import fuse
 from tests.test_averaging import DATA, Crash, after, change, finish, network, values
 from training import fit, fresh_statistics
 from training.averaging import EpochAverage
@@ -144,6 +146,24 @@ def test_frozen_statistics_stay() -> None:
     before = values(net)
     measure_statistics(updater_of(net), [batch_of(0)])
     assert all(np.array_equal(value, before[name]) for name, value in values(net).items())
+
+
+@pytest.mark.usefixtures("unit_operators")
+@pytest.mark.parametrize("name", ["resnet20_ram", "preresnet20"])
+def test_the_operators_measure_what_the_network_does(name: str) -> None:
+    found = []
+    for fused in (False, True):
+        mx.random.seed(0)
+        np.random.seed(0)
+        net = create_model(name, 3, **({"w_init": 0.1} if name.endswith("ram") else {}))
+        net.initialize(mx.init.MSRAPrelu())
+        if fused:
+            fuse(net)
+        measure_statistics(updater_of(net), [batch_of(0), batch_of(1)])
+        found.append({k: v for k, v in values(net).items() if k.endswith(STATISTICS)})
+    for key, value in found[0].items():
+        np.testing.assert_allclose(found[1][key], value, rtol=2e-3, atol=1e-4, err_msg=key)
+        assert np.ptp(value) > 0, key
 
 
 def test_they_are_measured_on_training_images_as_in_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
