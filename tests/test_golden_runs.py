@@ -19,10 +19,10 @@ TOLERANCE = 3e-5
 GRADIENT_TOLERANCE = 1e-4
 # After the first update weights differ by rounding, and no seed keeps every ReLU's input of the
 # later steps so far from 0 that all processors agree about its sign. One on the other side takes a
-# term from a gradient, which has as few as 32 of them. That is 2.3e-4 in the logits at the end,
-# which the updates have changed by their own size; a unit in the last place of all parameters and
-# images does it on one processor too.
-LATER_TOLERANCE = 1e-3
+# term from a gradient, which has as few as 32 of them, and the updates change the logits by their
+# own size: 2.3e-4 in the logits at the end was seen on two processors, and on one where all
+# parameters and images were changed by a unit in their last place. This is for some at once.
+LATER_TOLERANCE = 5e-3
 LATER = ("infer_after", "later losses")  # and the statistics
 # A gradient that is small because its terms cancel has the rounding of the larger ones.
 SMALLEST_SCALE = 1 / 20  # of the network's largest gradient
@@ -72,6 +72,15 @@ def test_a_changed_result_is_seen() -> None:
         changed = {key: expected[key].copy() for key in expected.files}
         changed[name].flat[0] += 3 * tolerance(name) * np.abs(expected[name]).max()
         assert errors(changed, expected)[name] > tolerance(name)
+
+
+def test_updates_of_another_size_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden, "RATE", 1.05 * golden.RATE)
+    case = "resnet20_eca"
+    found = errors(golden.run(case), np.load(golden.FOLDER / f"run_{case}.npz"))
+    assert found["losses"] <= TOLERANCE
+    for name in LATER:
+        assert found[name] > LATER_TOLERANCE
 
 
 @pytest.mark.parametrize(
