@@ -6,7 +6,7 @@
 #   .ci/setup.sh bench-torch FOLDER  PyTorch for the CPU, which benchmarks measure against; nothing else
 #   .ci/setup.sh horovod FOLDER      what `cpu` has, and Horovod built from source against its MXNet (JOBS=N: N
 #                                    compilers at once, 1 GB of memory each)
-#   .ci/setup.sh find           print the Python that would be used
+#   .ci/setup.sh find [3.12]    print the Python that would be used; exit code 2: there is none of that version
 #
 # PYTHON=... names the interpreter. FOLDER/.complete is written last and holds the lock's checksum: a set-up
 # that was interrupted, or whose lock has changed since, is made anew; a finished one costs nothing.
@@ -27,6 +27,7 @@ if sys.implementation.name == "cpython": print("%d.%d" % sys.version_info[:2])' 
 }
 
 is_fitting() {
+    [ -z "$only" ] || [ "$only" = "$1" ] || return 1
     case "$kind $1" in
     "bench-torch 3.11" | "horovod 3.10") return 0 ;;
     "bench-torch "* | "horovod "*) return 1 ;;
@@ -100,6 +101,8 @@ no_python() {
         "Without Horovod, python -m training.launch trains with several processes too."
     [ "$kind" != bench-torch ] || fail "Python 3.11 is needed, for the locked PyTorch, and this machine" \
         "has ${other:+only }${other:-none, }so install it, or name it: PYTHON=/path/to/python3.11"
+    [ -z "$only" ] || fail "Python $only is needed, and this machine has ${other:+only }${other:-none, }so it is" \
+        "missing."
     fail "Python 3.9 to 3.13 is needed, 3.11 before the others, and this machine" \
         "has ${other:+only }${other:-none, }so install one of them, or name it: make PYTHON=/path/to/python3.11"
 }
@@ -227,12 +230,15 @@ check_import() {
 }
 
 kind=${1:-}
+only=
 newest=3.11
 HOROVOD_LOCK=requirements/horovod-source.txt
 uv=$(command -v uv) || uv=
 case "$kind" in
 find)
+    only=${2:-}
     find_python
+    [ -n "$python" ] || [ -z "$only" ] || fail "there is no Python $only on this machine."
     echo "${python:-brought by uv}"
     exit 0
     ;;
