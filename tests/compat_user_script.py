@@ -22,7 +22,9 @@ def build(channels: np.ndarray) -> mx.gluon.nn.HybridSequential:
     net = mx.gluon.nn.HybridSequential(prefix="net_")
     with net.name_scope():
         for count in channels:  # np.int64 each
-            net.add(mx.gluon.nn.Conv2D(count, kernel_size=(np.int64(3), np.int32(3)), padding=(1, 1)))
+            net.add(
+                mx.gluon.nn.Conv2D(count, kernel_size=(np.int64(3), np.int32(3)), padding=(1, 1))
+            )
             net.add(mx.gluon.nn.BatchNorm(epsilon=np.float32(1e-5)))
             net.add(mx.gluon.nn.Activation("relu"))
         net.add(mx.gluon.nn.GlobalAvgPool2D(), mx.gluon.nn.Flatten())
