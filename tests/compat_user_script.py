@@ -28,7 +28,7 @@ def build(channels: np.ndarray) -> mx.gluon.nn.HybridSequential:
             net.add(mx.gluon.nn.BatchNorm(epsilon=np.float32(1e-5)))
             net.add(mx.gluon.nn.Activation("relu"))
         net.add(mx.gluon.nn.GlobalAvgPool2D(), mx.gluon.nn.Flatten())
-        net.add(mx.gluon.nn.Dropout(np.float64(0.1)), mx.gluon.nn.Dense(np.prod((np.int64(2), 1))))
+        net.add(mx.gluon.nn.Dropout(np.float64(0.1)), mx.gluon.nn.Dense(np.prod([2, 1])))
     return net
 
 

@@ -165,9 +165,14 @@ def test_an_environment_that_needs_patches_gets_one_line(
     package: str, source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = compile(source, "a file", "exec")
-    assert exit_code(lambda: exec(code, {"__name__": f"{package}.module"}) or 0) == 2
+
+    def run_as(module: str) -> int:
+        exec(code, {"__name__": module})
+        return 0
+
+    assert exit_code(lambda: run_as(f"{package}.module")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {package} cannot be imported in this environment: ")
     assert "python -m compat --install" in line
     with pytest.raises((AttributeError, TypeError, ImportError)):
-        exit_code(lambda: exec(code, {"__name__": "train_cifar"}) or 0)
+        exit_code(lambda: run_as("train_cifar"))
