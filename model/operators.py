@@ -81,7 +81,7 @@ def load(operators: Operators) -> str:
         raise Unavailable(f"{SWITCH}=0")
     if operators.name not in _loaded:
         require_instructions(*operators.instructions)
-        onednn = open_onednn(_block_of_processor()) if operators.onednn else None
+        onednn = _onednn_of(operators)
         path = build(operators, onednn)
         import mxnet as mx
 
@@ -105,6 +105,10 @@ def block_channels() -> int:
     return loaded.block if loaded else _block_of_processor()
 
 
+def _onednn_of(operators: Operators) -> Optional[OneDNN]:
+    return open_onednn(_block_of_processor()) if operators.onednn else None
+
+
 def _block_of_processor() -> int:
     return 16 if set(AVX512) <= set(cpu_identity().split()) else 8
 
@@ -115,7 +119,7 @@ def require_bfloat16() -> None:
     Raises
     ------
     Unavailable
-        Where they have blocks of 8: oneDNN multiplies bfloat16 by AVX-512, or by its reference code.
+        Where they have blocks of 8: without AVX-512 oneDNN has only reference code for it.
     """
     if block_channels() != 16:
         raise Unavailable("bfloat16 takes a processor with AVX-512")
@@ -259,7 +263,7 @@ def main() -> int:
     """Build all operators and say so, or why not; 0 in both cases: everything works without."""
     for operators in (GLIMPSE, UNITS):
         try:
-            print(f"built {build(operators, open_onednn(_block_of_processor()) if operators.onednn else None)}")
+            print(f"built {build(operators, _onednn_of(operators))}")
         except Unavailable as error:
             print(f"{operators.name}: not built: {error}; MXNet's own operators are used")
     return 0

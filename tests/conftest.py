@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.processor import limit_onednn
+
 ROOT = Path(__file__).resolve().parent.parent
+limit_onednn()  # before MXNet's first operator
 
 
 @pytest.fixture(autouse=True)
