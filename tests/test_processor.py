@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mxnet as mx
 import pytest
 
-from model import operators, processor
+from model import create_model, operators, processor, quantization
 from model.operators import UNITS, Unavailable, block_channels, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,6 +150,22 @@ def test_blocks_of_16_take_what_onednns_convolutions_do(
         operators, "cpu_identity", lambda: " ".join(set(AVX512.split()) - {without})
     )
     assert block_channels() == block
+
+
+@pytest.mark.filterwarnings("ignore:Cannot decide type for the following arguments")
+@pytest.mark.filterwarnings("ignore:Please import `csr_matrix`:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("flags", "told"), [("avx2 fma", True), ("avx2 avx_vnni", False), ("avx512_vnni", False)]
+)
+def test_8_bits_that_other_processors_compute_otherwise_are_told(
+    flags: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization, "cpu_identity", lambda: f"flags : {flags}")
+    net = create_model("resnet20", depth=11)
+    net.initialize()
+    image = mx.nd.random.normal(shape=(4, 3, 16, 16))
+    prepared = quantization.quantize(net, image, max_loss=1.0, operators=False)
+    assert (quantization.INEXACT in prepared.steps) == told
 
 
 def test_importing_changes_no_setting() -> None:
