@@ -129,9 +129,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     given = _given(argv)
     from model.loading import LoadError
+    from model.processor import Unavailable, limit_onednn
     from model.registry import ModelError
 
-    return exit_code(lambda: _run(given, argv), ModelError, LoadError)
+    def run() -> int:
+        limit_onednn()
+        return _run(given, argv)
+
+    return exit_code(run, ModelError, LoadError, Unavailable)
 
 
 def _given(argv: Sequence[str]) -> Mapping[str, Any]:

@@ -37,9 +37,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     given = parse_overrides(ImageNetConfig, argv, PROG, __doc__)
     from model.loading import LoadError
+    from model.processor import Unavailable, limit_onednn
     from model.registry import ModelError
 
-    return exit_code(lambda: _run(given, argv), ModelError, LoadError)
+    def run() -> int:
+        limit_onednn()
+        return _run(given, argv)
+
+    return exit_code(run, ModelError, LoadError, Unavailable)
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:

@@ -88,17 +88,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     from model.loading import LoadError
+    from model.processor import Unavailable, limit_onednn
     from model.registry import ModelError
     from training.glimpse_flags import note_on_seed_flags, translate_seed_flags
 
     def run() -> int:
         given = parse_overrides(GlimpseConfig, translate_seed_flags(words), PROG, __doc__)
-        note = note_on_seed_flags(words)
-        if note:
+        if note := note_on_seed_flags(words):
             print(note)
+        limit_onednn()
         return _run(given, words)
 
-    return exit_code(run, ModelError, LoadError)
+    return exit_code(run, ModelError, LoadError, Unavailable)
 
 
 def _run(given: dict[str, Any], argv: Sequence[str]) -> int:

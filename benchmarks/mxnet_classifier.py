@@ -161,6 +161,9 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     """Return what this worker is, and its actions; see `serve`."""
     import mxnet as mx
 
+    from model.processor import limit_onednn
+
+    limit_onednn()
     steps = Steps(config)
     about: dict[str, Any] = {
         "versions": {"mxnet": mx.__version__, "numpy": np.__version__},

@@ -139,8 +139,10 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     """Build the network; see `serve`."""
     import mxnet as mx
 
+    from model.processor import limit_onednn
     from training.threads import copy_on_one_thread
 
+    limit_onednn()
     copy_on_one_thread()  # as the training does
     mx.random.seed(0)
     net, loss = build(config)

@@ -112,6 +112,9 @@ def main(argv: Sequence[str]) -> int:
     config = parse(Config, argv, "profile_operators.py", __doc__)
     # Several operators that run as one would be one entry; must be set before MXNet is loaded.
     os.environ.update(dict.fromkeys(BULK, "0"))
+    from model.processor import limit_onednn
+
+    limit_onednn()
     print(headline(environment()) + "\n")
     print(table(profile(config), config.least))
     return 0

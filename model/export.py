@@ -33,6 +33,7 @@ from model.export_files import (
 )
 from model.file_match import LoadError
 from model.onnx_graph import ExportError, to_onnx
+from model.processor import Unavailable, limit_onednn
 from model.registry import ModelError
 from model.tracing import trace
 
@@ -159,8 +160,9 @@ def main(argv: Optional[Sequence[str]] = None, knowledge: Optional[Knowledge] = 
     knowledge = knowledge or Knowledge()
     args = parser_of(knowledge).parse_args(argv)
     try:
+        limit_onednn()
         run(args, knowledge)
-    except (ExportError, LoadError, ModelError, ParamFileError) as error:
+    except (ExportError, LoadError, ModelError, ParamFileError, Unavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,7 +1,7 @@
 """Training graphs of the operators in ``model/native/units``: same parameters and results.
 
 A graph is traced from the network's blocks. Between the stem and the mean over the pixels all maps
-are kept in blocks of 16 channels, (N, C / 16, H, W, 16), which MXNet takes for plain arrays of
+are kept in blocks of 16 or 8 channels, (N, C / 16, H, W, 16), which MXNet takes for plain arrays of
 shape (N, C, H, W): only additions and the operators of ``model/native/units`` may touch them.
 """
 

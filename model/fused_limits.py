@@ -7,7 +7,7 @@ from typing import Any
 
 from mxnet.gluon import nn
 
-LANES = 16  # channels in a block, kLanes in units/blocked.h
+from model.operators import block_channels
 
 
 class Unsupported(Exception):
@@ -16,8 +16,9 @@ class Unsupported(Exception):
 
 def check_channels(channels: int) -> None:
     """Refuse channels that do not fill blocks."""
-    if channels % LANES:
-        raise Unsupported(f"{channels} channels, which are no multiple of {LANES}")
+    block = block_channels()
+    if channels % block:
+        raise Unsupported(f"{channels} channels, which are no multiple of {block}")
 
 
 def constants_of(norms: Sequence[Any]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import mxnet as mx
 from mxnet import autograd
 
 from model.fused_update import update
-from model.operators import UNITS, Unavailable, load
+from model.operators import UNITS, Unavailable, load, require_bfloat16
 
 __all__ = ["FusedTraining", "Unavailable", "fuse"]
 
@@ -95,6 +95,8 @@ def fuse(net: Any, precision: str = "float32") -> str:
     if precision not in PRECISIONS:
         raise Unavailable(f"the operators compute {' or '.join(PRECISIONS)}, not {precision}")
     found = load(UNITS)
+    if precision == "bfloat16":
+        require_bfloat16()
     try:
         training_graph(net, (1, *net.image_shape), copied=False)
     except Unsupported as error:

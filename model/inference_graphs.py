@@ -21,7 +21,7 @@ from model.fused_inference import DATA, Ranges, inference_graph
 from model.fused_limits import Unsupported
 from model.gate_folding import FOLDABLE, fold_gates
 from model.graph import Graph
-from model.operators import UNITS, Unavailable, load
+from model.operators import UNITS, Unavailable, load, require_bfloat16
 from model.ram_resnet import ResNet
 
 BACKEND = "MKLDNN"
@@ -85,6 +85,8 @@ def by_operators(
     try:
         found = load(UNITS)
         known = ranges() if ranges else None
+        if precision != "float32":
+            require_bfloat16()  # int8 has maps in bfloat16 between units
         graph = inference_graph(net, target.image.shape, precision, known)
     except (Unavailable, Unsupported) as error:
         return None, 0.0, str(error)

@@ -6,12 +6,12 @@ compiler, and those of residual units oneDNN 3, which the locked environment for
 package; ``ATTENTION_ONEDNN=FOLDER`` names another one, with ``lib`` and ``include`` in it. What was
 built is kept in ``model/native/build`` or, where that cannot be written, in the user's cache
 folder, under a name that tells sources, options, compiler, processor, MXNet and oneDNN: a library
-for another one of them is not found and so never loaded.
+for another one of them is not found and so never loaded. ``ATTENTION_ISA=avx2`` builds and loads
+what a processor without AVX-512 gets; see `model.processor`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import platform
@@ -20,34 +20,34 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, Optional
+
+from model.onednn import OneDNN, open_onednn
+from model.processor import AVX512, Unavailable, compiler_flags, cpu_identity
+
+__all__ = [
+    "GLIMPSE",
+    "UNITS",
+    "OneDNN",
+    "Operators",
+    "Unavailable",
+    "block_channels",
+    "build",
+    "cpu_identity",
+    "load",
+    "require_bfloat16",
+    "require_instructions",
+]
 
 NATIVE = Path(__file__).resolve().parent / "native"
 CACHE_NAME = "attention-networks-gluon"
 SWITCH = "ATTENTION_NATIVE"  # 0: neither build nor load
-ONEDNN_VARIABLE = "ATTENTION_ONEDNN"
-ISA_VARIABLE = "ATTENTION_ISA"
-# What a processor that is capped so has not: beginnings of the names that Linux gives.
-LEFT_OUT: dict[str, tuple[str, ...]] = {"avx2": ("avx512", "amx", "avx_vnni")}
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-std=c++17")
+FLAGS = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-std=c++17")
 # MXNet looks its entry points up by name; everything else stays out of sight.
 HIDDEN = ("-fvisibility=hidden", "-Wno-psabi")
 COMPILERS = ("g++", "c++", "clang++")
 BUILD_TIMEOUT_SEC = 600.0
-
-
-class Unavailable(Exception):
-    """The operators cannot be built or loaded here; the message is the reason."""
-
-
-class OneDNN(NamedTuple):
-    """Where oneDNN is, and which one."""
-
-    library: Path
-    include: Path
-    version: str
 
 
 class Operators(NamedTuple):
@@ -62,16 +62,9 @@ class Operators(NamedTuple):
 GLIMPSE = Operators("glimpse")  # glimpse_rollouts: all glimpses of a batch
 # attn_unit, attn_pool, attn_upsample, attn_mask, attn_block, attn_mean: units on blocked maps;
 # attn_update: a step of the optimizer
-UNITS = Operators(
-    "units",
-    onednn=True,
-    flags=("-mprefer-vector-width=512",),
-    # oneDNN convolves maps in blocks of 16 channels by its reference code elsewhere, which is
-    # hundreds of times slower than MXNet's graph.
-    instructions=("avx512f", "avx512bw", "avx512vl", "avx512dq"),
-)
+UNITS = Operators("units", onednn=True, instructions=("avx2", "fma"))
 
-_loaded: dict[str, str] = {}
+_loaded: dict[str, Optional[OneDNN]] = {}
 
 
 def load(operators: Operators) -> str:
@@ -88,19 +81,48 @@ def load(operators: Operators) -> str:
         raise Unavailable(f"{SWITCH}=0")
     if operators.name not in _loaded:
         require_instructions(*operators.instructions)
-        onednn = find_onednn() if operators.onednn else None
+        onednn = _onednn_of(operators)
         path = build(operators, onednn)
         import mxnet as mx
 
         try:
-            if onednn:  # loaded by its path, it is what the operators' library finds by its name
-                ctypes.CDLL(str(onednn.library))
             mx.library.load(str(path), verbose=False)
         except (OSError, mx.MXNetError) as error:
             lines = str(error).strip().splitlines()
             raise Unavailable(f"{path.name} cannot be loaded ({lines[-1]})") from None
-        _loaded[operators.name] = f", oneDNN {onednn.version}" if onednn else ""
-    return f"operators in C++ ({operators.name}{_loaded[operators.name]})"
+        _loaded[operators.name] = onednn
+    made = _loaded[operators.name]
+    with_onednn = f", oneDNN {made.version}, blocks of {made.block}" if made else ""
+    return f"operators in C++ ({operators.name}{with_onednn})"
+
+
+def block_channels() -> int:
+    """Return how many channels a block of the operators of residual units has, 16 or 8.
+
+    It is that of the loaded ones, or else of those that this processor would load.
+    """
+    loaded = _loaded.get(UNITS.name)
+    return loaded.block if loaded else _block_of_processor()
+
+
+def _onednn_of(operators: Operators) -> Optional[OneDNN]:
+    return open_onednn(_block_of_processor()) if operators.onednn else None
+
+
+def _block_of_processor() -> int:
+    return 16 if set(AVX512) <= set(cpu_identity().split()) else 8
+
+
+def require_bfloat16() -> None:
+    """Return where the operators of residual units know bfloat16.
+
+    Raises
+    ------
+    Unavailable
+        Where they have blocks of 8: without AVX-512 oneDNN has only reference code for it.
+    """
+    if block_channels() != 16:
+        raise Unavailable("bfloat16 takes a processor with AVX-512")
 
 
 def require_instructions(*needed: str) -> None:
@@ -138,41 +160,6 @@ def build(operators: Operators, onednn: Optional[OneDNN] = None) -> Path:
     return folder / name
 
 
-def find_onednn() -> OneDNN:
-    """Return the oneDNN to build with and to run on.
-
-    Raises
-    ------
-    Unavailable
-        When there is none.
-    """
-    named = os.environ.get(ONEDNN_VARIABLE)
-    if named:
-        library = Path(named) / "lib" / "libdnnl.so.3"
-        include = Path(named) / "include"
-        version = "3"
-    else:
-        library, version = _packaged("onednn-cpu-gomp", "libdnnl.so.3")
-        header, _ = _packaged("onednn-devel-cpu-gomp", "oneapi/dnnl/dnnl.hpp")
-        include = header.parent.parent.parent
-    if not library.is_file() or not (include / "oneapi" / "dnnl" / "dnnl.hpp").is_file():
-        where = f"in {ONEDNN_VARIABLE}={named}" if named else "in this environment"
-        raise Unavailable(f"no oneDNN 3 {where}")
-    return OneDNN(library, include, version)
-
-
-def _packaged(package: str, ending: str) -> tuple[Path, str]:
-    """Return the file of an installed package whose path ends so, and the package's version."""
-    try:
-        found = metadata.distribution(package)
-    except metadata.PackageNotFoundError:
-        raise Unavailable(f"the package {package} is not installed") from None
-    for file in found.files or ():
-        if str(file).endswith(ending):
-            return Path(os.path.abspath(str(file.locate()))), found.version
-    raise Unavailable(f"the package {package} has no {ending}")
-
-
 def _compiler() -> str:
     if platform.machine() != "x86_64" or sys.platform != "linux":
         raise Unavailable("they are for Linux on x86-64")
@@ -199,8 +186,7 @@ def _key(operators: Operators, compiler: str, onednn: Optional[OneDNN]) -> str:
     core = _mxnet_folder() / "libmxnet.so"
     size = core.stat().st_size if core.is_file() else 0
     for fact in (
-        *FLAGS,
-        *operators.flags,
+        *_flags(operators, onednn),
         _run([compiler, "--version"]),
         mx.__version__,
         str(size),
@@ -212,23 +198,11 @@ def _key(operators: Operators, compiler: str, onednn: Optional[OneDNN]) -> str:
     return digest.hexdigest()[:16]
 
 
-def cpu_identity() -> str:
-    """Return the processor's name and instruction sets, less those that ATTENTION_ISA leaves out.
-
-    Unavailable is raised where that has an unknown value.
-    """
-    named = os.environ.get(ISA_VARIABLE, "")
-    if named not in ("", *LEFT_OUT):
-        known = ", ".join(LEFT_OUT)
-        raise Unavailable(f"{ISA_VARIABLE}={named} is unknown; allowed is {known}, or nothing")
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor()
-    lines = text.partition("\n\n")[0].splitlines()
-    words = [line.split(" ") for line in lines if line.startswith(("model name", "flags"))]
-    out = LEFT_OUT.get(named, ("\n",))
-    return "\n".join(" ".join(w for w in line if not w.startswith(out)) for line in words)
+def _flags(operators: Operators, onednn: Optional[OneDNN]) -> tuple[str, ...]:
+    """Return the compiler's options; those of a block are for one vector of its channels."""
+    block = onednn.block if onednn else 0
+    blocked = (f"-DBLOCK={block}", f"-mprefer-vector-width={32 * block}") if block else ()
+    return (*FLAGS, *compiler_flags(), *blocked, *operators.flags)
 
 
 def _folders() -> Iterator[Path]:
@@ -254,10 +228,11 @@ def _compile(operators: Operators, compiler: str, onednn: Optional[OneDNN], targ
     includes = [f"-I{mxnet_folder / 'include'}", *([f"-I{onednn.include}"] if onednn else [])]
     api = mxnet_folder / "src" / "lib_api.cc"
     sources = sorted((NATIVE / operators.name).glob("*.cc"))
+    known = _flags(operators, onednn)
     objects = []
-    for source, flags in [(api, ()), *((file, (*operators.flags, *HIDDEN)) for file in sources)]:
+    for source, flags in [(api, ()), *((file, HIDDEN) for file in sources)]:
         objects.append(target.with_name(source.stem + ".o"))
-        _run([compiler, *FLAGS, *flags, *includes, "-c", str(source), "-o", str(objects[-1])])
+        _run([compiler, *known, *flags, *includes, "-c", str(source), "-o", str(objects[-1])])
     linked = [*map(str, objects), *([str(onednn.library)] if onednn else [])]
     _run([compiler, "-shared", "-fopenmp", *linked, "-o", str(target)])
 
@@ -288,7 +263,7 @@ def main() -> int:
     """Build all operators and say so, or why not; 0 in both cases: everything works without."""
     for operators in (GLIMPSE, UNITS):
         try:
-            print(f"built {build(operators, find_onednn() if operators.onednn else None)}")
+            print(f"built {build(operators, _onednn_of(operators))}")
         except Unavailable as error:
             print(f"{operators.name}: not built: {error}; MXNet's own operators are used")
     return 0

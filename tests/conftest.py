@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.processor import limit_onednn
 from training.cores import physical_cores
 
 ROOT = Path(__file__).resolve().parent.parent
+limit_onednn()  # before MXNet's first operator
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -13,6 +13,7 @@ from mxnet import autograd
 
 from model import create_model, inference_graphs
 from model.inference import PreparedNetwork, prepare_inference
+from model.operators import block_channels
 
 SMALL: dict[str, Any] = {
     "modules": (1, 1),
@@ -44,6 +45,7 @@ pytestmark = [
     # MXNet's, raised again by pytest.warns where the project's filter no longer knows it.
     pytest.mark.filterwarnings("ignore:Please import `csr_matrix`:DeprecationWarning"),
 ]
+by_operators = pytest.mark.usefixtures("unit_operators")
 
 
 def network(case: str) -> Any:
@@ -81,6 +83,7 @@ def difference(net: Any, prepared: Any, image: Any) -> float:
     return float(np.abs(found - expected).max()) / scale
 
 
+@by_operators
 @pytest.mark.parametrize("case", NETWORKS)
 @pytest.mark.parametrize("size", [(16, 16), (21, 13)])
 def test_logits_are_the_same(case: str, size: tuple[int, int]) -> None:
@@ -91,18 +94,21 @@ def test_logits_are_the_same(case: str, size: tuple[int, int]) -> None:
         assert difference(net, prepared, images(count, *size, seed=count)) < 1e-5
 
 
+@by_operators
 @pytest.mark.parametrize("case", NETWORKS)
 def test_bfloat16_is_near(case: str) -> None:
     net = network(case)
-    try:
-        prepared = prepared_by_operators(net, images(4, 16), "bfloat16")
-    except ValueError as error:
-        pytest.skip(f"this processor has no bfloat16: {error}")
+    if block_channels() == 8:
+        with pytest.raises(ValueError, match=r"network: bfloat16 takes a processor with AVX-512$"):
+            prepared_by_operators(net, images(4, 16), "bfloat16")
+        return
+    prepared = prepared_by_operators(net, images(4, 16), "bfloat16")
     assert prepared(images(4, 16)).dtype == np.float32
     assert 1e-5 < difference(net, prepared, images(4, 16)) < 0.05  # not float32 by another name
     assert difference(net, prepared, images(5, 16, seed=1)) < 0.05
 
 
+@by_operators
 def test_a_gate_that_does_not_look_is_a_constant_and_another_is_none() -> None:
     """The gates of both networks get other numbers of the same means; only one may care."""
     for case, cares in (("constant gate", False), ("two steps", True)):
@@ -115,6 +121,7 @@ def test_a_gate_that_does_not_look_is_a_constant_and_another_is_none() -> None:
         assert (np.abs(after - before).max() > 1e-4) == cares
 
 
+@by_operators
 def test_resnets_take_other_sizes_and_attention_networks_do_not() -> None:
     net = network("two steps")
     prepared = prepared_by_operators(net, images(2, 16))
@@ -125,6 +132,7 @@ def test_resnets_take_other_sizes_and_attention_networks_do_not() -> None:
         prepared(images(1, 24))
 
 
+@by_operators
 def test_what_is_exported_has_mxnets_operators_and_the_values_of_then(tmp_path: Path) -> None:
     net = network("legacy")
     prepared = prepared_by_operators(net, images(3, 16))
@@ -149,6 +157,7 @@ def test_they_can_be_left_out() -> None:
     assert difference(net, prepared, images(3, 16)) < 1e-5
 
 
+@by_operators
 def test_a_frozen_network_is_prepared_as_another_is() -> None:
     net = network("two steps")
     net.collect_params().setattr("grad_req", "null")
@@ -156,6 +165,7 @@ def test_a_frozen_network_is_prepared_as_another_is() -> None:
     assert difference(net, prepared, images(4, 16)) < 1e-5
 
 
+@by_operators
 def test_what_they_do_not_know_is_computed_by_mxnet_and_told() -> None:
     net = create_model("resnet20_se", 10, depth=11)
     net.initialize()
@@ -172,8 +182,11 @@ def test_without_a_compiler_mxnet_computes(monkeypatch: pytest.MonkeyPatch) -> N
     prepared = prepare_inference(net, images(2, 16))
     assert "not by own operators: ATTENTION_NATIVE=0" in prepared.steps
     assert difference(net, prepared, images(3, 16)) < 1e-5
+    with pytest.raises(ValueError, match=r"do not compute this network: ATTENTION_NATIVE=0$"):
+        prepare_inference(net, images(2, 16), operators=True)
 
 
+@by_operators
 def test_what_they_compute_wrongly_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = inference_graphs.inference_graph
 

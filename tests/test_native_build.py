@@ -12,6 +12,7 @@ import mxnet as mx
 import pytest
 
 from model import operators
+from model.onednn import find_onednn
 from model.operators import UNITS, OneDNN, Operators, Unavailable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,7 +132,7 @@ def test_no_compiler(machine: OneDNN, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_no_onednn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTENTION_ONEDNN", str(tmp_path))
     with pytest.raises(Unavailable, match=f"no oneDNN 3 in ATTENTION_ONEDNN={tmp_path}"):
-        operators.find_onednn()
+        find_onednn()
 
 
 def test_the_program_says_why_and_does_not_fail(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
-// Maps in blocks of 16 channels, (N, C / 16, H * W, 16), and batch normalisation of them.
+// Maps in blocks of 16 or 8 channels, (N, C / 16, H * W, 16), and batch normalisation of them.
+//
+// BLOCK is the number of channels, which fill one vector: 16 where oneDNN convolves by AVX-512, 8
+// where it does by AVX2. It has only its reference code for the other one, hundreds of times slower.
 //
 // MXNet takes such an array for a plain one of the same size, so it never reorders it.
 #pragma once
+#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -14,15 +18,18 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
 namespace attn {
 
-constexpr int kLanes = 16;
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+constexpr int kLanes = BLOCK;
+static_assert(kLanes == 16 || kLanes == 8, "vectors have 64 or 32 bytes");
+// oneDNN convolves bfloat16 by AVX-512 alone.
+constexpr bool kHalves = kLanes == 16;
+typedef float Lanes __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
 
 inline Lanes load(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
 inline void store(float* p, Lanes v) { *reinterpret_cast<Lanes*>(p) = v; }
@@ -36,41 +43,48 @@ inline float real(const std::string& text) {
   return value;
 }
 
+// oneDNN has no code for bfloat16 without AVX-512 but its reference.
+inline void check_precision(const std::string& precision) {
+  if (!kHalves && precision != "float32")
+    throw std::invalid_argument(precision + " takes a processor with AVX-512");
+}
+
 struct Half {  // a bfloat16
   uint16_t bits;
 };
 
 // Rounded to the nearest, ties to even; NaN stays NaN.
 inline void store(Half* p, Lanes v) {
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && BLOCK == 16
   const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
   std::memcpy(p, &rounded, sizeof rounded);
 #else
-  typedef uint32_t Bits __attribute__((vector_size(64)));
-  typedef uint16_t Halves __attribute__((vector_size(32)));
-  const Bits bits = reinterpret_cast<Bits>(v);
-  const Bits up = bits + 0x7fff + ((bits >> 16) & 1);
-  const Bits kept = v == v ? up : bits | 0x400000;
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+  const Words bits = reinterpret_cast<Words>(v);
+  const Words up = bits + 0x7fff + ((bits >> 16) & 1);
+  const Words kept = v == v ? up : bits | 0x400000;
   const Halves halves = __builtin_convertvector(kept >> 16, Halves);
   std::memcpy(p, &halves, sizeof halves);
 #endif
 }
 inline Lanes load(const Half* p) {
-  typedef uint32_t Bits __attribute__((vector_size(64)));
-  typedef uint16_t Halves __attribute__((vector_size(32)));
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
   Halves halves;
   std::memcpy(&halves, p, sizeof halves);
-  return reinterpret_cast<Lanes>(__builtin_convertvector(halves, Bits) << 16);
+  return reinterpret_cast<Lanes>(__builtin_convertvector(halves, Words) << 16);
 }
 // NaN stays NaN, so that a diverging training is noticed.
 inline Lanes positive(Lanes v) { return v < 0.0f ? Lanes{} : v; }
 // v where x > 0, else 0.
 inline Lanes where_positive(Lanes x, Lanes v) { return x > 0.0f ? v : Lanes{}; }
 
-typedef uint16_t Bits;  // one for each of 16 numbers
+typedef std::conditional_t<kLanes == 16, uint16_t, uint8_t> Bits;  // one for each number of a vector
 inline Bits positive_bits(Lanes v) {
-#ifdef __AVX512F__
+#if defined(__AVX512F__) && BLOCK == 16
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_setzero_ps(), _CMP_GT_OQ);
+#elif defined(__AVX2__) && BLOCK == 8
+  const __m256 more = _mm256_cmp_ps(reinterpret_cast<__m256>(v), _mm256_setzero_ps(), _CMP_GT_OQ);
+  return static_cast<Bits>(_mm256_movemask_ps(more));
 #else
   Bits bits = 0;
   for (int k = 0; k < kLanes; ++k) bits |= (v[k] > 0.0f) << k;
@@ -79,8 +93,11 @@ inline Bits positive_bits(Lanes v) {
 }
 // v where a bit is set, else 0.
 inline Lanes where(Bits bits, Lanes v) {
-#ifdef __AVX512F__
+#if defined(__AVX512F__) && BLOCK == 16
   return reinterpret_cast<Lanes>(_mm512_maskz_mov_ps(bits, reinterpret_cast<__m512>(v)));
+#elif BLOCK == 8
+  const Ints each = {1, 2, 4, 8, 16, 32, 64, 128};
+  return ((Ints{} + bits) & each) != 0 ? v : Lanes{};
 #else
   for (int k = 0; k < kLanes; ++k) v[k] = bits >> k & 1 ? v[k] : 0.0f;
   return v;
@@ -130,7 +147,9 @@ class Kept {
   template <class Body>
   auto with(size_t offset, Body body) const {
     void* from = at(offset);
-    return half_ ? body(static_cast<Half*>(from)) : body(static_cast<float*>(from));
+    if constexpr (kHalves)
+      if (half_) return body(static_cast<Half*>(from));
+    return body(static_cast<float*>(from));
   }
 
  private:
@@ -186,7 +205,7 @@ void sums(const Shape& s, float* first, float* second, Body body) {
     }
 }
 
-// body(n, b) returns what is done to the 16 numbers at an offset.
+// body(n, b) returns what is done to the numbers of a vector at an offset.
 template <class Body>
 void each(const Shape& s, Body body) {
   const int blocks = s.blocks(), pixels = s.pixels();

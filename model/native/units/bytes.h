@@ -15,7 +15,7 @@ typedef uint8_t Byte;
 
 // The nearest of 0 to 255.
 inline void store_bytes(Byte* p, Lanes v) {
-#ifdef __AVX512F__
+#if defined(__AVX512F__) && BLOCK == 16
   const __m512i nearest = _mm512_cvtps_epi32(reinterpret_cast<__m512>(positive(v)));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(nearest));
 #else

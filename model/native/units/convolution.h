@@ -19,6 +19,11 @@ inline dnnl::stream& stream() {
   return stream;
 }
 
+// By name: left to oneDNN it would be another one for gradients of strided convolutions.
+constexpr dnnl::memory::format_tag blocks() {
+  return kLanes == 16 ? dnnl::memory::format_tag::nChw16c : dnnl::memory::format_tag::nChw8c;
+}
+
 struct Types {
   bool half = false;           // what it multiplies is bfloat16: maps, weights, gradients of its output
   bool half_output = false;    // its output is stored as bfloat16
@@ -36,7 +41,7 @@ class Convolution {
     const auto f32 = memory::data_type::f32;
     const auto type = [=](bool half) { return half ? memory::data_type::bf16 : f32; };
     const auto factor = type(types.half);
-    const auto blocked = memory::format_tag::nChw16c;
+    const auto blocked = blocks();
     const memory::dims strides{stride, stride}, pad{kernel / 2, kernel / 2};
     const memory::dims weight{channels, in.c, kernel, kernel};
     const auto direct = dnnl::algorithm::convolution_direct;

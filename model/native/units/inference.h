@@ -64,7 +64,7 @@ class FixedConvolution : public PreparedConvolution {
     using dnnl::memory;
     const auto f32 = memory::data_type::f32;
     const auto type = half ? memory::data_type::bf16 : f32;
-    const auto blocked = memory::format_tag::nChw16c;
+    const auto blocked = blocks();
     const memory::dims dims{channels, in.c, kernel, kernel};
     const memory::dims strides{stride, stride}, pad{kernel / 2, kernel / 2};
     const memory::desc any(dims, type, memory::format_tag::any);
@@ -105,7 +105,7 @@ struct Folded {
   std::vector<float> weight, bias;
 };
 
-// Numbers of maps, 16 channels at a time, in blocks or with each pixel's channels in a row.
+// Numbers of maps, a vector of channels at a time, in blocks or with each pixel's channels in a row.
 template <class T>
 struct View {
   const T* data = nullptr;

@@ -7,7 +7,9 @@
 
 namespace {
 
-bool is_half(const Attributes& attributes) { return attributes.at("precision") != "float32"; }
+bool is_half(const Attributes& attributes) {
+  return attn::kHalves && attributes.at("precision") != "float32";
+}
 
 template <class T>
 std::vector<const T*> maps_of(Tensors* tensors, size_t begin) {
@@ -33,8 +35,9 @@ class InferenceOperator : public ForwardOperator {
  protected:
   void forward(Tensors* in, Tensors* out) override {
     auto* self = static_cast<Self*>(this);
-    is_half(attributes_) ? self->template run<attn::Half>(in, &(*out)[0])
-                         : self->template run<float>(in, &(*out)[0]);
+    if constexpr (attn::kHalves)
+      if (is_half(attributes_)) return self->template run<attn::Half>(in, &(*out)[0]);
+    self->template run<float>(in, &(*out)[0]);
   }
 };
 
@@ -71,19 +74,24 @@ class FixedUnitOperator : public ForwardOperator {
       wide_.of(in, attributes_).run((*in)[0].data<float>(), (*out)[0].data<float>());
       return;
     }
+    attn::check_precision(precision);
+#if BLOCK == 16
     const auto* x = (*in)[0].data<attn::Half>();
     auto* y = (*out)[0].data<attn::Half>();
     if (precision == "int8")
       bytes_.of(in, attributes_, ranges_).run(x, y);
     else
       half_.of(in, attributes_).run(x, y);
+#endif
   }
 
  private:
   std::vector<float> ranges_;
   Made<attn::FixedUnit<float>> wide_;
+#if BLOCK == 16
   Made<attn::FixedUnit<attn::Half>> half_;
   Made<attn::ByteUnit> bytes_;
+#endif
 };
 
 // (N, convolutions): the largest number of each image that each convolution of a unit reads.

@@ -8,7 +8,6 @@ namespace attn {
 
 // exp(x), relative error 2e-7.
 inline Lanes exponential(Lanes x) {
-  typedef int Ints __attribute__((vector_size(64)));
   const Lanes low = Lanes{} - 87.0f, high = Lanes{} + 88.0f;
   x = x < low ? low : (x > high ? high : x);
   const Lanes scaled = x * 1.44269504f;
@@ -163,8 +162,7 @@ class MaxPool {
 
   void forward(const float* x, float* y) {
     windows([&](size_t from, size_t to, int top, int bottom, int left, int right) {
-      typedef int Ints __attribute__((vector_size(64)));
-      Lanes best = load(x + from + (static_cast<size_t>(top) * in.w + left) * kLanes);
+          Lanes best = load(x + from + (static_cast<size_t>(top) * in.w + left) * kLanes);
       Ints at = Ints{} + (top << 16 | left);
       for (int i = top; i < bottom; ++i)
         for (int j = left; j < right; ++j) {

@@ -32,6 +32,7 @@ struct UnitSpec {
     gated = a.at("gate") != "none";
     recurrent = a.at("gate") == "recurrent";
     half = a.at("precision") == "bfloat16";
+    check_precision(a.at("precision"));
     steps = std::stoi(a.at("steps"));
     epsilon = real(a.at("epsilon"));
     momentum = real(a.at("momentum"));
@@ -155,10 +156,12 @@ class Unit {
   template <class T>
   const void* activated(const Norm& norm, const T* x, const Shape& s, Buffer* to) const;
   const void* operand(const float* x, const Shape& s, Buffer* to) const;
-  // The same of body(n, b), which returns what is written for the 16 numbers at an offset.
+  // The same of body(n, b), which returns what is written for the numbers of a vector at an offset.
   template <class Body>
   const void* written(const Shape& s, Buffer* to, Body body) const {
-    return spec_.half ? written_as<Half>(s, to, body) : written_as<float>(s, to, body);
+    if constexpr (kHalves)
+      if (spec_.half) return written_as<Half>(s, to, body);
+    return written_as<float>(s, to, body);
   }
   template <class T, class Body>
   const void* written_as(const Shape& s, Buffer* to, Body body) const {
