@@ -28,6 +28,9 @@ NATIVE = Path(__file__).resolve().parent / "native"
 CACHE_NAME = "attention-networks-gluon"
 SWITCH = "ATTENTION_NATIVE"  # 0: neither build nor load
 ONEDNN_VARIABLE = "ATTENTION_ONEDNN"
+ISA_VARIABLE = "ATTENTION_ISA"
+# What a processor that is capped so has not: beginnings of the names that Linux gives.
+LEFT_OUT: dict[str, tuple[str, ...]] = {"avx2": ("avx512", "amx", "avx_vnni")}
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-std=c++17")
 # MXNet looks its entry points up by name; everything else stays out of sight.
 HIDDEN = ("-fvisibility=hidden", "-Wno-psabi")
@@ -210,13 +213,29 @@ def _key(operators: Operators, compiler: str, onednn: Optional[OneDNN]) -> str:
 
 
 def cpu_identity() -> str:
-    """Return the processor's name and instruction sets, which ``-march=native`` compiles for."""
+    """Return the processor's name and instruction sets, less those that ATTENTION_ISA leaves out.
+
+    Raises
+    ------
+    Unavailable
+        When that variable has an unknown value.
+    """
+    named = os.environ.get(ISA_VARIABLE, "")
+    if named not in ("", *LEFT_OUT):
+        known = ", ".join(LEFT_OUT)
+        raise Unavailable(f"{ISA_VARIABLE}={named} is unknown; allowed is {known}, or nothing")
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return platform.processor()
     lines = text.partition("\n\n")[0].splitlines()
-    return "\n".join(line for line in lines if line.startswith(("model name", "flags")))
+    kept = [line for line in lines if line.startswith(("model name", "flags"))]
+    out = LEFT_OUT.get(named, ())
+    if not out:
+        return "\n".join(kept)
+    return "\n".join(
+        " ".join(word for word in line.split() if not word.startswith(out)) for line in kept
+    )
 
 
 def _folders() -> Iterator[Path]:
