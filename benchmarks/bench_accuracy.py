@@ -19,7 +19,7 @@ import numpy as np
 # Also as `python benchmarks/bench_accuracy.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from benchmarks.report import environment, headline, store
+from benchmarks.report import begin, headline, store
 from training.config import option, parse
 from training.errors import UserError
 
@@ -92,7 +92,7 @@ def measure(config: Config) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input."""
     config = parse(Config, argv, "bench_accuracy.py", __doc__)
-    known = environment()
+    known = begin()
     print(headline(known), flush=True)
     try:
         found = measure(config)

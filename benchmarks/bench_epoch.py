@@ -17,7 +17,7 @@ from typing import Any, Optional
 # Also as `python benchmarks/bench_epoch.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from benchmarks.report import environment, headline, store
+from benchmarks.report import begin, headline, store
 from training.config import option, parse
 from training.errors import UserError
 
@@ -127,7 +127,7 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input."""
     config = parse(Config, argv, "bench_epoch.py", __doc__)
-    known = environment()
+    known = begin()
     print(headline(known), flush=True)
     try:
         found = measure_all(config)

@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks import network_rows as rows
-from benchmarks.report import environment, headline
+from benchmarks.report import begin, headline
 from training.config import option, parse
 
 WARM_UP = 3
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(Config, argv, "profile_operators.py", __doc__)
     # Several operators that run as one would be one entry; must be set before MXNet is loaded.
     os.environ.update(dict.fromkeys(BULK, "0"))
-    print(headline(environment()) + "\n")
+    print(headline(begin()) + "\n")
     print(table(profile(config), config.least))
     return 0
 

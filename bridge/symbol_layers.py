@@ -60,7 +60,7 @@ def _writes_out_of_bounds(weight: Sizes, stride: Sizes, pad: Sizes) -> bool:
     convolution with fewer input channels than a vector has lanes, in channels_last, writes past a
     buffer (oneDNN's issue 6035): the process ends, or goes on with damaged memory. Which layout
     PyTorch takes depends on the strides of image and weight, and on torch.compile, so that a plain
-    layout cannot be had for sure. The same convolution of the pixels that it reads has no stride at all.
+    layout cannot be had for sure. The same convolution of the pixels that it reads has no stride.
     """
     channels, *kernel = weight[1:]
     strided = any(step > 1 for step in stride)

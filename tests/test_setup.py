@@ -241,7 +241,9 @@ def test_what_is_said_of_platforms_is_what_the_setup_accepts(machine: Machine) -
         answer = machine.run(kind, f".venv-{kind}")
         assert "Linux on x86_64 is needed" not in answer.stderr
         assert machine.pip_calls() == 1 + (kind == "gpu")
-    systems = [word for word in read_project()["classifiers"] if word.startswith("Operating System")]
+    systems = [
+        word for word in read_project()["classifiers"] if word.startswith("Operating System")
+    ]
     assert systems == ["Operating System :: POSIX :: Linux"]
     assert "Linux on x86-64" in (ROOT / "README.md").read_text(encoding="utf-8")
 

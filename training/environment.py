@@ -13,9 +13,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
+from training.processor import cpu_name, instructions
+
 PACKAGES = ("mxnet", "mxnet-cu117", "numpy", "gluoncv", "mxboard", "protobuf", "torch")
 # Variables that change speed or results.
-VARIABLE_PREFIXES = ("OMP_", "MXNET_", "DNNL_", "MKLDNN_", "CUDA_VISIBLE_DEVICES")
+VARIABLE_PREFIXES = (
+    *("OMP_", "MXNET_", "DNNL_", "MKLDNN_", "CUDA_VISIBLE_DEVICES"),
+    *("ONEDNN_", "ATEN_", "ATTENTION_ISA", "ATTENTION_NATIVE"),
+)
 GIT_TIMEOUT_SEC = 10.0
 _facts: dict[str, str] = {}  # found out by this process, see `remember`
 PROJECT = Path(__file__).resolve().parent.parent
@@ -35,8 +40,14 @@ def describe() -> dict[str, Any]:
     -------
     dict
         JSON-serializable: ``time`` (UTC, ISO 8601), ``command``, ``python``, ``packages``
-        (name to version), ``platform``, ``cpu``, ``cores`` (of the machine), ``usable_cores``
-        (of this process), ``threads``, ``variables``, ``git``, and what `remember` was told.
+        (name to version), ``platform``, ``cpu`` and ``isa`` (its name and instruction sets, see
+        `training.processor`), ``cores`` (of the machine), ``usable_cores`` (of this process),
+        ``threads``, ``variables``, ``git``, and what `remember` was told.
+
+    Raises
+    ------
+    UserError
+        When ``ATTENTION_ISA`` has an unknown value.
     """
     return {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -45,6 +56,7 @@ def describe() -> dict[str, Any]:
         "packages": _versions(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
+        "isa": instructions(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "threads": {
@@ -65,18 +77,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def cpu_name() -> Optional[str]:
-    """Return the processor's model name, or None where nothing tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or None
 
 
 def usable_cores() -> int:
