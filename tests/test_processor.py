@@ -6,16 +6,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Optional
+from types import SimpleNamespace
+from typing import Any, Optional
 
+import mxnet as mx
 import pytest
 
-from benchmarks import interleave, report
+from benchmarks import bench_train_variants, interleave, report
 from model import operators
+from train_cifar import CifarConfig
 from training import processor
+from training.announce import announce
 from training.environment import describe
 from training.errors import UserError
 from training.processor import Processor
+from training.run_progress import Progress
+from training.task import Loaders
 
 AVX512 = "avx avx2 avx512f avx512bw avx512vl avx512dq"
 VARIABLES = (
@@ -167,3 +173,27 @@ def test_a_benchmark_caps_itself() -> None:
         timeout=60,
     )
     assert done.stdout.split() == ["AVX2"]
+
+
+def test_variants_that_cannot_be_had_are_lines_of_the_table() -> None:
+    part = {"forward": 1.0, "backward": 2.0, "update": 3.0}
+    found = {
+        "fused": {"left_out": "no C++ compiler"},
+        "own": {"cpu": part, "cpu_total": [6.0, 8.0], "seconds": 6.0},
+        "bfloat16": {"cpu": part, "cpu_total": [3.0, 4.0], "seconds": 3.0},
+    }
+    first, second, third = bench_train_variants.lines("resnet20", found)
+    assert first == f"{'resnet20':<20}{'fused':<10}  left out: no C++ compiler"
+    assert second.endswith("7.000  1.00 [1.00, 1.00]")
+    assert third.endswith("3.500  2.00 [2.00, 2.00]")
+    (only,) = bench_train_variants.lines("resnet20", {"fused": found["fused"]})
+    assert only == first
+
+
+def test_a_training_begins_with_the_processor(capsys: pytest.CaptureFixture[str]) -> None:
+    sets: Any = SimpleNamespace(data=[0, 1])
+    loaders = Loaders(sets, None, sets)
+    config = CifarConfig(dataset="shapes", model="attention56_small")
+    announce(config, [mx.cpu()], loaders, Path("runs/x"), Progress())
+    lines = capsys.readouterr().out.splitlines()
+    assert f"processor: {processor.cpu_name()}, {processor.instructions()}" in lines
