@@ -1,8 +1,8 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse native test test-bridge lint types format bench bench-parts board gpu gpu-check test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
+.PHONY: help train train-glimpse native test test-results test-pythons test-bridge lint types format bench bench-parts board gpu gpu-check test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
 
-# PYTHON=/path/to/python3.11 names the interpreter to build .venv with; without it, one is looked for.
+# PYTHON=/path/to/python3.11 names the interpreter to build .venv with (3.9 to 3.13); without it, one is looked for.
 PYTHON ?=
 export PYTHON
 VENV = .venv
@@ -29,8 +29,17 @@ native: setup  ## build the operators in C++ now, not when they are first needed
 train-glimpse: setup  ## train the glimpse model on embedded handwritten digits, within minutes
 	$(VENV)/bin/python train_mnist_glimpse.py --dataset digits
 
+# As many processes as there are physical cores; a file's tests stay together, since they share what is set up.
 test: setup  ## run the tests (real data: ATTENTION_DATA=FOLDER; a part: PYTEST_ARGS=tests/test_x.py)
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+test-results: setup  ## score all published files on all test images (needs ATTENTION_DATA=FOLDER)
+	@[ -n "$$ATTENTION_DATA" ] || { echo "error: make test-results needs ATTENTION_DATA=FOLDER, a folder with" \
+	"cifar10/, cifar100/ and mnist/ in it" >&2; exit 2; }
+	$(VENV)/bin/python -m pytest -m results --durations=20 $(PYTEST_ARGS) tests/test_results.py tests/test_glimpse_results.py
+
+test-pythons: setup  ## run a core of the tests on every other Python that is here (3.9 to 3.13, pyenv's too)
+	@.ci/test_pythons.sh $(PYTEST_ARGS)
 
 test-bridge: setup  ## run the tests of the PyTorch bridge (sets up .venv-torch, 220 MB)
 	@.ci/setup.sh bench-torch .venv-torch
@@ -89,5 +98,5 @@ setup:  ## only set up .venv
 	@.ci/setup.sh cpu $(VENV)
 
 clean:  ## remove the environments and caches; runs stay
-	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock $(VENV_HOROVOD) $(VENV_HOROVOD).lock .venv-torch .venv-torch.lock build/native .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock $(VENV_HOROVOD) $(VENV_HOROVOD).lock .venv-torch .venv-torch.lock .venv-py3* build/native .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
+    from training.thread_choice import take_threads
+
+    take_threads(sys.argv[1:])
+
 from training.script import exit_code
 
 INT8_LIMIT = 0.005  # accuracy that 8 bits may cost, as a share
@@ -32,7 +37,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `quantize` wants to be told."""
+    """Add what `quantize` wants to be told, and what `take_threads` reads before MXNet is there."""
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        help="threads of the CPU (default: $OMP_NUM_THREADS, else all physical cores)",
+    )
     group = parser.add_argument_group("8 bits")
     group.add_argument("--data-dir", help="folder with the data set's files")
     group.add_argument(

@@ -23,6 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
+if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
+    from training.thread_choice import take_threads
+
+    take_threads(sys.argv[1:])
+
 from training.config import option, parse_overrides
 from training.errors import UserError
 from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
@@ -235,13 +240,15 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
     from model.export_symbol import symbol_json
     from training.checkpoint import save_parameters
     from training.cifar import CLASS_NAMES
-    from training.classifier import OVERRIDES, start_network
-    from training.loaders import open_dataset
+    from training.classifier import OVERRIDES, start_network, start_stem
+    from training.loaders import build_loaders, open_dataset
 
     known = CLASS_NAMES.get(config.dataset)  # of these the data need not be here
     classes = config.classes or (len(known[-1]) if known else open_dataset(config).classes)
     net = start_network(config, networks(), classes, [mx.cpu()])
     net(mx.nd.zeros((1, *net.image_shape)))  # parameters get their shapes
+    if config.stem_init != "usual":
+        start_stem(net, config, build_loaders(config, open_dataset(config), classes).train)
     given = {key: getattr(config, key) for key in OVERRIDES}
     note = {key: json.dumps(value) for key, value in given.items() if value is not None}
     symbol = symbol_json(net, {"network": config.model, **note})

@@ -17,6 +17,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Optional
 
+if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
+    from training.thread_choice import take_threads
+
+    take_threads(sys.argv[1:])
+
 from train_cifar import list_names, networks, summarize, test
 from training.config import parse_overrides
 from training.errors import UserError

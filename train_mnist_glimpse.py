@@ -21,6 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
+if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
+    from training.thread_choice import take_threads
+
+    take_threads(sys.argv[1:])
+
 from training.config import parse_overrides
 from training.errors import UserError
 from training.glimpse_config import TASK_SETTINGS, GlimpseConfig
@@ -28,12 +33,8 @@ from training.script import RESUMABLE, Prepared, Script, exit_code
 
 PROG = "train_mnist_glimpse.py"
 # The network for a data set when --model is not given.
-MODELS = {
-    "translated": "glimpse_translated",
-    "digits-translated": "glimpse_translated",
-    "cluttered": "glimpse_cluttered",
-    "cluttered100": "glimpse_cluttered",
-}
+MODELS = dict.fromkeys(("translated", "digits-translated"), "glimpse_translated")
+MODELS.update(dict.fromkeys(("cluttered", "cluttered100"), "glimpse_cluttered"))
 DEFAULT_MODEL = "glimpse_mnist"
 
 

@@ -11,14 +11,18 @@ cd "$(dirname "$0")/.."
 uv=$(command -v uv) || uv=
 if [ -z "$uv" ]; then
     temporary=$(mktemp -d)
-    trap 'rm -rf "$temporary"' EXIT
     "$(.ci/setup.sh find)" -m venv "$temporary"
     "$temporary/bin/python" -m pip install -q --disable-pip-version-check uv
     uv=$temporary/bin/uv
 fi
 
+# MXNet's metadata wants numpy<2.0.0, and 3.13 has no wheel of that. The lock is installed without the resolver.
+overrides=$(mktemp)
+trap 'rm -rf "$overrides" "${temporary:-}"' EXIT
 mkdir -p requirements
-for version in 3.9 3.10 3.11; do
+for version in 3.9 3.10 3.11 3.12 3.13; do
+    : >"$overrides"
+    [ "$version" != 3.13 ] || grep -o 'numpy==2[0-9.]*' pyproject.toml >"$overrides"
     # Horovod itself is built from source: its version and hash are in requirements/horovod-source.txt, by hand.
     for kind in cpu gpu $([ "$version" != 3.10 ] || echo horovod); do
         lock=requirements/$kind-py$(echo "$version" | tr -d .).txt
@@ -26,7 +30,7 @@ for version in 3.9 3.10 3.11; do
         # machine's business.
         extras="--extra $kind --extra export $([ "$kind" != horovod ] || echo --extra cpu)"
         # shellcheck disable=SC2086 # four words or six
-        "$uv" pip compile -q pyproject.toml $extras --extra dev --python-version "$version" \
+        "$uv" pip compile -q pyproject.toml $extras --extra dev --python-version "$version" --override "$overrides" \
             --python-platform x86_64-manylinux_2_28 --only-binary :all: --generate-hashes --no-annotate \
             --no-header --no-emit-index-url --no-emit-find-links -o "$lock" "$@"
         # uv reads the old file for its preferences, so the note goes on top afterwards, once.

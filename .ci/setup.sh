@@ -6,7 +6,7 @@
 #   .ci/setup.sh bench-torch FOLDER  PyTorch for the CPU, which benchmarks measure against; nothing else
 #   .ci/setup.sh horovod FOLDER      what `cpu` has, and Horovod built from source against its MXNet (JOBS=N: N
 #                                    compilers at once, 1 GB of memory each)
-#   .ci/setup.sh find           print the Python that would be used
+#   .ci/setup.sh find [3.12]    print the Python that would be used; exit code 2: there is none of that version
 #
 # PYTHON=... names the interpreter. FOLDER/.complete is written last and holds the lock's checksum: a set-up
 # that was interrupted, or whose lock has changed since, is made anew; a finished one costs nothing.
@@ -27,10 +27,11 @@ if sys.implementation.name == "cpython": print("%d.%d" % sys.version_info[:2])' 
 }
 
 is_fitting() {
+    [ -z "$only" ] || [ "$only" = "$1" ] || return 1
     case "$kind $1" in
     "bench-torch 3.11" | "horovod 3.10") return 0 ;;
     "bench-torch "* | "horovod "*) return 1 ;;
-    *" 3.9" | *" 3.10" | *" 3.11") return 0 ;;
+    *" 3.9" | *" 3.10" | *" 3.11" | *" 3.12" | *" 3.13") return 0 ;;
     *) return 1 ;;
     esac
 }
@@ -39,22 +40,18 @@ can_make_venv() {
     [ -n "$uv" ] || "$1" -c 'import ensurepip, venv' </dev/null >/dev/null 2>&1
 }
 
-# Every place where a fitting Python may be, best first, one path a line.
+# Every place where a fitting Python may be, best first, one path a line. 3.11 is tested most; up to there MXNet
+# runs on the NumPy it was made for, as it is, and from 3.12 on by the patches of compat/.
 candidates() {
-    for name in python3.11 python3.10 python3.9 python3 python; do
-        command -v "$name"
+    root=
+    ! command -v pyenv >/dev/null 2>&1 || root=$(pyenv root 2>/dev/null)
+    for version in 3.11 3.10 3.9 3.12 3.13; do
+        command -v "python$version"
+        [ -z "$root" ] || ls -d "$root"/versions/"$version"*/bin/python 2>/dev/null
+        [ -z "$uv" ] || "$uv" python find --no-python-downloads "$version" 2>/dev/null
     done
-    if command -v pyenv >/dev/null 2>&1; then
-        root=$(pyenv root 2>/dev/null)
-        for version in 3.11 3.10 3.9; do
-            ls -d "$root"/versions/"$version"*/bin/python 2>/dev/null
-        done
-    fi
-    if [ -n "$uv" ]; then
-        for version in 3.11 3.10 3.9; do
-            "$uv" python find --no-python-downloads "$version" 2>/dev/null
-        done
-    fi
+    command -v python3
+    command -v python
 }
 
 # Sets `python`; leaves it empty when uv has to bring one.
@@ -62,8 +59,8 @@ find_python() {
     python=
     if [ -n "${PYTHON:-}" ]; then
         version=$(version_of "$PYTHON") || version=
-        is_fitting "$version" || fail "PYTHON=$PYTHON is ${version:-no CPython that runs}, but MXNet 1.9.1 with" \
-            "NumPy 1.23.5 needs Python 3.9, 3.10 or 3.11."
+        is_fitting "$version" || fail "PYTHON=$PYTHON is ${version:-no CPython that runs}, but this project" \
+            "needs Python 3.9 to 3.13."
         can_make_venv "$PYTHON" || fail "$PYTHON has no venv module with pip: install its venv package" \
             "(Debian and Ubuntu: python$version-venv), or uv."
         python=$PYTHON
@@ -104,7 +101,9 @@ no_python() {
         "Without Horovod, python -m training.launch trains with several processes too."
     [ "$kind" != bench-torch ] || fail "Python 3.11 is needed, for the locked PyTorch, and this machine" \
         "has ${other:+only }${other:-none, }so install it, or name it: PYTHON=/path/to/python3.11"
-    fail "Python 3.9, 3.10 or 3.11 is needed, for MXNet 1.9.1 with NumPy 1.23.5, and this machine" \
+    [ -z "$only" ] || fail "Python $only is needed, and this machine has ${other:+only }${other:-none, }so it is" \
+        "missing."
+    fail "Python 3.9 to 3.13 is needed, 3.11 before the others, and this machine" \
         "has ${other:+only }${other:-none, }so install one of them, or name it: make PYTHON=/path/to/python3.11"
 }
 
@@ -197,6 +196,18 @@ build_horovod() {
         "Without Horovod, python -m training.launch trains with several processes too."
 }
 
+# MXNet, GluonCV and MXBoard must work for any script of this environment, on newer Pythons and NumPy too.
+install_compat() {
+    "$folder/bin/python" -m compat --install >/dev/null || exit 1
+}
+
+# A finished environment follows when compat/ changes; all else in it comes from the lock.
+refresh_compat() {
+    [ "$kind" = bench-torch ] ||
+        [ "$(cat compat/*.py | cksum)" = "$(cat "$folder"/lib/python*/site-packages/attention_compat/*.py 2>/dev/null |
+            cksum)" ] || install_compat
+}
+
 # MXNet for CUDA must find the libraries of the nvidia wheels without LD_LIBRARY_PATH.
 install_preload() {
     site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
@@ -222,12 +233,15 @@ check_import() {
 }
 
 kind=${1:-}
+only=
 newest=3.11
 HOROVOD_LOCK=requirements/horovod-source.txt
 uv=$(command -v uv) || uv=
 case "$kind" in
 find)
+    only=${2:-}
     find_python
+    [ -n "$python" ] || [ -z "$only" ] || fail "there is no Python $only on this machine."
     echo "${python:-brought by uv}"
     exit 0
     ;;
@@ -241,18 +255,20 @@ bench-torch | horovod)
 *) fail "usage: .ci/setup.sh cpu FOLDER | gpu FOLDER | bench-torch FOLDER | horovod FOLDER | find" ;;
 esac
 
-is_complete && exit 0
+is_complete && refresh_compat && exit 0
 check_platform
 find_python
 # Two calls of make at once: the second waits for the first and finds its work done.
 if command -v flock >/dev/null 2>&1; then
     exec 9>"$folder.lock" && flock 9
-    is_complete && exit 0
+    is_complete && refresh_compat && exit 0
 fi
 [ "$kind" != horovod ] || check_compiler
+[ -z "$python" ] || echo "set-up: taking $(version_of "$python"), $python" >&2
 make_venv
 version=$(version_of "$folder/bin/python") || fail "the Python in $folder does not run."
 install_packages
+[ "$kind" = bench-torch ] || install_compat
 case "$kind" in
 gpu) install_preload ;;
 horovod) build_horovod ;;

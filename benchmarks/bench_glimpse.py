@@ -28,6 +28,7 @@ from benchmarks.glimpse_inputs import OUTPUTS, TASKS, parity_inputs
 from benchmarks.interleave import Plan, Worker, measure
 from benchmarks.report import begin, header, headline, row, store
 from training.config import option, parse
+from training.cores import physical_cores
 from training.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +42,9 @@ class Config:
     """Settings of the benchmark."""
 
     tasks: tuple[str, ...] = option(tuple(TASKS), "what is learned", choices=tuple(TASKS))
-    threads: tuple[int, ...] = option((1, 2), "threads of one operator, measured one by one")
+    threads: tuple[int, ...] = option(
+        (), "threads of one operator, measured one by one; default: 1 and all physical cores"
+    )
     rounds: int = option(15, "timed rounds of each worker and case")
     round_sec: float = option(0.5, "about how long a round lasts, seconds")
     operator: bool = option(True, "measure our operator in C++; false: our graph alone")
@@ -57,7 +60,7 @@ class Config:
             raise UserError(f"--rounds {self.rounds}; choose 1 or more")
         cores = os.cpu_count() or 1
         wrong = [number for number in self.threads if not 1 <= number <= cores]
-        if wrong or not self.threads:
+        if wrong:
             raise UserError(f"--threads {' '.join(map(str, wrong))}; choose from 1 to {cores}")
 
 
@@ -186,7 +189,7 @@ def main(argv: Sequence[str]) -> int:
         torch_python = find_torch(config.torch_python)
         records = [
             measure_task(config, torch_python, task, threads)
-            for threads in config.threads
+            for threads in config.threads or sorted({1, physical_cores().number})
             for task in config.tasks
         ]
     except UserError as error:

@@ -23,6 +23,11 @@ import numpy as np
 # Also as `python benchmarks/bench_input.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+if __name__ == "__main__":  # before MXNet is loaded, which reads it once
+    from training.thread_choice import take_threads
+
+    take_threads([])
+
 from training.augment import Augmentation, augment
 from training.batches import TrainBatches
 from training.config import option, parse, to_dict

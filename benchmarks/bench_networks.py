@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Optional, Union
 
 # Also as `python benchmarks/bench_networks.py`, which has only this folder on its path.
@@ -42,6 +42,7 @@ from benchmarks.network_workers import (
 from benchmarks.report import begin, headline
 from bridge.atomic import write_atomically
 from training.config import option, parse
+from training.cores import physical_cores
 from training.errors import UserError
 
 
@@ -57,7 +58,7 @@ class Config:
     epoch: bool = option(False, "also the share of an epoch that is the network's")
     data_dir: Optional[str] = option(None, "with --epoch: folder with CIFAR-10; default: shapes")
     modes: tuple[str, ...] = option((), "only modes that begin so, as: train infer 'infer bf16'")
-    threads: int = option(2, "threads of one operator")
+    threads: int = option(0, "threads of one operator; 0: all physical cores")
     quick: bool = option(False, "one short round of each: shows that all works, measures nothing")
     prepare: bool = option(False, "only set up PyTorch, compare forward passes, fill the cache")
     compile: bool = option(True, "also torch.compile, where --prepare compiled it (needs C++)")
@@ -73,7 +74,7 @@ class Config:
     def check(self) -> None:
         """Refuse what measures nothing, or more threads than there are cores."""
         cores = os.cpu_count() or 1
-        if not 1 <= self.threads <= cores:
+        if not 0 <= self.threads <= cores:
             raise UserError(f"--threads {self.threads}; choose from 1 to {cores}")
         if self.rounds < 1:
             raise UserError(f"--rounds {self.rounds}; choose 1 or more")
@@ -181,6 +182,7 @@ def measure_glimpse(config: Config, torch_python: str) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "bench_networks.py", __doc__)
+    config = replace(config, threads=config.threads or physical_cores().number)
     known = begin()
     print(headline(known), flush=True)
     try:

@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from benchmarks.interleave import Worker
 from benchmarks.report import begin, headline, store
 from training.config import option, parse
+from training.cores import physical_cores
 from training.errors import UserError
 
 TRAIN_PASSES, INFER_PASSES = 3, 1  # a backward pass costs twice a forward pass
@@ -55,7 +56,9 @@ class Config:
     """Settings of the benchmark."""
 
     sweeps: tuple[str, ...] = option(SWEEPS, "what grows", choices=SWEEPS)
-    threads: tuple[int, ...] = option((1, 2), "threads of one operator, measured one by one")
+    threads: tuple[int, ...] = option(
+        (), "threads of one operator, measured one by one; default: 1 and all physical cores"
+    )
     kinds: tuple[str, ...] = option(("train", "infer"), "what is timed", choices=("train", "infer"))
     point_sec: float = option(1.5, "about how long a point is measured, seconds")
     out: str = option("runs/bench/scaling.json", "file that the figures are stored in")
@@ -64,7 +67,7 @@ class Config:
         """Refuse what measures nothing, or more threads than there are cores."""
         cores = os.cpu_count() or 1
         wrong = [number for number in self.threads if not 1 <= number <= cores]
-        if wrong or not self.threads:
+        if wrong:
             raise UserError(f"--threads {' '.join(map(str, wrong))}; choose from 1 to {cores}")
         if not self.sweeps or not self.kinds:
             raise UserError("--sweeps and --kinds need one or more each")
@@ -92,7 +95,7 @@ def macs(point: Point) -> int:
 def measure(config: Config) -> list[dict[str, Any]]:
     """Return one record a point, kind and number of threads."""
     records = []
-    for threads in config.threads:
+    for threads in config.threads or sorted({1, physical_cores().number}):
         for point in points():
             if point.sweep not in config.sweeps:
                 continue

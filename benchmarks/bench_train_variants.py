@@ -22,6 +22,11 @@ import numpy as np
 # Also as `python benchmarks/bench_train_variants.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+if __name__ == "__main__":  # before MXNet is loaded, which reads it once
+    from training.thread_choice import take_threads
+
+    take_threads([])
+
 from benchmarks.report import begin, headline, store
 from training.config import option, parse
 

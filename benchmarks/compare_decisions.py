@@ -19,6 +19,11 @@ import numpy as np
 # Also as `python benchmarks/compare_decisions.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+if __name__ == "__main__":  # before MXNet is loaded, which reads it once
+    from training.thread_choice import take_threads
+
+    take_threads(sys.argv[1:])
+
 from training.config import parse_overrides
 from training.errors import UserError
 from training.script import exit_code

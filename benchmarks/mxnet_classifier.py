@@ -20,6 +20,11 @@ import numpy as np
 # Also as `python benchmarks/mxnet_classifier.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+if __name__ == "__main__":  # before MXNet is loaded, which reads it once
+    from training.thread_choice import take_threads
+
+    take_threads([])
+
 from benchmarks import network_rows as rows
 from benchmarks.worker import Action, serve, timed
 from training.config import option, parse

@@ -18,6 +18,11 @@ from typing import Any
 # Also as `python benchmarks/profile_operators.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+if __name__ == "__main__":  # before MXNet is loaded, which reads it once
+    from training.thread_choice import take_threads
+
+    take_threads([])
+
 from benchmarks import network_rows as rows
 from benchmarks.report import begin, headline
 from training.config import option, parse

@@ -17,6 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it once
+    from training.thread_choice import take_threads
+
+    take_threads(sys.argv[1:], wait_policy={})
+
 from bridge.atomic import write_atomically
 from bridge.torch_train.settings import ENGINES, PRECISIONS
 from training.config import option, parse
@@ -43,6 +48,9 @@ class BenchConfig:
     precision: str = option("auto", "arithmetic of convolutions", choices=PRECISIONS)
     compile: str = option("auto", "how steps run; auto: every way", choices=ENGINES)
     device: str = option("auto", "cuda, cuda:1 or cpu; auto: a GPU if there is one")
+    threads: Optional[int] = option(
+        None, "threads of the CPU; default: $OMP_NUM_THREADS, else all physical cores"
+    )
     size: int = option(32, "edge of the images in pixels")
     output: Optional[str] = option(None, "write the numbers to this JSON file", metavar="FILE")
 

@@ -12,6 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it once
+    from training.thread_choice import take_threads
+
+    take_threads(sys.argv[1:], wait_policy={})
+
 import numpy as np
 
 from bridge.atomic import write_atomically
@@ -39,6 +44,9 @@ class ScoreConfig:
     normalization: str = option("dataset", "mean and std", choices=NORMALIZATIONS)
     count: int = option(0, "only the first test images; 0: all")
     device: str = option("auto", "cuda, cuda:1 or cpu; auto: a GPU if there is one")
+    threads: Optional[int] = option(
+        None, "threads of the CPU; default: $OMP_NUM_THREADS, else all physical cores"
+    )
     output: Optional[str] = option(None, "write logits and labels to this .npz", metavar="FILE")
 
     def check(self) -> None:

@@ -23,6 +23,11 @@ from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Optional  # noqa: E402
 
+if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it once
+    from training.thread_choice import take_threads
+
+    take_threads(sys.argv[1:], wait_policy={})
+
 from bridge.pieces import PieceError  # noqa: E402
 from bridge.torch_train.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
 from training.config import from_dict, parse_overrides  # noqa: E402
@@ -75,7 +80,7 @@ def _saved(given: Mapping[str, Any]) -> BridgeConfig:
     folder = str(given["resume"])
     saved = from_dict(BridgeConfig, read_config(folder))
     # Of this process, not of the run: a later one that does not say so has no limit.
-    saved = replace(saved, stop_after=0.0, device="auto", compile="auto")
+    saved = replace(saved, stop_after=0.0, device="auto", compile="auto", threads=None)
     here = {name: given[name] for name in RESUMABLE if name in given}
     return replace(saved, **here, resume=folder)
 

@@ -215,10 +215,7 @@ def _key(operators: Operators, compiler: str, onednn: Optional[OneDNN]) -> str:
 def cpu_identity() -> str:
     """Return the processor's name and instruction sets, less those that ATTENTION_ISA leaves out.
 
-    Raises
-    ------
-    Unavailable
-        When that variable has an unknown value.
+    Unavailable is raised where that has an unknown value.
     """
     named = os.environ.get(ISA_VARIABLE, "")
     if named not in ("", *LEFT_OUT):
@@ -229,13 +226,9 @@ def cpu_identity() -> str:
     except OSError:
         return platform.processor()
     lines = text.partition("\n\n")[0].splitlines()
-    kept = [line for line in lines if line.startswith(("model name", "flags"))]
-    out = LEFT_OUT.get(named, ())
-    if not out:
-        return "\n".join(kept)
-    return "\n".join(
-        " ".join(word for word in line.split() if not word.startswith(out)) for line in kept
-    )
+    words = [line.split(" ") for line in lines if line.startswith(("model name", "flags"))]
+    out = LEFT_OUT.get(named, ("\n",))
+    return "\n".join(" ".join(w for w in line if not w.startswith(out)) for line in words)
 
 
 def _folders() -> Iterator[Path]:

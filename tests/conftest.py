@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib.util
 import os
 import random
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from training.cores import physical_cores
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the processes of ``-n auto``: one for each physical core."""
+    return physical_cores().number
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several processes its share of threads; they inherit the variable."""
+    workers = getattr(config.option, "numprocesses", None)
+    if workers:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, physical_cores().number // workers)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imported() -> None:
+    """Import MXNet once, and let the collector pass over what every test shares."""
+    import mxnet  # noqa: F401
+
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Free a test's networks: each of Gluon's blocks is a circle (block and name scope).
+
+    Python's collector counts objects, not bytes, so that without it hundreds of networks stay.
+    """
+    yield
+    gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _returned() -> Iterator[None]:
+    """Give the memory that a file's tests have freed back to the machine, where glibc keeps it."""
+    yield
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 @pytest.fixture(autouse=True)

@@ -124,13 +124,13 @@ def test_a_saved_average_goes_on_or_is_refused() -> None:
     change(net, 3)
     average.update(EVERY)
     saved = {f"average:{name}": value for name, value in average.arrays().items()}
-    other.load(saved)
+    other.load(saved, 1)
     assert all(np.array_equal(v, other.arrays()[k]) for k, v in average.arrays().items())
     saved["average:4.weight"] = np.zeros((2, 3), np.float32)
     with pytest.raises(UserError, match=r"no average of 4\.weight"):
-        other.load(saved)
+        other.load(saved, 1)
     with pytest.raises(UserError, match="no average of"):
-        other.load({})
+        other.load({}, 1)
 
 
 # --------------------------------------------------------------------------- the gradients' limit

@@ -256,3 +256,42 @@ def test_an_error_in_the_consumer_ends_the_thread() -> None:
         consume()
     gc.collect()
     assert prefetch_threads() == []
+
+
+# --------------------------------------------------------------------------------- alternating flip
+
+ALTERNATING = Augmentation(pad=0, flip_mode="alternating")
+
+
+def mirrored_images(batches: TrainBatches, epoch: int, start: int = 0) -> dict[int, bool]:
+    """Return by number of the image whether it was mirrored; its columns rise where it was not."""
+    made = [image for batch in batches.epoch(epoch, start=start) for image in batch.image]
+    return {round(float(i[0].min()) * 255): bool(i[0, 0, 0] > i[0, 0, -1]) for i in made}
+
+
+def rising(count: int) -> ImageData:
+    """Image i has the columns i to i + 4."""
+    data = numbered(count)
+    return ImageData(data.images + np.arange(5, dtype=np.uint8)[:, None], data.labels, None)
+
+
+def test_alternating_flips_mirror_half_and_then_the_others() -> None:
+    batches = train_batches(rising(200), 20, ALTERNATING)
+    epochs = [mirrored_images(batches, epoch) for epoch in range(4)]
+    assert sorted(epochs[0]) == list(range(200))
+    assert 80 < sum(epochs[0].values()) < 120
+    for epoch in (1, 2, 3):
+        assert epochs[epoch] == {i: m ^ bool(epoch % 2) for i, m in epochs[0].items()}
+    other = mirrored_images(train_batches(rising(200), 20, ALTERNATING, seed=1), 0)
+    assert 60 < sum(other[i] ^ epochs[0][i] for i in other) < 140
+    later = mirrored_images(batches, 3, start=7)
+    assert later == {image: epochs[3][image] for image in later}
+    plans = {int(r): bool(f) for p in batches.plans(3) for r, f in zip(p.rows, p.draws.flip)}  # type: ignore[arg-type]
+    assert plans == epochs[3]
+
+
+def test_without_flips_none_alternate() -> None:
+    never = Augmentation(pad=0, flip=False, flip_mode="alternating")
+    assert not any(mirrored_images(train_batches(rising(40), 20, never), 1).values())
+    with pytest.raises(UserError, match="augmentation flip_mode = 'some'"):
+        Augmentation(flip_mode="some")

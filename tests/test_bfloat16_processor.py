@@ -1,4 +1,4 @@
-"""A processor for which oneDNN has no bfloat16; its settings let any processor pass for one."""
+"""A processor that has no bfloat16; settings let any processor pass for one."""
 
 import os
 import subprocess
@@ -24,8 +24,12 @@ except ValueError as error:
 
 
 def run_without_avx512(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run Python where oneDNN, MXNet's and that of the own operators, stops at AVX2."""
-    limits = {"DNNL_MAX_CPU_ISA": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    """Run Python where the project and oneDNN, MXNet's and the other, stop at AVX2."""
+    limits = {
+        "ATTENTION_ISA": "avx2",
+        "DNNL_MAX_CPU_ISA": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    }
     return subprocess.run(
         [sys.executable, "-W", "ignore", *arguments],
         cwd=ROOT,

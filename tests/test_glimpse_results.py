@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import re
 import shlex
 from dataclasses import replace
@@ -10,18 +12,20 @@ from pathlib import Path
 
 import pytest
 
+import train_mnist_glimpse
 from bridge.param_file import read_shapes, verify_digest
 from model.registry import create_model
-from train_mnist_glimpse import MODELS
+from training import glimpse_loaders  # its `test_batches` by name would be taken for a test
 from training.config import parse_overrides
 from training.glimpse_config import TASK_SETTINGS, GlimpseConfig
-from training.glimpse_loaders import known_settings
 from training.results import GLIMPSE_INDEX, find_result, read_index
 from training.results_table import glimpse_table
+from training.rollouts import score_rollouts
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = read_index(GLIMPSE_INDEX)
 FILES = [row["file"] for row in ROWS]
+SAMPLE = 500  # test images that are scored in every run of the tests
 
 
 def test_index_names_every_file_once() -> None:
@@ -35,7 +39,7 @@ def test_rows_describe_their_files(row: dict[str, str]) -> None:
     assert hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
     assert verify_digest(path)
     assert find_result(path, GLIMPSE_INDEX) == row
-    assert known_settings(path)["model"] == row["model"]
+    assert glimpse_loaders.known_settings(path)["model"] == row["model"]
     net = create_model(row["model"], int(row["classes"]))
     expected = {n: tuple(p.shape) for n, p in net._collect_params_with_prefix().items()}
     assert {name: shape for name, (shape, _) in read_shapes(path).items()} == expected
@@ -50,7 +54,9 @@ def test_commands_are_understood_today(row: dict[str, str]) -> None:
     given = parse_overrides(GlimpseConfig, words[2:])
     config = GlimpseConfig(**{**TASK_SETTINGS[row["dataset"]], **given})
     config.check()
-    assert (config.model or MODELS.get(config.dataset, "glimpse_mnist")) == row["model"]
+    assert (config.model or train_mnist_glimpse.MODELS.get(config.dataset, "glimpse_mnist")) == row[
+        "model"
+    ]
     assert config.dataset == row["dataset"]
     assert config.epochs == int(row["epochs"])
     assert config.seed == int(row["seed"])
@@ -65,17 +71,32 @@ def test_readme_shows_the_index() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=FILES)
+def test_a_sample_scores_what_the_index_says(row: dict[str, str], data_dir: Path) -> None:
+    (error,) = _errors(row, data_dir, seeds=1, images=SAMPLE)
+    expected = float(row["single_error"]) / 100
+    # Four standard deviations of a sample's error.
+    assert abs(error / 100 - expected) < 4 * math.sqrt(expected * (1 - expected) / SAMPLE)
+
+
+@pytest.mark.data
+@pytest.mark.results
 @pytest.mark.parametrize("row", ROWS, ids=FILES)
 def test_files_score_what_the_index_says(row: dict[str, str], data_dir: Path) -> None:
-    import train_mnist_glimpse
-    from training.glimpse_loaders import test_batches
-    from training.rollouts import score_rollouts
+    errors = _errors(row, data_dir, seeds=5, images=10000)
+    assert sum(errors) / 5 == pytest.approx(float(row["single_error"]), abs=0.0011)
 
+
+def _errors(row: dict[str, str], data_dir: Path, seeds: int, images: int) -> list[float]:
+    """Return the error in percent on the first test images with each of the evaluation seeds."""
     path = str(GLIMPSE_INDEX.parent / row["file"])
     opened = train_mnist_glimpse._open(path, GlimpseConfig(), {"data_dir": str(data_dir)})
-    batches = test_batches(opened.task)
-    draws = [replace(opened.draw(), std=0.0, seed=seed) for seed in range(5)]
-    scores = [score_rollouts(opened.net, batches, opened.contexts, draw) for draw in draws]
-    errors = [100 * (1 - score.single) for score in scores]
-    assert sum(errors) / 5 == pytest.approx(float(row["single_error"]), abs=0.0011)
+    batches = list(glimpse_loaders.test_batches(opened.task))
+    assert sum(len(batch.label) for batch in batches) == 10000
+    kept = list(itertools.islice(batches, math.ceil(images / len(batches[0].label))))
+    last = images - sum(len(batch.label) for batch in kept[:-1])
+    kept[-1] = kept[-1]._replace(image=kept[-1].image[:last], label=kept[-1].label[:last])
+    draws = [replace(opened.draw(), std=0.0, seed=seed) for seed in range(seeds)]
+    scores = [score_rollouts(opened.net, kept, opened.contexts, draw) for draw in draws]
+    assert sum(len(batch.label) for batch in kept) == images
+    return [100 * (1 - score.single) for score in scores]

@@ -8,6 +8,7 @@ from typing import Any
 import mxnet as mx
 import pytest
 
+from tests.processor import BFLOAT16
 from training import graph_choice
 from training.environment import describe
 from training.errors import UserError
@@ -60,8 +61,18 @@ def test_no_bfloat16_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_named_precision_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds(monkeypatch)  # a measurement would be a KeyError
+    monkeypatch.setattr(graph_choice, "check_bfloat16", lambda: None)  # on every processor
     assert choose(precision="bfloat16").precision == "bfloat16"
     assert choose(precision="float32").precision == "float32"
+
+
+def test_a_named_precision_must_be_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds(monkeypatch)
+    if BFLOAT16:
+        assert choose(precision="bfloat16").precision == "bfloat16"
+    else:
+        with pytest.raises(UserError, match="no bfloat16 convolution for this processor"):
+            choose(precision="bfloat16")
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from numpy.fft import _pocketfft_internal  # type: ignore[attr-defined]
 
 from training import gpu_preload
 
 ROOT = Path(__file__).resolve().parent.parent
 # A small shared library that loads anywhere: one of NumPy's own.
-SHARED_LIBRARY = _pocketfft_internal.__file__
+SHARED_LIBRARY = next(Path(np.__file__).parent.glob("fft/_pocketfft*.so"))
 
 
 @pytest.fixture

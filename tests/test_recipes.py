@@ -51,3 +51,11 @@ def test_flags_go_before_a_recipe() -> None:
     )
     cosine.check()
     assert cosine.lr_steps == ()
+
+
+def test_the_short_recipe_flips_as_it_is_told() -> None:
+    assert with_recipe(RECIPES, "short", {})["flip_mode"] == "alternating"
+    train_cifar.CifarConfig(**with_recipe(RECIPES, "short", {"flip": False})).check()
+    both = with_recipe(RECIPES, "short", {"flip": False, "flip_mode": "alternating"})
+    with pytest.raises(UserError, match="--flip-mode alternating mirrors"):
+        train_cifar.CifarConfig(**both).check()

@@ -151,3 +151,28 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     os.close(read)
     assert process.communicate()[1] == b""
     assert process.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("mxnet", "import numpy; numpy.bool_of_old"),
+        ("mxboard", "raise TypeError('Descriptors cannot be created directly.\\n1. Downgrade')"),
+        ("gluoncv", "import distutils_of_old"),
+    ],
+)
+def test_an_environment_that_needs_patches_gets_one_line(
+    package: str, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = compile(source, "a file", "exec")
+
+    def run_as(module: str) -> int:
+        exec(code, {"__name__": module})
+        return 0
+
+    assert exit_code(lambda: run_as(f"{package}.module")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {package} cannot be imported in this environment: ")
+    assert "python -m compat --install" in line
+    with pytest.raises((AttributeError, TypeError, ImportError)):
+        exit_code(lambda: run_as("train_cifar"))

@@ -142,14 +142,14 @@ def fit(group: Group, contexts: Sequence[Any], folder: Path, stop_at: int = 0) -
         with run:
             fitting = Fit(task, config, run, progress, group)
             if stop_at and group.rank == group.size - 1:
-                note_update = fitting.average.update  # type: ignore[union-attr]
+                note_update = fitting.average.update
 
                 def update(step: int) -> None:
                     note_update(step)
                     if step == stop_at:
                         os.kill(os.getpid(), signal.SIGTERM)
 
-                fitting.average.update = update  # type: ignore[union-attr,method-assign]
+                fitting.average.update = update  # type: ignore[method-assign]
             result = fitting.run_epochs()
     scores = result.scores
     return {

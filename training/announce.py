@@ -13,11 +13,15 @@ from training.checkpoint import STATE_FILE, Progress
 from training.config import diff_from_default
 from training.devices import device_names
 from training.distributed import DIST_SYNC, HOROVOD, NONE, Group
+from training.environment import describe_threads, threads_text
 from training.fit import Loaders, Result
 from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.processor import cpu_name, instructions
 from training.run_config import RunConfig
 from training.run_folder import PathLike, read_env
+from training.thread_choice import recorded_threads
+
+SAID = ("precision", "threads")  # by the line itself, before it says what is not the default
 
 
 def default_folder(dataset: str, model: str) -> str:
@@ -45,9 +49,10 @@ def announce(
     print(f"processor: {cpu_name()}, {instructions()}")
     each = f"{workers} workers, each on " if workers > 1 else "on "
     print(
-        f"{each}{device_names(contexts)}, {config.precision}; "
-        f"changed from default: {diff_from_default(config, but=('precision',)) or 'nothing'}"
+        f"{each}{device_names(contexts)}, {config.precision}, {threads_text()}; "
+        f"changed from default: {diff_from_default(config, but=SAID) or 'nothing'}"
     )
+    warn_late_threads(config.threads)
     where = f"goes on after epoch {progress.epoch}, batch {progress.batch}"
     print(f"run folder {folder}, {where if progress.step else 'starts'}", flush=True)
 
@@ -59,13 +64,13 @@ def warn_of_changes(
 
     `now` is what `training.environment.describe` says of this process.
     """
-    warn_threads(progress.threads, now["threads"]["effective"])
+    env = read_env(folder)
+    warn_threads(recorded_threads(env) or progress.threads, now["threads"]["effective"])
     if progress.workers != workers:
         _warn(
             f"this run was made with {progress.workers} worker(s) and goes on with {workers}; "
             "batch-norm statistics are then over other images."
         )
-    env = read_env(folder)
     for name in ("training_steps", "precision"):
         # Without what it is followed by in brackets or after a colon: versions and reasons.
         before, here = (re.split(r" \(|: ", str(f.get(name) or ""))[0] for f in (env, now))
@@ -81,7 +86,17 @@ def warn_threads(before: Optional[int], threads: Optional[int]) -> None:
     if before != threads:
         _warn(
             f"this run was made with {before} CPU threads and goes on with {threads}; sums are "
-            "then rounded differently. For the same bits set OMP_NUM_THREADS."
+            f"then rounded differently. For the same bits give --threads {before}."
+        )
+
+
+def warn_late_threads(wanted: Optional[int]) -> None:
+    """Warn where --threads was given to a process that had loaded OpenMP before."""
+    effective = describe_threads()["effective"]
+    if wanted not in (None, effective):
+        _warn(
+            f"--threads {wanted} came too late, this process has {effective}: start the script as "
+            "a program, or set OMP_NUM_THREADS before it"
         )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -23,6 +24,7 @@ from training.draws import draw_flips, draw_mix, draw_places
 from training.errors import UserError
 
 CUTOUT_KINDS = ("none", "square", "erasing")
+FLIP_MODES = ("random", "alternating")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Augmentation:
         Edge of the random crop in pixels; 0: the size that the image has without the padding.
     flip
         Mirror each image left to right with probability 1/2.
+    flip_mode
+        ``alternating`` draws that for the first epoch only; from then on an image is mirrored in
+        every epoch after one in which it was not (Jordan 2024, https://arxiv.org/abs/2404.00498).
     shift
         Largest shift as a fraction of height and width, in [0, 1); 0 switches it off.
     jitter
@@ -51,6 +56,9 @@ class Augmentation:
     erasing_area, erasing_aspect
         Ranges of the erased rectangle's area (fraction of the image) and aspect ratio (height /
         width).
+    small_size, small_epochs
+        In so many first epochs the images are shrunk to this edge at the end
+        (:func:`training.shrink.shrink`); 0: never.
     mixup_alpha
         Both parameters of the beta distribution that mixup draws from; 0 switches it off.
     label_smoothing
@@ -65,6 +73,7 @@ class Augmentation:
     pad: int = 4
     crop_size: int = 0
     flip: bool = True
+    flip_mode: str = "random"
     shift: float = 0.0
     jitter: float = 0.0
     cutout: str = "none"
@@ -72,6 +81,8 @@ class Augmentation:
     cutout_size: int = 16
     erasing_area: Range = (0.02, 0.4)
     erasing_aspect: Range = (0.3, 1 / 0.3)
+    small_size: int = 0
+    small_epochs: int = 0
     mixup_alpha: float = 0.0
     label_smoothing: float = 0.0
 
@@ -79,6 +90,7 @@ class Augmentation:
         checks = (
             ("pad", self.pad >= 0, "0 or more pixels"),
             ("crop_size", self.crop_size >= 0, "0 (the image's size) or more pixels"),
+            ("flip_mode", self.flip_mode in FLIP_MODES, "one of " + ", ".join(FLIP_MODES)),
             ("shift", 0 <= self.shift < 1, "a fraction of the image, 0 <= shift < 1"),
             ("jitter", 0 <= self.jitter < 1, "0 (off) or more and less than 1"),
             ("cutout", self.cutout in CUTOUT_KINDS, "one of " + ", ".join(CUTOUT_KINDS)),
@@ -94,6 +106,7 @@ class Augmentation:
                 0 < self.erasing_aspect[0] <= self.erasing_aspect[1],
                 "0 < low <= high",
             ),
+            ("small_size", self.small_size >= (1 if self.small_epochs else 0), "1 or more pixels"),
             ("mixup_alpha", 0 <= self.mixup_alpha < np.inf, "0 (off) or a positive number"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 <= label_smoothing < 1"),
         )
@@ -105,11 +118,16 @@ class Augmentation:
 
 
 def augment(
-    images: np.ndarray, augmentation: Augmentation, mean: Sequence[float], rng: np.random.Generator
+    images: np.ndarray,
+    augmentation: Augmentation,
+    mean: Sequence[float],
+    rng: np.random.Generator,
+    mirrored: Optional[np.ndarray] = None,
 ) -> np.ndarray:
     """Crop, shift, flip, jitter and cut out as ``augmentation`` says; uint8 (N, H, W, C) in, out.
 
-    Height and width change where ``crop_size`` says so.
+    Height and width change where ``crop_size`` says so. ``mirrored``, bool (N,), says which images
+    are flipped; None draws it.
 
     The cutout comes last, on the image that the network sees. PistonY's script erases the padded
     40x40 image before the crop, so that there a part of the rectangle can be cropped away.
@@ -119,7 +137,7 @@ def augment(
     if augmentation.shift:
         images = random_shift(images, augmentation.shift, rng)
     if augmentation.flip:
-        images = random_flip(images, rng)
+        images = random_flip(images, rng) if mirrored is None else mirror(images, mirrored)
     if augmentation.jitter:
         images = colour_jitter(images, augmentation.jitter, rng)
     if augmentation.cutout == "square":
@@ -196,7 +214,11 @@ def _crop(
 
 def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirror each (H, W, C) image left to right with probability 1/2."""
-    chosen = draw_flips(len(images), rng)
+    return mirror(images, draw_flips(len(images), rng))
+
+
+def mirror(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Mirror the (H, W, C) images left to right that ``chosen``, bool (N,), says."""
     flipped = images.copy()
     flipped[chosen] = images[chosen, :, ::-1]
     return flipped

@@ -22,8 +22,9 @@ import numpy as np
 
 from training.augment import Augmentation, augment, mixup, normalize, smooth_labels
 from training.datasets import ImageData
-from training.draws import Draws, draw_batch
+from training.draws import Draws, draw_batch, draw_first_flips
 from training.errors import UserError
+from training.shrink import shrink
 
 T = TypeVar("T")
 
@@ -103,6 +104,8 @@ class TrainBatches:
         self.mean, self.std = tuple(mean), tuple(std)
         self.classes = classes
         self.seed = seed
+        alternates = augmentation.flip and augmentation.flip_mode == "alternating"
+        self._first_flips = draw_first_flips(len(data.images), seed) if alternates else None
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -141,13 +144,15 @@ class TrainBatches:
 
     def _epoch(self, epoch: int, mix: bool, start: int) -> Iterator[Batch]:
         for rows, rng in self._parts(epoch, start):
-            yield self._make(rows, mix, rng)
+            yield self._make(rows, mix, rng, epoch)
 
     def plans(self, epoch: int, mixup: bool = True, start: int = 0) -> Iterator[Plan]:
         """Yield what makes the batches of `epoch`, for one who makes them on a GPU."""
         size = (self.data.images.shape[1], self.data.images.shape[2])
         for rows, rng in self._parts(epoch, start):
-            yield Plan(rows, draw_batch(self.augmentation, len(rows), size, mixup, rng))
+            mirrored = self._mirrored(rows, epoch)
+            draws = draw_batch(self.augmentation, len(rows), size, mixup, rng, mirrored)
+            yield Plan(rows, draws)
 
     def _parts(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
         order = _rng(self.seed, epoch).permutation(len(self.data.images))
@@ -155,11 +160,16 @@ class TrainBatches:
             rows = order[k * self.batch_size : (k + 1) * self.batch_size]
             yield rows, _rng(self.seed, epoch, (k,))
 
-    def _make(self, rows: np.ndarray, mix: bool, rng: np.random.Generator) -> Batch:
-        chosen = self.augmentation
-        image = normalize(
-            augment(self.data.images[rows], chosen, self.mean, rng), self.mean, self.std
-        )
+    def _mirrored(self, rows: np.ndarray, epoch: int) -> Optional[np.ndarray]:
+        """Return which images are mirrored, where that is not drawn anew for each batch."""
+        return None if self._first_flips is None else self._first_flips[rows] ^ bool(epoch % 2)
+
+    def _make(self, rows: np.ndarray, mix: bool, rng: np.random.Generator, epoch: int) -> Batch:
+        chosen, mirrored = self.augmentation, self._mirrored(rows, epoch)
+        pixels = augment(self.data.images[rows], chosen, self.mean, rng, mirrored)
+        if epoch < chosen.small_epochs:
+            pixels = shrink(pixels, chosen.small_size)
+        image = normalize(pixels, self.mean, self.std)
         label = self.data.labels[rows].astype(np.int32)
         mix = mix and chosen.mixup_alpha > 0
         if not mix and not chosen.label_smoothing:

@@ -120,9 +120,8 @@ def prepare_classifier(
     choice.tell()
     use_precision(choice.amp, contexts)
     net = start_network(config, networks, classes, contexts)
-    if start:
-        status = networks.load(net, start, contexts, allow_classes_mismatch=True)
-        print(f"started from {start} ({status}); fresh: {', '.join(status.fresh) or '-'}")
+    if not config.resume:
+        _start(net, config, networks, contexts, loaders.train)
     if config.freeze == "trunk":
         freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(choice.amp))
@@ -183,6 +182,27 @@ def start_network(
     net = networks.build(config, classes, **norms)
     net.initialize(initializer(config.init), ctx=list(contexts))
     return net
+
+
+def _start(net: Any, config: Any, networks: Networks, contexts: Sequence[Any], train: Any) -> None:
+    """Give an initialized network the first weights that are not the initializer's."""
+    path = config.finetune
+    if path:
+        status = networks.load(net, path, contexts, allow_classes_mismatch=True)
+        print(f"started from {path} ({status}); fresh: {', '.join(status.fresh) or '-'}")
+    else:
+        start_stem(net, config, train)
+
+
+def start_stem(net: Any, config: Any, train: Any) -> None:
+    """Give the first convolution the first weights that the settings ask for, if they do.
+
+    `train` are the `training.batches.TrainBatches` that it will be trained on.
+    """
+    if getattr(config, "stem_init", "usual") == "whitened":
+        from training.whitening import whiten_stem
+
+        print(f"{whiten_stem(net, train)} starts with filters that whiten training images")
 
 
 def _statistics(

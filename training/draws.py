@@ -18,6 +18,7 @@ Places = tuple[np.ndarray, np.ndarray]  # top and left, (N,) each
 # second round, and an image into which nothing fits stays as it is after the last one.
 _ERASING_TRIES = 8
 _ERASING_ROUNDS = 16
+_ALTERNATING = 1
 
 
 class Jitter(NamedTuple):
@@ -58,7 +59,12 @@ class Draws(NamedTuple):
 
 
 def draw_batch(
-    chosen: Any, count: int, size: tuple[int, int], mix: bool, rng: np.random.Generator
+    chosen: Any,
+    count: int,
+    size: tuple[int, int],
+    mix: bool,
+    rng: np.random.Generator,
+    mirrored: Optional[np.ndarray] = None,
 ) -> Draws:
     """Draw what `training.augment.augment` and `mixup` would draw, in their order.
 
@@ -72,6 +78,8 @@ def draw_batch(
         Height and width of an image before any crop.
     mix
         False leaves mixup out; the other draws stay the same.
+    mirrored
+        bool (N,), which images are mirrored where that is not drawn.
     """
     crop = shift = flip = jitter = cutout = None
     if chosen.pad or chosen.crop_size:
@@ -82,7 +90,7 @@ def draw_batch(
         reach = (int(chosen.shift * size[0]), int(chosen.shift * size[1]))
         shift = draw_places(count, (2 * reach[0], 2 * reach[1]), rng)
     if chosen.flip:
-        flip = draw_flips(count, rng)
+        flip = draw_flips(count, rng) if mirrored is None else mirrored
     if chosen.jitter:
         jitter = draw_jitter(count, chosen.jitter, rng)
     if chosen.cutout == "square":
@@ -111,6 +119,16 @@ def draw_places(count: int, room: tuple[int, int], rng: np.random.Generator) -> 
 def draw_flips(count: int, rng: np.random.Generator) -> np.ndarray:
     """Draw bool (N,), True with probability 1/2."""
     return rng.random(count) < 0.5
+
+
+def draw_first_flips(count: int, seed: int) -> np.ndarray:
+    """Draw bool (N,), which of all images are mirrored in the first epoch of alternating flips.
+
+    A function of `seed` alone, whose numbers no epoch and no batch draws.
+    """
+    # The words of an epoch's seeds are (seed, epoch, 0, 0).
+    words = np.random.SeedSequence([seed, 0, _ALTERNATING])
+    return draw_flips(count, np.random.Generator(np.random.PCG64(words)))
 
 
 def draw_jitter(count: int, strength: float, rng: np.random.Generator) -> Jitter:

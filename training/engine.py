@@ -143,11 +143,8 @@ class Updater:
                 f"--batch-size of at least {devices}, or fewer --gpus or workers"
             )
         count = parts_of_batch(images, devices, self.micro_batch)
-        # A device whose share is smaller can have one part less than the others.
-        own = (self._parts(batch, i, count) for i in range(len(self.contexts)))
-        rounds = list(itertools.zip_longest(*own))
         first = self.group.rank * len(self.contexts) * count  # no two parts draw the same numbers
-        self._accumulate(len(rounds) > 1)
+        rounds = self.rounds(batch, count)
         if self.guard:
             self.guard.keep()
         results: list[Measured] = []
@@ -177,6 +174,14 @@ class Updater:
         for device in range(len(self.contexts)):
             gradients = [parameter.list_grad()[device] for parameter in self._trained]
             clip_global_norm(gradients, limit, check_isfinite=False)
+
+    def rounds(self, batch: Batch, count: int) -> list[tuple[Optional[Part], ...]]:
+        """Return parts of `batch` for each device, in `count` rounds whose gradients add up."""
+        # A device whose share is smaller can have one part less than the others.
+        own = (self._parts(batch, i, count) for i in range(len(self.contexts)))
+        rounds = list(itertools.zip_longest(*own))
+        self._accumulate(len(rounds) > 1)
+        return rounds
 
     def _parts(self, batch: Batch, device: int, count: int) -> list[Part]:
         """Return this device's (image, target, target in host memory) in at most `count` parts."""

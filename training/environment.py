@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
 import os
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
+from training.cores import allowed_processors
 from training.processor import cpu_name, instructions
+from training.thread_choice import VARIABLE, as_text, inherited_reason, local_workers
 
 PACKAGES = ("mxnet", "mxnet-cu117", "numpy", "gluoncv", "mxboard", "protobuf", "torch")
 # Variables that change speed or results.
 VARIABLE_PREFIXES = (
-    *("OMP_", "MXNET_", "DNNL_", "MKLDNN_", "CUDA_VISIBLE_DEVICES"),
+    *("OMP_", "GOMP_", "MXNET_", "DNNL_", "MKLDNN_", "CUDA_VISIBLE_DEVICES"),
     *("ONEDNN_", "ATEN_", "ATTENTION_ISA", "ATTENTION_NATIVE"),
 )
 GIT_TIMEOUT_SEC = 10.0
@@ -42,7 +46,7 @@ def describe() -> dict[str, Any]:
         JSON-serializable: ``time`` (UTC, ISO 8601), ``command``, ``python``, ``packages``
         (name to version), ``platform``, ``cpu`` and ``isa`` (its name and instruction sets, see
         `training.processor`), ``cores`` (of the machine), ``usable_cores`` (of this process),
-        ``threads``, ``variables``, ``git``, and what `remember` was told.
+        ``threads`` (see `describe_threads`), ``variables``, ``git``, and what `remember` was told.
 
     Raises
     ------
@@ -59,10 +63,7 @@ def describe() -> dict[str, Any]:
         "isa": instructions(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
-        "threads": {
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-            "effective": _effective_threads(),
-        },
+        "threads": describe_threads(),
         "variables": _variables(),
         "git": _git_state(PROJECT),
         **_facts,
@@ -81,22 +82,61 @@ def _versions() -> dict[str, str]:
 
 def usable_cores() -> int:
     """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(allowed_processors())
+
+
+def describe_threads() -> dict[str, Any]:
+    """Describe how many threads this process computes with.
+
+    Returns
+    -------
+    dict
+        JSON-serializable: ``OMP_NUM_THREADS`` as it is set, ``effective`` (the number of an
+        operator's threads), ``reason`` (who has chosen it) and ``local_workers`` (processes of one
+        training on this machine).
+    """
+    own = VARIABLE if os.environ.get(VARIABLE) else "the library's own choice"
+    return {
+        VARIABLE: os.environ.get(VARIABLE),
+        "effective": _effective_threads(),
+        "reason": inherited_reason(os.environ) or own,
+        "local_workers": local_workers(os.environ),
+    }
+
+
+def threads_text() -> str:
+    """Return the number of threads of this process and who has chosen it, in words."""
+    found = describe_threads()
+    return as_text(found["effective"], found["reason"])
 
 
 def _effective_threads() -> Optional[int]:
     """Number of OpenMP threads: the loaded OpenMP library's own answer, else the expected one."""
-    # RTLD_NOLOAD asks for a library that is in the process already, and loads nothing.
-    mode = getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_LAZY", 0)
-    if hasattr(os, "RTLD_NOLOAD"):
-        try:
-            return int(ctypes.CDLL("libgomp.so.1", mode=mode).omp_get_max_threads())
-        except (OSError, AttributeError):
-            pass
-    setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(setting) if setting.isdigit() else usable_cores()
+    setting = os.environ.get(VARIABLE, "").partition(",")[0].strip()
+    number = _loaded_threads()
+    if number is None:
+        return int(setting) if setting.isdigit() else usable_cores()
+    # MXNet takes half of them by itself, at least one.
+    return max(1, number // 2) if "mxnet" in sys.modules and not setting else number
+
+
+def _loaded_threads() -> Optional[int]:
+    """Ask the OpenMP library that is in the process already; None: there is none to ask."""
+    if not hasattr(os, "RTLD_NOLOAD"):
+        return None
+    found: list[int] = []
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+            found.append(int(library.omp_get_max_threads()))
+
+    # In a thread of its own, as MXNet's engine has: what another one has set, as
+    # `training.threads.copy_on_one_thread` does for its caller, holds for that one alone.
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join()
+    return found[0] if found else None
 
 
 def _variables() -> dict[str, str]:

@@ -7,14 +7,14 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Optional
 
 import numpy as np
 
 from bridge.digest import digest_path
-from training.averaging import WeightAverage
+from training.averaging import average_of
 from training.batches import EvalBatches
 from training.checkpoint import (
     BEST_FILE,
@@ -40,6 +40,7 @@ from training.engine import (
 from training.epoch_files import keep_last
 from training.errors import UserError
 from training.fit_records import diverged, sample_images, trained_weights
+from training.fresh_statistics import measure_statistics, statistics_batches
 from training.interruption import DataLost, Interrupted, Interruption, readable
 from training.nonfinite import SkipGuard
 from training.progress import DurationNote, ProgressBar
@@ -89,9 +90,9 @@ class Fit:
         self.updater = Updater(net, trainer, contexts, *settings, group)
         if config.on_nonfinite == "skip":
             self.updater.guard = SkipGuard(net, config.nonfinite_limit, group.any)
-        self.average = WeightAverage(net, config.ema) if config.ema else None
-        if self.average and progress.step:
-            self.average.load(load_state(run.folder)[1])
+        self.average = average_of(net, config)
+        if progress.step and self.average.is_kept:
+            self.average.load(load_state(run.folder)[1], progress.epoch)
         self._base_rate = schedule_of(config, len(self.loaders.train))
         self._saved = self._begun = time.monotonic()
         self._duration = DurationNote()
@@ -167,8 +168,7 @@ class Fit:
                 if self._agreement.due():
                     self._save()
 
-            update = self.average.update if self.average else lambda step: None
-            agreement = self._agreement
+            agreement, update = self._agreement, self.average.update
             hooks = EpochHooks(after_step, agreement.stop, update, agreement.total)
             try:
                 return train_one_epoch(self.updater, readable(batches), self.rate, progress, hooks)
@@ -196,8 +196,10 @@ class Fit:
             row[f"train_{name}"] = progress.mean(total)
         average_statistics(self.net, self._statistics())
         valid = test = None
-        with self.average.applied() if self.average else nullcontext():
-            if last or (progress.epoch + 1) % config.eval_every == 0:
+        tests = last or (progress.epoch + 1) % config.eval_every == 0
+        self.average.end_epoch(progress.epoch + 1, self._measure_statistics if tests else None)
+        with self.average.applied():
+            if tests:
                 if self.loaders.valid:
                     valid = self._evaluate("held-out", self.loaders.valid)
                 test = self._evaluate("test", self.loaders.test)
@@ -216,6 +218,7 @@ class Fit:
         progress.wall_sec += now - self._begun
         self._begun = now
         progress.finish_epoch()
+        self.average.finish_epoch()
         row["wall_sec"] = progress.wall_sec
         self._record(row, last)
         if judged:
@@ -223,16 +226,22 @@ class Fit:
         self._save(count_time=False)
         return test
 
+    def _measure_statistics(self) -> None:
+        """Give the network batch-norm statistics of its present weights."""
+        batches = statistics_batches(self.loaders.train)
+        with ProgressBar(len(batches.data), "  statistics", quiet=not self._writes) as bar:
+            measure_statistics(self.updater, batches, partial(self._advance, bar))
+        average_statistics(self.net, self._statistics())
+
+    def _advance(self, bar: ProgressBar, images: int) -> None:
+        bar.advance(images)
+        if self.group.size == 1 and self._stop():  # several workers end it together
+            raise Interrupted
+
     def _evaluate(self, name: str, batches: EvalBatches) -> Scores:
         share = math.ceil(len(batches.data) / self.group.size)
         with ProgressBar(share, f"  {name}", quiet=not self._writes) as bar:
-
-            def advance(images: int) -> None:
-                bar.advance(images)
-                if self.group.size == 1 and self._stop():  # several workers end it together
-                    raise Interrupted
-
-            score = self.method.evaluate or evaluate
+            score, advance = self.method.evaluate or evaluate, partial(self._advance, bar)
             given = (self.group, score, self.net, batches, self.contexts, advance)
             try:
                 scores = evaluate_together(*given)
@@ -265,7 +274,7 @@ class Fit:
         # Written last: a finished run has nothing left to do that would renew the other file.
         state = self._state()
         if self._writes:
-            with self.average.applied() if self.average else nullcontext():
+            with self.average.applied():
                 save_parameters(self.net, self.run.folder / LAST_FILE)
                 if not count_time:
                     keep_last(self.run.folder, self.net, self.progress.epoch, self.config.keep)
@@ -273,8 +282,7 @@ class Fit:
         self._saved = time.monotonic()
 
     def _state(self) -> dict[str, np.ndarray]:
-        average = self.average.arrays() if self.average else None
-        everywhere = self._statistics()
+        average, everywhere = self.average.arrays(), self._statistics()
         return collect_state(self.net, self.trainer, self.progress, average, everywhere)
 
     def _write(self, state: Mapping[str, np.ndarray]) -> None:

@@ -26,11 +26,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Optional
 
+from training.cores import physical_cores
 from training.distributed import DIST_SYNC, LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
-from training.environment import usable_cores
 from training.errors import UserError
 from training.launch_peers import Plan, gather_machines, join_first_machine
 from training.processes import Crew, Ended
+from training.thread_choice import VARIABLE, set_threads, share_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "train_cifar.py"
@@ -86,11 +87,11 @@ class Supervisor:
                 name = role if role == "scheduler" else f"server {index}"
                 variables = {**plan.variables(role), "OMP_NUM_THREADS": "1"}
                 crew.start(name, [sys.executable, "-c", SERVER], variables, f"[{name}] ")
-        threads = str(max(1, usable_cores() // plan.local))
+        threads = self._thread_variables()
         for index in range(plan.local):
             rank = plan.first_rank + index
             variables = {
-                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+                **threads,
                 "PYTHONUNBUFFERED": "1",
                 **plan.variables("worker"),
                 RANK: str(rank),
@@ -103,6 +104,14 @@ class Supervisor:
             self._workers.append(name)
         for peer in plan.peers:
             crew.watch(peer, lambda peer=peer: self._peer_says(crew, peer))  # type: ignore[misc]
+
+    def _thread_variables(self) -> dict[str, str]:
+        """Return what gives a worker its share of the cores, where the user has not given one."""
+        variables: dict[str, str] = {}
+        if not os.environ.get(VARIABLE):
+            # Scripts that are none of this project's get it as well.
+            set_threads(share_of(physical_cores(), self.plan.local), variables, {})
+        return variables
 
     def _watch(self, crew: Crew) -> Optional[Ended]:
         """Return the first process that failed; None when the workers came to their end."""

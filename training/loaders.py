@@ -39,6 +39,7 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
     """
     _, height, width, _ = dataset.train.images.shape
     check_crop(config.crop_size, config.pad, (height, width))
+    _check_small(config, (height, width))
     dataset = normalized(dataset, config.normalization)
     rest, valid = dataset.train, None
     if config.valid_count:
@@ -62,6 +63,15 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
         seed=config.seed,
     )
     return Loaders(train, valid, evaluation_batches(dataset.test, dataset))
+
+
+def _check_small(config: TrainConfig, shape: tuple[int, int]) -> None:
+    height, width = (config.crop_size,) * 2 if config.crop_size else shape
+    if config.small_epochs and not config.small_size < height == width:
+        raise UserError(
+            f"--small-size {config.small_size}: the training images are {height}x{width}; they "
+            "must be square and larger than that"
+        )
 
 
 def normalized(dataset: Dataset, normalization: str) -> Dataset:

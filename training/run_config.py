@@ -73,6 +73,9 @@ class RunConfig:
     gpus: Optional[str] = option(
         None, "GPUs such as 0,1, or cpu; default: every usable one, else the CPU"
     )
+    threads: Optional[int] = option(
+        None, "threads of the CPU; default: $OMP_NUM_THREADS, else all physical cores"
+    )
     kvstore: str = option("device", "what adds up gradients of several GPUs", choices=KVSTORES)
     precision: str = option(
         "float32",
@@ -96,6 +99,8 @@ class RunConfig:
         check_least(self, 0, "valid_count", "micro_batch", "warmup_epochs", "early_stopping")
         check_least(self, 0, "histogram_every", "seed", "wd", "momentum", "final_lr")
         check_least(self, 0, "checkpoint_minutes", "clip_gradient", "ema", "keep")
+        if self.threads is not None:
+            check_least(self, 1, "threads")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"--lr {self.lr}: must be a positive number")
         if self.momentum >= 1:

@@ -26,11 +26,13 @@ from training.run_config import RunConfig, check_resume
 from training.task import Task
 
 WRONG_INPUT_EXIT = 2
+PATCHED = ("mxnet", "gluoncv", "mxboard")  # what compat/ makes run on newer Pythons and NumPy
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
 # Settings that may be another at a resume: where things are, not what is computed.
 RESUMABLE = (
     *("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "keep"),
     *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
+    "threads",  # this changes how sums are rounded, which is warned about
 )
 
 # What a resume takes. The arithmetic may be another, parameters and optimizer states are float32
@@ -193,6 +195,7 @@ class Script(Generic[C]):
         here = {name: given[name] for name in (*RESUMABLE, "precision") if name in given}
         if hasattr(saved, "distributed"):
             here["distributed"] = given.get("distributed", NONE)
+        here.setdefault("threads", None)  # `take_threads` knows from env.json what the run had
         config = replace(saved, **here, resume=str(folder))
         config.check()
         return config
@@ -235,6 +238,21 @@ def check_settings(config: RunConfig, given: Mapping[str, Any], actions: Sequenc
     config.check()
 
 
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _package_importing(error: BaseException) -> str:
+    """Return which of MXNet, GluonCV and MXBoard was being imported when `error` came; or ""."""
+    trace = error.__traceback__
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if trace.tb_frame.f_code.co_name == "<module>" and package in PATCHED:
+            return package
+        trace = trace.tb_next
+    return ""
+
+
 def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
     """Return what `action` returns; for UserError, ParamFileError and `errors` print one line.
 
@@ -249,6 +267,14 @@ def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
         return INTERRUPTED_EXIT
     except handled as error:
         print(f"error: {error}", file=sys.stderr)
+    except (AttributeError, ImportError, TypeError) as error:
+        if not (package := _package_importing(error)):
+            raise
+        print(
+            f"error: {package} cannot be imported in this environment: {_first_line(error)}. On "
+            "NumPy 1.24, protobuf 4, Python 3.12 and later ones: python -m compat --install, once",
+            file=sys.stderr,
+        )
     except BrokenPipeError:
         # Whoever read our words, such as head, has gone; Python would complain of it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

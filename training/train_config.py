@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from training.augment import CUTOUT_KINDS, Augmentation
+from training.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
 from training.config import option
 from training.distributed import ENGINES, NONE
 from training.errors import UserError
 from training.run_config import PRECISIONS, RunConfig, check_least, check_one_action
 
 INITIALIZERS = ("msra", "xavier")
+STEM_INITIALIZERS = ("usual", "whitened")
 FUSED = ("auto", "on", "off")
 NORMALIZATIONS = ("dataset", "imagenet", "ram")
 # Those of model.attention_module, which `training` does not import.
@@ -157,16 +158,45 @@ class TrainConfig(ClassifierConfig):
     )
     pad: int = option(4, "pixels of padding before the random crop; 0: no crop")
     crop_size: int = option(0, "edge of the random crop in pixels; 0: as large as the image")
+    flip_mode: str = option(
+        "random",
+        "mirror an image with probability 1/2 in every epoch (random), or in every second one, of "
+        "which a random half is the first (alternating)",
+        choices=FLIP_MODES,
+    )
     shift: float = option(0.0, "largest random shift, as a fraction of the image")
     jitter: float = option(0.0, "strength of random brightness, contrast and saturation; 0: none")
     cutout: str = option("erasing", "cutout", choices=CUTOUT_KINDS)
     cutout_prob: float = option(0.5, "probability of the cutout per image")
     cutout_size: int = option(16, "edge of the square cutout in pixels")
+    small_size: int = option(
+        0, "edge that training images are shrunk to in the first epochs; 0: never", metavar="PIXELS"
+    )
+    small_epochs: int = option(0, "first epochs that are trained on images of --small-size")
+    stem_init: str = option(
+        "usual",
+        "first weights of the first convolution: those of --init, or filters that whiten patches "
+        "of the training images",
+        choices=STEM_INITIALIZERS,
+    )
+    average_last: int = option(
+        0,
+        "test and save the mean of the weights at the ends of so many last epochs, with batch-norm "
+        "statistics measured anew; 0: none",
+    )
 
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
         super().check()
-        check_least(self, 0, "train_count")
+        check_least(self, 0, "train_count", "average_last", "small_size", "small_epochs")
+        if self.flip_mode == "alternating" and not self.flip:
+            raise UserError(
+                "--flip-mode alternating mirrors images, --no-flip does not: leave one of them out"
+            )
+        if self.stem_init != "usual" and self.finetune:
+            raise UserError("--stem-init: --finetune takes all first weights from its file")
+        self._check_average()
+        self._check_small()
         if not 0 < self.label_noise <= 1:
             raise UserError(
                 f"--label-noise {self.label_noise}: give the share of labels that stay true, "
@@ -174,17 +204,49 @@ class TrainConfig(ClassifierConfig):
             )
         self.augmentation()
 
+    def _check_average(self) -> None:
+        """Raise UserError for an average of epochs that cannot be taken."""
+        if self.average_last > self.epochs:
+            raise UserError(
+                f"--average-last {self.average_last}: there are only --epochs {self.epochs}; "
+                "choose fewer"
+            )
+        if self.average_last and self.ema:
+            raise UserError(
+                "--average-last and --ema are two averages of the weights: give only one of them"
+            )
+        if self.average_last and self.early_stopping:
+            raise UserError(
+                "--average-last needs to know which epochs are the last: leave out --early-stopping"
+            )
+
+    def _check_small(self) -> None:
+        """Raise UserError for first epochs on smaller images that cannot be."""
+        if bool(self.small_size) != bool(self.small_epochs):
+            raise UserError(
+                "--small-size and --small-epochs belong together, for example "
+                "--small-size 24 --small-epochs 10"
+            )
+        if self.small_epochs and self.small_epochs >= self.epochs:
+            raise UserError(
+                f"--small-epochs {self.small_epochs}: of --epochs {self.epochs} the last must be "
+                "on images of the size that is tested; choose fewer"
+            )
+
     def augmentation(self) -> Augmentation:
         """Return the part of the configuration that says what is done to a training batch."""
         return Augmentation(
             pad=self.pad,
             crop_size=self.crop_size,
             flip=self.flip,
+            flip_mode=self.flip_mode,
             shift=self.shift,
             jitter=self.jitter,
             cutout=self.cutout,
             cutout_prob=self.cutout_prob,
             cutout_size=self.cutout_size,
+            small_size=self.small_size,
+            small_epochs=self.small_epochs,
             mixup_alpha=self.mixup_alpha,
             label_smoothing=self.label_smoothing,
         )

@@ -16,6 +16,7 @@ from bridge.torch_train.fit import Job
 from bridge.torch_train.settings import BridgeConfig
 from training.checkpoint import Progress
 from training.config import diff_from_default
+from training.environment import threads_text
 from training.record import ENV_FILE
 from training.task import Loaders
 
@@ -66,11 +67,12 @@ def announce(
     )
     device = describe_device(job.updater.device)
     measured = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+    timed = f" (measured images/s: {measured})" if measured else ""
     print(
         f"on {device.get('gpu', device['device'])}, PyTorch {device['torch']}, {config.precision}, "
-        f"steps run by: {job.engine}" + (f" (measured images/s: {measured})" if measured else "")
+        f"{threads_text()}, steps run by: {job.engine}{timed}"
     )
-    print(f"changed from default: {diff_from_default(config) or 'nothing'}")
+    print(f"changed from default: {diff_from_default(config, but=['threads']) or 'nothing'}")
     where = f"goes on after epoch {progress.epoch}, batch {progress.batch}"
     print(f"run folder {folder}, {where if progress.step else 'starts'}", flush=True)
     if not torch.cuda.is_available() and config.device == "auto":

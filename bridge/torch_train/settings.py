@@ -20,12 +20,13 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 LEFT_OUT = (
     "images", "predict", "masks", "mask_output", "mask_score", "mask_images", "test", "finetune",
     "freeze", "fused", "list_models", "summary", "gpus", "histogram_every", "init",
+    "stem_init",
     "distributed", "scale_batch", "sync_batch_norm", "kvstore",
 )  # fmt: skip
 # What may be another at a resume: where things are and how fast they go, not what is computed.
 RESUMABLE = (
     "data_dir", "mirror", "download", "checkpoint_minutes", "device", "compile", "stop_after",
-    "max_file_mb",
+    "max_file_mb", "threads",
 )  # fmt: skip
 
 
@@ -72,6 +73,12 @@ class BridgeConfig(TrainConfig):
         run_config.check_least(self, 0, "stop_after", "max_file_mb")
         if 0 < self.max_file_mb < 0.01:
             raise UserError(f"--max-file-mb {self.max_file_mb}: give 0.01 or more, such as 15")
+        undone = [name for name in ("average_last", "small_epochs") if getattr(self, name)]
+        if undone:
+            raise UserError(
+                f"{', '.join(run_config.flags_of(undone))}: not done here. Leave it out (--ema "
+                "averages weights too), or train with train_cifar.py"
+            )
         if not self.symbol and not self.resume:
             raise UserError(
                 "--symbol is missing: export the network where MXNet is "

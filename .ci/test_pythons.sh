@@ -1,0 +1,36 @@
+#!/bin/sh
+# Runs a core of the tests on every Python that the project supports and this machine has, pyenv's too, but for
+# the one in .venv, which `make test` uses.
+#
+#   .ci/test_pythons.sh [ARGUMENTS OF PYTEST]
+#
+# Each gets an environment of its own, .venv-py39 and so on, from its lock. Exit code 1: a test failed or an
+# environment could not be made. A Python that is not here is named and left out.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+# Training, resuming, loading, records, flags, export, glimpses, golden runs, and what makes MXNet run there.
+core="tests/test_compat.py tests/test_compat_user.py tests/test_config.py tests/test_engine.py
+tests/test_event_file.py tests/test_export.py tests/test_glimpse.py tests/test_glimpse_flags.py
+tests/test_golden_runs.py tests/test_loading.py tests/test_param_file.py tests/test_preload.py
+tests/test_record.py tests/test_record_io.py tests/test_weight_file.py"
+
+mine=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+status=0
+for version in 3.9 3.10 3.11 3.12 3.13; do
+    [ "$version" != "$mine" ] || continue
+    if ! python=$(.ci/setup.sh find "$version" 2>/dev/null); then
+        echo "test-pythons: no Python $version on this machine, so it is left out"
+        continue
+    fi
+    folder=.venv-py$(echo "$version" | tr -d .)
+    echo "test-pythons: Python $version, $python, in $folder"
+    if ! PYTHON=$python .ci/setup.sh cpu "$folder"; then
+        status=1
+        continue
+    fi
+    # Two processes share the cores; without the tests marked slow, which the default Python has run.
+    # shellcheck disable=SC2086 # one word for each file
+    OMP_NUM_THREADS=1 "$folder/bin/python" -m pytest -q -n 2 -m "not slow" $core "$@" || status=1
+done
+exit $status
