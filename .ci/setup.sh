@@ -109,14 +109,17 @@ no_python() {
 
 check_platform() {
     case "$kind $(uname -s) $(uname -m)" in
-    "cpu Linux x86_64" | "cpu Linux aarch64" | "cpu Darwin x86_64" | "gpu Linux x86_64") ;;
-    "bench-torch Linux x86_64" | "horovod Linux x86_64") ;;
+    "cpu Linux x86_64" | "gpu Linux x86_64" | "bench-torch Linux x86_64" | "horovod Linux x86_64") ;;
     "horovod "*) code=3 fail "Horovod is built here on Linux on x86_64 only, not on $(uname -s) on $(uname -m);" \
         "python -m training.launch trains with several processes too." ;;
     "bench-torch "*) fail "PyTorch to measure against is locked for Linux on x86_64 only, not for" \
         "$(uname -s) on $(uname -m)." ;;
-    *) fail "MXNet 1.9.1 has no $kind package for $(uname -s) on $(uname -m): it runs on Linux (x86_64;" \
-        "without a GPU also aarch64) and on macOS on Intel processors." ;;
+    "cpu Linux aarch64") fail "Linux on x86_64 is needed: MXNet 1.9.1 can be installed on aarch64 but not imported, as it" \
+        "wants the Arm Performance Libraries (libarmpl_lp64_mp.so, libamath.so, libastring.so), which no package brings." ;;
+    "cpu Darwin x86_64") fail "Linux on x86_64 is needed: MXNet 1.9.1 has a package for macOS on Intel processors, but" \
+        "oneDNN, which the lock names too, has none, and this project was never tried there." ;;
+    *) fail "Linux on x86_64 is needed: MXNet 1.9.1 has no $kind package for $(uname -s) on $(uname -m) that this" \
+        "project runs on." ;;
     esac
 }
 

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
-from benchmarks.report import environment, headline, store
+from benchmarks.report import begin, headline, store
 from training.config import option, parse
 from training.errors import UserError
 
@@ -97,7 +97,7 @@ def measure(config: Config) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input."""
     config = parse(Config, argv, "bench_accuracy.py", __doc__)
-    known = environment()
+    known = begin()
     print(headline(known), flush=True)
     try:
         found = measure(config)

@@ -27,7 +27,7 @@ import numpy as np
 # Also as `python benchmarks/bench_distributed.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from benchmarks.report import environment, headline, store
+from benchmarks.report import begin, headline, store
 from training.config import option, parse
 from training.distributed import DIST_SYNC, ENGINES, HOROVOD, NONE
 from training.errors import UserError
@@ -148,7 +148,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if config.worker:
         work(config)
         return 0
-    known: dict[str, Any] = environment()
+    known: dict[str, Any] = begin()
     rates: dict[str, list[float]] = {}
     try:
         for _ in range(config.rounds):

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
-from benchmarks.report import environment, headline, store
+from benchmarks.report import begin, headline, store
 from training.config import option, parse
 from training.errors import UserError
 
@@ -132,7 +132,7 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input."""
     config = parse(Config, argv, "bench_epoch.py", __doc__)
-    known = environment()
+    known = begin()
     print(headline(known), flush=True)
     try:
         found = measure_all(config)

@@ -28,7 +28,7 @@ import numpy as np
 # Also as `python benchmarks/bench_export.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from benchmarks.report import environment, headline, store
+from benchmarks.report import begin, headline, store
 from bridge.published import GLIMPSE_INDEX, INDEX, read_index
 from training.config import option, parse
 from training.errors import UserError
@@ -269,7 +269,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure all networks and print the tables; 2 for bad input or a network that differs."""
     config = parse(Config, argv, "bench_export.py", __doc__)
     os.environ["OMP_NUM_THREADS"] = str(config.threads)  # read when MXNet is imported
-    known = environment()
+    known = begin()
     from model.onnx_graph import ExportError
     from model.registry import ModelError
 

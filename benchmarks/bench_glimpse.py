@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.glimpse_inputs import OUTPUTS, TASKS, parity_inputs
 from benchmarks.interleave import Plan, Worker, measure
-from benchmarks.report import environment, header, headline, row, store
+from benchmarks.report import begin, header, headline, row, store
 from training.config import option, parse
 from training.cores import physical_cores
 from training.errors import UserError
@@ -181,7 +181,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "bench_glimpse.py", __doc__)
-    known = environment()
+    known = begin()
     print(headline(known), flush=True)
     if config.operator:
         compile_operators()

@@ -32,8 +32,8 @@ from training.augment import Augmentation, augment
 from training.batches import TrainBatches
 from training.config import option, parse, to_dict
 from training.datasets import Dataset, ImageData, load_dataset
-from training.environment import cpu_name
 from training.errors import UserError
+from training.processor import cpu_name, instructions
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def environment(config: Config) -> dict[str, object]:
     """What the figures depend on."""
     return {
         "cpu": cpu_name(),
+        "isa": instructions(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -151,7 +152,7 @@ def table(config: Config, rows: dict[str, dict[str, float]]) -> str:
     """The figures for a reader."""
     known = environment(config)
     data = "random pixels" if config.data_dir is None else config.dataset
-    machine = f"{known['cpu']}, {known['cores']} cores, load {known['load']}"
+    machine = f"{known['cpu']}, {known['isa']}, {known['cores']} cores, load {known['load']}"
     versions = f"Python {known['python']}, NumPy {known['numpy']}"
     setting = f"batch {config.batch_size}, prefetch {config.prefetch}"
     lines = [

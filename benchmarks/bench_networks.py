@@ -13,15 +13,14 @@ missing. docs/speed.md has the method.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 # Also as `python benchmarks/bench_networks.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -30,16 +29,17 @@ from benchmarks import bench_epoch, bench_glimpse, bench_scaling
 from benchmarks import network_rows as rows
 from benchmarks.bench_glimpse import find_torch
 from benchmarks.interleave import Plan
-from benchmarks.network_report import markdown, processor
+from benchmarks.network_report import markdown
+from benchmarks.network_table import Table
 from benchmarks.network_workers import (
     COMPILE_TIMEOUT_SEC,
     Inference,
     Machines,
+    Training,
     measure_peak,
-    measure_training,
     warm_up,
 )
-from benchmarks.report import environment, headline, store
+from benchmarks.report import begin, headline
 from bridge.atomic import write_atomically
 from training.config import option, parse
 from training.cores import physical_cores
@@ -95,13 +95,6 @@ class Config:
             return Plan(1, 0, 0.0, COMPILE_TIMEOUT_SEC, repeat=1)
         return Plan(self.rounds, 1, self.round_sec, repeat=1, limit_sec=self.row_sec)
 
-    def paths(self, known: Mapping[str, Any]) -> tuple[str, str]:
-        """Return the file of the figures and the page; what is quick is kept out of the way."""
-        name, folder = processor(known), os.path.join("runs", "bench")
-        figures = os.path.join(folder if self.quick else "benchmarks/results", f"{name}.json")
-        page = os.path.join(folder if self.quick else "docs/speed_tables", f"{name}.md")
-        return self.out or figures, self.page or page
-
 
 def known_modes() -> str:
     """Return the names of all modes, in a row."""
@@ -117,77 +110,16 @@ def macs(network: str) -> int:
     return sum(row.macs for row in summary_rows(net))
 
 
-class Table:
-    """The file of figures: rows by network and mode, written after each."""
-
-    def __init__(self, config: Config, known: dict[str, Any]) -> None:
-        self.config, self.known = config, known
-        self.path, self.page = config.paths(known)
-        self.record: dict[str, Any] = {"rows": {}, "peak": {}, "parity": {}, "macs": {}}
-        if os.path.exists(self.path):
-            try:
-                with open(self.path, encoding="utf-8") as file:
-                    self.record = json.load(file)
-                if not isinstance(self.record["rows"], dict):
-                    raise ValueError("no rows")
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{self.path} is no file of this benchmark ({error}); name another by --out"
-                ) from None
-
-    def has(self, network: str, mode: str) -> bool:
-        """Tell whether a row is there, measured as it is wanted now."""
-        row = self.record["rows"].get(f"{network}/{mode}")
-        wanted = {"threads": self.config.threads, "quick": self.config.quick}
-        return row is not None and wanted.items() <= row.items()
-
-    def todo(self, network: str, kind: str) -> list[tuple[str, rows.Mode]]:
-        """Return the rows of a kind that are still to be measured."""
-        return [
-            (name, mode)
-            for each, name, mode in self.config.wanted()
-            if (each, mode.kind) == (network, kind)
-            and (self.config.again or not self.has(network, name))
-        ]
-
-    def add(self, network: str, mode: str, found: dict[str, Any], how: Any) -> None:
-        """Store a row with what it depends on, and how our side of it was computed."""
-        about = {"threads": self.config.threads, "quick": self.config.quick, "how": how}
-        row = {"network": network, "mode": mode, **about, "systems": found}
-        self.record.get("left_out", {}).pop(f"{network}/{mode}", None)
-        self.record["rows"][f"{network}/{mode}"] = {**row, "environment": self.known}
-        self.write()
-        times = ", ".join(f"{name} {1e3 * one['median']:.3g} ms" for name, one in found.items())
-        print(f"{network}, {mode}: {times}", flush=True)
-
-    def leave_out(self, network: str, mode: str, error: UserError) -> None:
-        """Store why a row cannot be measured; an older figure of it goes."""
-        (reason, *_) = str(error).splitlines()
-        self.record["rows"].pop(f"{network}/{mode}", None)
-        self.record.setdefault("left_out", {})[f"{network}/{mode}"] = reason
-        self.write()
-        print(f"{network}, {mode}: left out, {reason}", flush=True)
-
-    def keep(self, name: str, found: Any) -> None:
-        """Store one of the further tables."""
-        self.record[name] = {"environment": self.known, "found": found}
-        self.write()
-
-    def write(self) -> None:
-        """Write the file."""
-        store(self.path, self.record)
-
-
 def fill(config: Config, machines: Machines, table: Table) -> None:
     """Measure all rows that are wanted and not there, as long as time allows."""
     end = time.monotonic() + 60 * config.budget_min
     if config.networks and not config.prepare and (config.again or not table.record["peak"]):
-        table.record["peak"] = measure_peak(machines, config.networks[0])
+        table.record.update(measure_peak(machines, config.networks[0]))
     for network in config.networks:
         table.record["macs"][network] = macs(network)
         for name, mode in [] if config.prepare else table.todo(network, "train"):
             if time.monotonic() < end:
-                table.add(network, name, *measure_training(machines, network, mode))
+                measure_row(table, Training(machines, network), name, mode)
         infer = table.todo(network, "infer")
         if infer and time.monotonic() < end:
             fill_inference(machines, table, network, infer, end)
@@ -226,8 +158,8 @@ def fill_inference(
                 measure_row(table, pair, name, mode)
 
 
-def measure_row(table: Table, pair: Inference, name: str, mode: rows.Mode) -> None:
-    """Measure a row of inference; one that fails is left out and costs no other."""
+def measure_row(table: Table, pair: Union[Training, Inference], name: str, mode: rows.Mode) -> None:
+    """Measure a row; one that fails, or that the processor cannot compute, costs no other."""
     try:
         found = pair.measure(mode)
     except UserError as error:
@@ -251,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "bench_networks.py", __doc__)
     config = replace(config, threads=config.threads or physical_cores().number)
-    known = environment()
+    known = begin()
     print(headline(known), flush=True)
     try:
         table = Table(config, known)
@@ -269,9 +201,11 @@ def main(argv: Sequence[str]) -> int:
     os.makedirs(os.path.dirname(os.path.abspath(table.page)), exist_ok=True)
     write_atomically(table.page, text.encode())
     print(f"stored in {table.path} and {table.page}")
-    missing = sum(not table.has(network, name) for network, name, _ in config.wanted())
+    left_out, missing = table.lacking()
+    if left_out:
+        print(f"{left_out} rows are left out, for the reasons on the page")
     if missing:
-        print(f"{missing} rows are missing: left out, or time was over; the same command goes on")
+        print(f"{missing} rows are missing, as time was over; the same command goes on")
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.interleave import Worker
-from benchmarks.report import environment, headline, store
+from benchmarks.report import begin, headline, store
 from training.config import option, parse
 from training.cores import physical_cores
 from training.errors import UserError
@@ -137,7 +137,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Measure, print the tables and store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "bench_scaling.py", __doc__)
-    known = environment()
+    known = begin()
     print(headline(known), flush=True)
     try:
         records = measure(config)

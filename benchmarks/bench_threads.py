@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.bench_glimpse import compile_operators
 from benchmarks.interleave import Plan, Worker, interleave
-from benchmarks.report import environment, headline, store
+from benchmarks.report import begin, headline, store
 from benchmarks.series import Series, compare
 from training.config import option, parse
 from training.cores import physical_cores
@@ -161,7 +161,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(Config, argv, "bench_threads.py", __doc__)
     for name in (*WAIT_VARIABLES, "OMP_DYNAMIC", REASON_VARIABLE):
         os.environ.pop(name, None)  # each worker is to have its own alone
-    known, cores = environment(), physical_cores()
+    known, cores = begin(), physical_cores()
     threads = config.threads or cores.number
     print(f"{headline(known)}; {threads} threads ({cores.number}: {cores.reason})\n", flush=True)
     compile_operators()

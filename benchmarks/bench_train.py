@@ -24,8 +24,9 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
+from benchmarks.report import begin, headline
 from training.config import option, parse, to_dict
-from training.environment import cpu_name
+from training.errors import UserError
 
 WARM_UP = 2
 
@@ -81,18 +82,22 @@ def measure(name: str, config: Config) -> dict[str, float]:
     return rates
 
 
-def main() -> None:
-    """Measure all networks and print the figures with what they depend on."""
+def main() -> int:
+    """Measure all networks and print the figures with what they depend on; 2 for bad input."""
     config = parse(Config, sys.argv[1:], description=__doc__)
+    known = begin()
     import mxnet as mx
 
     from training.devices import use_precision
 
-    use_precision(config.precision, [mx.cpu()])
+    try:
+        use_precision(config.precision, [mx.cpu()])
+    except UserError as error:  # the processor cannot
+        print(f"{headline(known)}\nleft out: {error}")
+        return 0
     about = {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
+        **{key: known[key] for key in ("cpu", "isa", "cores")},
+        "load": known["load"][0],
         "python": platform.python_version(),
         "mxnet": mx.__version__,
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
@@ -101,12 +106,13 @@ def main() -> None:
     rows = {name: measure(name, config) for name in config.models}
     if config.json:
         print(json.dumps({**about, "rows": rows}))
-        return
+        return 0
     print(", ".join(f"{key} {value}" for key, value in about.items() if key != "json"))
     print(f"{'network':<24}{'train images/s':>16}{'infer images/s':>16}")
     for name, row in rows.items():
         print(f"{name:<24}{row['train_images_per_sec']:>16}{row['infer_images_per_sec']:>16}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

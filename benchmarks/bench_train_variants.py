@@ -12,7 +12,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
-from benchmarks.report import environment, headline, store
+from benchmarks.report import begin, headline, store
 from training.config import option, parse
 
 MODELS = (
@@ -56,13 +56,19 @@ class Config:
     out: str = option("runs/bench/train_variants.json", "file that the figures are stored in")
 
 
-def steps(name: str, config: Config) -> dict[str, Callable[[], list[tuple[float, float]]]]:
-    """Return a training step of each variant; it gives (CPU seconds, seconds) of its parts."""
+Step = Callable[[], list[tuple[float, float]]]
+
+
+def steps(name: str, config: Config) -> tuple[dict[str, Step], dict[str, str]]:
+    """Return a training step of each variant, and why others cannot be had here.
+
+    A step gives (CPU seconds, seconds) of its parts.
+    """
     import mxnet as mx
     from mxnet import autograd, gluon
 
     from model import create_model
-    from model.fused_training import fuse
+    from model.fused_training import Unavailable, fuse
     from training.devices import hybridize_options
 
     net = create_model(name, classes=10)
@@ -78,10 +84,15 @@ def steps(name: str, config: Config) -> dict[str, Callable[[], list[tuple[float,
     image = mx.nd.random.normal(shape=(config.batch_size, 3, config.size, config.size))
     label = mx.nd.array(np.arange(config.batch_size) % 10)
     fused: dict[str, Any] = {"own": None}
+    left_out: dict[str, str] = {}
     for variant, precision in (("fused", "float32"), ("bfloat16", "bfloat16")):
         if variant in config.variants:
-            fuse(net, precision)
-            fused[variant] = net.fused
+            try:
+                fuse(net, precision)
+            except Unavailable as error:
+                left_out[variant] = str(error)
+            else:
+                fused[variant] = net.fused
 
     def step(variant: str) -> list[tuple[float, float]]:
         net.fused = fused[variant]
@@ -100,49 +111,60 @@ def steps(name: str, config: Config) -> dict[str, Callable[[], list[tuple[float,
         mark()
         return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:])]
 
-    return {variant: partial(step, variant) for variant in config.variants}
+    able = [variant for variant in config.variants if variant not in left_out]
+    return {variant: partial(step, variant) for variant in able}, left_out
 
 
 def measure(name: str, config: Config) -> dict[str, Any]:
-    """Return medians, over the rounds, of each variant's parts, in seconds."""
-    variants = steps(name, config)
+    """Return medians, over the rounds, of each variant's parts, in seconds.
+
+    A variant that cannot be had here has its reason, as ``left_out``.
+    """
+    variants, left_out = steps(name, config)
     found: dict[str, list[list[tuple[float, float]]]] = {variant: [] for variant in variants}
     for number in range(config.rounds + 1):
         for variant, step in variants.items():
             parts = step()
             if number:
                 found[variant].append(parts)
-    rows = {}
+    rows: dict[str, Any] = {variant: {"left_out": why} for variant, why in left_out.items()}
     for variant, rounds in found.items():
         cpu = {part: statistics.median(one[i][0] for one in rounds) for i, part in enumerate(PARTS)}
         totals = [sum(cpu_seconds for cpu_seconds, _ in one) for one in rounds]
         wall = statistics.median(sum(seconds for _, seconds in one) for one in rounds)
         rows[variant] = {"cpu": cpu, "cpu_total": totals, "seconds": wall}
-    return rows
+    return {variant: rows[variant] for variant in config.variants}
+
+
+def lines(name: str, rows: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line of the table for each variant; ratios are to the first that was measured."""
+    measured = [found["cpu_total"] for found in rows.values() if "left_out" not in found]
+    for variant, found in rows.items():
+        if "left_out" in found:
+            yield f"{name:<20}{variant:<10}  left out: {found['left_out']}"
+            continue
+        totals = found["cpu_total"]
+        ratios = sorted(a / b for a, b in zip(measured[0], totals))
+        ratio = statistics.median(measured[0]) / statistics.median(totals)
+        cells = "".join(f"{found['cpu'][part]:>9.3f}" for part in PARTS)
+        yield (
+            f"{name:<20}{variant:<10}{cells}{statistics.median(totals):>9.3f}"
+            f"  {ratio:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+        )
 
 
 def main() -> None:
     """Measure all networks, print a table and store the figures."""
     config = parse(Config, sys.argv[1:], description=__doc__)
-    known = environment()
+    known = begin()
     print(headline(known) + f", batch {config.batch_size}, {config.size}x{config.size}\n")
     print("CPU seconds of a step, median; the ratio is that of the medians, [least, most]")
     header = f"{'network':<20}{'variant':<10}{'forward':>9}{'backward':>9}{'update':>9}{'step':>9}"
     print(header + "  ratio")
     table = {}
     for name in config.models:
-        rows = table[name] = measure(name, config)
-        base = rows[config.variants[0]]["cpu_total"]
-        for variant, found in rows.items():
-            totals = found["cpu_total"]
-            ratios = sorted(a / b for a, b in zip(base, totals))
-            ratio = statistics.median(base) / statistics.median(totals)
-            cells = "".join(f"{found['cpu'][part]:>9.3f}" for part in PARTS)
-            print(
-                f"{name:<20}{variant:<10}{cells}{statistics.median(totals):>9.3f}"
-                f"  {ratio:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]",
-                flush=True,
-            )
+        table[name] = measure(name, config)
+        print(*lines(name, table[name]), sep="\n", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     store(config.out, {"environment": known, "networks": table, "peak_mib": peak})
 

@@ -25,7 +25,7 @@ from benchmarks.bench_glimpse import TORCH_FOLDER, find_torch
 from benchmarks.bridge_cases import Arrays, Case, Size, make_case
 from benchmarks.bridge_pair import SMALLEST_SHARE, Pair, difference, rounding, worst
 from benchmarks.interleave import Worker
-from benchmarks.report import environment, store
+from benchmarks.report import begin, store
 from bridge.atomic import write_atomically
 from model import list_models
 from training.config import option, parse
@@ -196,7 +196,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """Compare, print and store; 1 when a difference is above its limit, 2 for bad input."""
     config = parse(Config, argv, "bridge_parity.py", __doc__)
-    known = environment()
+    known = begin()
     try:
         records = measure(config)
         if config.docs and not config.curve:

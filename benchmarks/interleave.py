@@ -27,10 +27,11 @@ from typing import Any, Optional, Protocol
 # Also as `python benchmarks/interleave.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from benchmarks.report import environment, header, headline, row, store
+from benchmarks.report import begin, header, headline, row, store
 from benchmarks.series import Series, compare
 from training.config import option, parse
 from training.errors import UserError
+from training.processor import library_caps
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PAUSE_SEC = 0.1  # after a round: threads of the last worker that still spin give up their cores
@@ -89,7 +90,8 @@ class Worker:
     command
         Program and arguments.
     environment
-        Variables besides those of this process.
+        Variables besides those of this process, and besides `training.processor.library_caps`: what
+        ``ATTENTION_ISA`` leaves out no system has.
     timeout_sec
         Longest wait for an answer, the first one included.
 
@@ -117,7 +119,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 cwd=ROOT,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **library_caps(), **(environment or {})},
             )
         except OSError as error:
             self._errors.close()
@@ -252,7 +254,7 @@ class Config:
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table, store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "interleave.py", __doc__)
-    known = environment()
+    known = begin()
     try:
         with ExitStack() as stack:
             workers = [

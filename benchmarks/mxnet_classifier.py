@@ -139,6 +139,10 @@ def peak_step(precision: str, batch: int) -> Step:
     """Return some 3x3 convolutions in a row, which show what the machine can do."""
     import mxnet as mx
 
+    from training.devices import check_bfloat16
+
+    if precision == "bfloat16":
+        check_bfloat16()
     channels = rows.PEAK_CHANNELS
     # NumPy has no bfloat16; this is how MXNet writes it.
     dtype = np.dtype([("bfloat16", np.uint16)]) if precision == "bfloat16" else np.dtype("float32")

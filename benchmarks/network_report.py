@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Optional
 
 from benchmarks import bench_epoch, bench_glimpse, bench_scaling
 from benchmarks import network_rows as rows
 from benchmarks.report import headline
+from training.processor import instructions_slug
 
 TRAIN_PASSES, INFER_PASSES = 3, 1  # a backward pass costs twice a forward pass
 COLUMNS = (
@@ -22,6 +23,7 @@ LEGEND = (
     "the convolutions of that precision, int8 of bfloat16's. MiB: largest resident memory of a "
     "process that only trains."
 )
+GRAPH = "MXNet's own operators"  # how the workers begin to say why no own ones are used
 SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "glimpse": ("Glimpse model", bench_glimpse.table),
     "scaling": ("Cost and work", bench_scaling.table),
@@ -30,9 +32,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def processor(known: Mapping[str, Any]) -> str:
-    """Return the name of the files for this processor: its own, and its number of cores."""
+    """Return the name of the files for this processor: its own, cores, and instruction sets."""
     name = re.sub(r"[^a-z0-9]+", "-", str(known["cpu"]).lower()).strip("-")
-    return f"{name}-{known['usable_cores']}-cores"
+    plain = "-plain" if known.get("variables", {}).get("ATTENTION_NATIVE") == "0" else ""
+    slug = instructions_slug(known.get("isa") or "")
+    return f"{name}-{known['usable_cores']}-cores-{slug}{plain}"
 
 
 def peak_flops(peak: Mapping[str, float], precision: str) -> Optional[float]:
@@ -47,11 +51,11 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     places, met, goals, least = [], 0, 0, float("inf")
     unsteady = []
-    for key, row in record["rows"].items():
-        known = rows.NETWORKS.get(row["network"])
-        mode = rows.modes_of(known).get(row["mode"]) if known else None
-        if mode is None:
+    for key, mode in _modes(record):
+        if key not in record["rows"]:
+            lines.append(_left_out(key, mode, record["left_out"][key]))
             continue
+        row = record["rows"][key]
         lines.append(_line(record, row, mode))
         if any(one["max"] > rows.STEADY * one["min"] for one in row["systems"].values()):
             unsteady.append(key)
@@ -75,10 +79,37 @@ def markdown(record: Mapping[str, Any]) -> str:
             f"- not steady, its rounds differ by more than {rows.STEADY:g}: {key}"
             for key in unsteady
         ),
-        *(f"- left out: {key}: {why}" for key, why in record.get("left_out", {}).items()),
+        *_graphs(record),
         "",
     ]
     return "\n".join(["# Speed against PyTorch", "", *notes, *lines, "", *_sections(record)])
+
+
+def _modes(record: Mapping[str, Any]) -> Iterator[tuple[str, rows.Mode]]:
+    """Yield the rows that are there or left out, in the order of the table."""
+    known = {*record["rows"], *record.get("left_out", {})}
+    for network, about in rows.NETWORKS.items():
+        for name, mode in rows.modes_of(about).items():
+            if f"{network}/{name}" in known:
+                yield f"{network}/{name}", mode
+
+
+def _left_out(key: str, mode: rows.Mode, reason: str) -> str:
+    """Return the line of a row that cannot be computed."""
+    network, _, name = key.partition("/")
+    cells = [network, name.split(",")[0], str(mode.batch), "left out: " + reason.replace("|", "/")]
+    return "| " + " | ".join(cells + ["-"] * (len(COLUMNS) - len(cells))) + " |"
+
+
+def _graphs(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each reason why rows of training were not computed by own operators."""
+    found: dict[str, list[str]] = {}
+    for key, row in record["rows"].items():
+        for step in (row.get("how") or {}).get("steps", ()):
+            if step.startswith(GRAPH):
+                found.setdefault(step, []).append(key)
+    for step, keys in found.items():
+        yield f"- {step}: {', '.join(keys)}"
 
 
 def judged(row: Mapping[str, Any], mode: rows.Mode) -> Optional[float]:
@@ -89,7 +120,9 @@ def judged(row: Mapping[str, Any], mode: rows.Mode) -> Optional[float]:
 
 def _peaks(record: Mapping[str, Any]) -> str:
     found = {name: peak_flops(record["peak"], name) for name in ("float32", "bfloat16")}
-    return ", ".join(f"{v / 1e9:.0f} GFLOP/s in {n}" for n, v in found.items() if v) or "none"
+    told = [f"{v / 1e9:.0f} GFLOP/s in {n}" for n, v in found.items() if v]
+    left_out = record.get("peak_left_out", {}).items()
+    return ", ".join(told + [f"{n} left out ({reason})" for n, reason in left_out]) or "none"
 
 
 def _sections(record: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from benchmarks.interleave import ROOT, Asked, Plan, Worker, interleave
 from benchmarks.report import store
 from benchmarks.series import Series, compare
 from training.errors import UserError
+from training.processor import instructions, instructions_slug
 
 ATTEMPTS = 3  # of measuring a row, until it is steady
 TOLERANCE = 1e-5  # between the logits of the two systems, over the largest
@@ -94,8 +96,8 @@ class Machines:
         }
 
     def key(self, network: str, mode: rows.Mode) -> str:
-        """Return the name of a compiled network; its code depends on the number of threads."""
-        return f"{network}/{mode.case}/{self.threads}"
+        """Return the name of a compiled network; its code depends on threads and processor."""
+        return f"{network}/{mode.case}/{self.threads}/{instructions_slug(instructions())}"
 
     def has_compiled(self, network: str, mode: rows.Mode) -> bool:
         """Tell whether torch.compile is to be measured."""
@@ -146,15 +148,22 @@ def spread_of(found: Mapping[str, Series]) -> float:
 Measured = tuple[dict[str, Any], Any]  # figures by system, and how ours was computed
 
 
-def measure_training(machines: Machines, network: str, mode: rows.Mode) -> Measured:
-    """Measure a row of training; every form has a process of its own, whose memory peaks."""
-    with ExitStack() as stack:
-        variants = [Variant("ours", stack.enter_context(machines.ours(network)))]
-        for form in mode.forms:
-            worker = stack.enter_context(machines.torch(network))
-            variants.append(Variant(form, worker, f"{form}/"))
-        found = compare(settled(variants, mode.case, machines.plan))
-        return found, describe(variants[0].worker, mode)
+@dataclass(frozen=True)
+class Training:
+    """Measures a network's rows of training: every form in a process of its own, for its memory."""
+
+    machines: Machines
+    network: str
+
+    def measure(self, mode: rows.Mode) -> Measured:
+        """Measure a row."""
+        with ExitStack() as stack:
+            variants = [Variant("ours", stack.enter_context(self.machines.ours(self.network)))]
+            for form in mode.forms:
+                worker = stack.enter_context(self.machines.torch(self.network))
+                variants.append(Variant(form, worker, f"{form}/"))
+            found = compare(settled(variants, mode.case, self.machines.plan))
+            return found, describe(variants[0].worker, mode)
 
 
 def describe(ours: Asked, mode: rows.Mode) -> dict[str, Any]:
@@ -184,21 +193,42 @@ class Inference:
         return found, describe(self.ours, mode)
 
 
-def measure_peak(machines: Machines, network: str) -> dict[str, float]:
-    """Return seconds of the convolutions that show the machine's peak, by precision and system.
+def measure_peak(machines: Machines, network: str) -> dict[str, Any]:
+    """Return what convolutions that show the machine's peak take, and what cannot be computed.
 
     Any network will do: its workers have the convolutions too.
+
+    Returns
+    -------
+    dict
+        ``peak``: seconds by precision and system, ``peak_left_out``: a reason by the same. Without
+        ours nothing is measured, as no row needs it.
     """
-    found = {}
+    found: dict[str, float] = {}
+    left_out: dict[str, str] = {}
     with machines.ours(network) as ours, machines.torch(network) as torch:
+        forms = [Variant(form, torch, f"{form}/") for form in rows.EAGER]
         for precision in ("float32", "bfloat16"):
-            variants = [Variant("ours", ours)]
-            variants += [Variant(form, torch, f"{form}/") for form in rows.EAGER]
             case = f"peak_{precision}_{rows.PEAK_BATCH}"
-            series = interleave(variants, case, machines.plan)
-            for name, one in series.items():
+            able: list[Asked] = []
+            for variant in (Variant("ours", ours), *forms):
+                try:
+                    variant.ask(do="time", case=case, repeat=1)
+                except UserError as error:
+                    left_out[f"{precision}/{variant.name}"] = reason_of(error)
+                    if variant.worker is ours:
+                        break
+                else:
+                    able.append(variant)
+            for name, one in interleave(able, case, machines.plan).items():
                 found[f"{precision}/{name}"] = one.summary()["min"]
-    return found
+    return {"peak": found, "peak_left_out": left_out}
+
+
+def reason_of(error: UserError) -> str:
+    """Return the first line of a worker's error: who it is, and what it says."""
+    (reason, *_) = str(error).splitlines()
+    return re.sub(r"^worker (.+?): \w+: \w+: ", r"\1: ", reason)
 
 
 def cached() -> list[str]:
@@ -217,6 +247,10 @@ def warm_up(
     for name, mode in modes:
         if rows.COMPILED in mode.forms and not machines.has_compiled(network, mode):
             start = time.monotonic()
-            torch.ask(do="time", case=f"{rows.COMPILED}/{mode.case}", repeat=1)
+            try:
+                torch.ask(do="time", case=f"{rows.COMPILED}/{mode.case}", repeat=1)
+            except UserError as error:  # there is no C++ compiler, as a rule
+                print(f"{network}, {name}: not compiled, {reason_of(error)}", flush=True)
+                continue
             store(CACHED, [*cached(), machines.key(network, mode)])
             print(f"{network}, {name}: compiled in {time.monotonic() - start:.0f} s", flush=True)

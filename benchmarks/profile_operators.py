@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     take_threads([])
 
 from benchmarks import network_rows as rows
-from benchmarks.report import environment, headline
+from benchmarks.report import begin, headline
 from training.config import option, parse
 
 WARM_UP = 3
@@ -112,10 +112,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(Config, argv, "profile_operators.py", __doc__)
     # Several operators that run as one would be one entry; must be set before MXNet is loaded.
     os.environ.update(dict.fromkeys(BULK, "0"))
-    from model.processor import limit_onednn
-
-    limit_onednn()
-    print(headline(environment()) + "\n")
+    print(headline(begin()) + "\n")
     print(table(profile(config), config.least))
     return 0
 

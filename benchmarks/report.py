@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bridge.atomic import write_atomically
 from training.environment import describe
+from training.errors import UserError
+from training.processor import library_caps
 
 QUIET_LOAD = 0.3  # load average above which a machine is not called quiet
 
@@ -18,14 +21,35 @@ def environment() -> dict[str, Any]:
     return {**describe(), "load": [round(x, 2) for x in os.getloadavg()]}
 
 
+def begin() -> dict[str, Any]:
+    """Cap this process's libraries as ``ATTENTION_ISA`` says, and return `environment`.
+
+    For the beginning of a program, before it imports MXNet. An unknown value of that variable ends
+    the program with exit code 2.
+    """
+    try:
+        os.environ.update(library_caps())
+        return environment()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def machine(known: Mapping[str, Any]) -> str:
+    """Return what figures are of: processor, instruction sets, number of cores, no operators."""
+    parts = [known["cpu"], known.get("isa"), f"{known['usable_cores']} cores"]
+    if known.get("variables", {}).get("ATTENTION_NATIVE") == "0":
+        parts.append("without own operators")
+    return ", ".join(str(part) for part in parts if part)
+
+
 def headline(known: Mapping[str, Any]) -> str:
-    """Return the line above a table: processor, load and commit of `environment`."""
+    """Return the line above a table: `machine`, load and commit of `environment`."""
     load = known["load"][0]
     state = "quiet" if load <= QUIET_LOAD else "NOT quiet"
     git = known["git"] or {"commit": "unknown", "dirty": False}
     commit = git["commit"][:7] + (" with changes" if git["dirty"] else "")
-    cores = f"{known['usable_cores']} cores"
-    return f"{known['cpu']}, {cores}; load {load} before the start ({state}); commit {commit}"
+    return f"{machine(known)}; load {load} before the start ({state}); commit {commit}"
 
 
 def header(names: Sequence[str], unit: str) -> str:

@@ -19,6 +19,7 @@ from bridge.symbol_table import Tensor, operator
 Sizes = tuple[int, ...]
 CHANNELS_FIRST = (None, "None", "NCW", "NCHW", "NCDHW")
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+LANES = 8  # float32 numbers in a vector of AVX2
 MAX_POOLINGS = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 
 
@@ -47,7 +48,23 @@ def convolution(
 ) -> Tensor:
     check_layout(layout)
     axes = len(kernel)
+    if _writes_out_of_bounds(weight.shape, stride, pad):
+        x, stride = x[(..., *(slice(None, None, step) for step in stride))], ()
     return CONVOLUTIONS[axes](x, weight, bias, stride or 1, pad or 0, dilate or 1, num_group)
+
+
+def _writes_out_of_bounds(weight: Sizes, stride: Sizes, pad: Sizes) -> bool:
+    """Tell whether a convolution must not reach oneDNN with its stride.
+
+    On processors with AVX2 and without AVX-512 the gradient of the weights of a strided 1x1
+    convolution with fewer input channels than a vector has lanes, in channels_last, writes past a
+    buffer (oneDNN's issue 6035): the process ends, or goes on with damaged memory. Which layout
+    PyTorch takes depends on the strides of image and weight, and on torch.compile, so that a plain
+    layout cannot be had for sure. The same convolution of the pixels that it reads has no stride.
+    """
+    channels, *kernel = weight[1:]
+    strided = any(step > 1 for step in stride)
+    return channels < LANES and strided and set(kernel) == {1} and not any(pad)
 
 
 @operator("FullyConnected")

@@ -23,6 +23,7 @@ import torch  # type: ignore[import-not-found]
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bridge import symbol_layers  # noqa: E402
 from bridge.param_file import ParamFileError, read_params, write_params  # noqa: E402
 from bridge.symbol_graph import SymbolError  # noqa: E402
 from bridge.symbol_module import SymbolModule, read_symbol  # noqa: E402
@@ -121,6 +122,59 @@ def check_channels_last_computes_the_same() -> None:
     assert_close(found, expected, 1e-5)
     for name, gradient in gradients(other, found).items():
         assert_close(gradient, wanted[name], 1e-4)
+
+
+def arrays(channels: int, size: int) -> tuple[Any, Any]:
+    """Return an image and the weight of a convolution, random."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, channels, 7, 8, generator=generator)
+    return image, torch.randn(5, channels, size, size, generator=generator)
+
+
+def strided(channels: int, size: int, **attributes: Any) -> tuple[list[Any], list[Any]]:
+    """Return what a strided convolution gives, with its gradients, and what PyTorch was asked for.
+
+    The image is in channels_last; a request is the kernel, the channels and the stride.
+    """
+    image, weight = arrays(channels, size)
+    image = image.contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight.requires_grad_()
+    requests, real = [], symbol_layers.CONVOLUTIONS[2]
+
+    def noted(x: Any, weight: Any, bias: Any, stride: Any, *more: Any) -> Any:
+        requests.append((tuple(weight.shape[1:]), stride))
+        return real(x, weight, bias, stride, *more)
+
+    symbol_layers.CONVOLUTIONS[2] = noted
+    try:
+        settings = {"kernel": (size, size), "num_filter": 5, "no_bias": True, **attributes}
+        y = symbol_layers.convolution(image, weight, **settings)
+    finally:
+        symbol_layers.CONVOLUTIONS[2] = real
+    y.square().sum().backward()
+    return [y, image.grad, weight.grad], requests
+
+
+def check_a_strided_convolution_of_few_channels_has_no_stride_for_pytorch() -> None:
+    # oneDNN's issue 6035: with AVX2 alone its gradient of the weights writes past a buffer.
+    for channels in (1, 3, 4, 7):
+        for stride in ((2, 2), (3, 1)):
+            found, requests = strided(channels, 1, stride=stride)
+            assert requests == [((channels, 1, 1), 1)]
+            # float64 is computed without oneDNN.
+            image, weight = (each.double().requires_grad_() for each in arrays(channels, 1))
+            y = torch.nn.functional.conv2d(image, weight, None, stride)
+            y.square().sum().backward()
+            for one, wanted in zip(found, (y, image.grad, weight.grad)):
+                assert one.shape == wanted.shape
+                assert_close(one, wanted, 1e-5)
+
+
+def check_other_convolutions_keep_their_stride() -> None:
+    assert strided(8, 1, stride=(2, 2))[1] == [((8, 1, 1), (2, 2))]
+    assert strided(4, 3, stride=(2, 2), pad=(1, 1))[1] == [((4, 3, 3), (2, 2))]
+    assert strided(4, 1, stride=(2, 2), pad=(1, 1))[1] == [((4, 1, 1), (2, 2))]
+    assert strided(4, 1, stride=(1, 1))[1] == [((4, 1, 1), (1, 1))]
 
 
 def check_autocast_computes_nearly_the_same() -> None:

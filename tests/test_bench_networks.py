@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
 from benchmarks import bench_networks, bench_scaling, network_rows, network_workers
-from benchmarks.bench_networks import Config, Table
+from benchmarks.bench_networks import Config
 from benchmarks.interleave import Plan
 from benchmarks.network_report import judged, markdown, processor
+from benchmarks.network_table import Table, others, paths
+from benchmarks.report import headline, machine
 from benchmarks.series import Series
 from training.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent
 KNOWN: dict[str, Any] = {"cpu": "A (B) 9", "usable_cores": 2, "load": [0.1], "git": None}
 NO_ONE: Any = None  # a worker that is not asked
 MODES = network_rows.modes_of(network_rows.NETWORKS["resnet164"])
@@ -149,9 +152,163 @@ def test_only_rows_of_the_same_run_are_kept(tmp_path: Path) -> None:
 
 
 def test_quick_figures_stay_out_of_the_published_ones() -> None:
-    assert processor(KNOWN) == "a-b-9-2-cores"
-    assert Config().paths(KNOWN)[0] == "benchmarks/results/a-b-9-2-cores.json"
-    assert all(path.startswith("runs/") for path in Config(quick=True).paths(KNOWN))
+    assert processor(KNOWN) == "a-b-9-2-cores-unknown"
+    assert paths(Config(), KNOWN)[0] == "benchmarks/results/a-b-9-2-cores-unknown.json"
+    assert all(path.startswith("runs/") for path in paths(Config(quick=True), KNOWN))
+
+
+@pytest.mark.parametrize(
+    ("isa", "variables", "ending"),
+    [
+        ("AVX-512 with bfloat16 and VNNI", {}, "avx512"),
+        ("AVX2 with VNNI", {}, "avx2"),
+        ("capped to AVX2 (ATTENTION_ISA)", {"ATTENTION_ISA": "avx2"}, "avx2"),
+        ("AVX-512, libraries capped by DNNL_MAX_CPU_ISA=AVX2", {}, "avx512-capped"),
+        ("AVX2", {"ATTENTION_NATIVE": "0"}, "avx2-plain"),
+    ],
+)
+def test_files_are_named_by_processor_and_instruction_set(
+    isa: str, variables: dict[str, str], ending: str
+) -> None:
+    known = {**KNOWN, "isa": isa, "variables": variables}
+    assert processor(known) == f"a-b-9-2-cores-{ending}"
+    assert isa in headline(known)
+    assert ("without own operators" in headline(known)) == ending.endswith("plain")
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of its own, as the files are named relative to it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_no_other_machines_files_are_overwritten(in_folder: Path) -> None:
+    mine = {**KNOWN, "isa": "AVX2 with VNNI"}
+    other = {**KNOWN, "isa": "AVX2"}
+    table = Table(Config(), other)
+    table.record["macs"]["resnet164"] = 1
+    table.add("resnet164", "train fp32", {"ours": timing(1.0)}, None)
+    Path(table.page).parent.mkdir(parents=True)
+    Path(table.page).write_text(markdown(table.record))
+    first = paths(Config(), other)
+    assert first == (table.path, table.page)  # the same machine goes on
+    assert paths(Config(), mine) == tuple(name.replace("-avx2.", "-avx2-2.") for name in first)
+    # A page alone is somebody's too.
+    Path(table.path).unlink()
+    assert paths(Config(), mine)[1].endswith("-avx2-2.md")
+    for named in (Config(page=table.page), Config(out="other.json", page=table.page)):
+        with pytest.raises(UserError, match=r"another machine \(A \(B\) 9, AVX2, 2 cores\)"):
+            paths(named, mine)
+    assert paths(Config(page=table.page), other)[1] == table.page
+
+
+def test_named_figures_of_another_machine_are_refused(in_folder: Path) -> None:
+    row = row_of("train fp32", ours=1.0)
+    Path("figures.json").write_text(json.dumps(record_of(row)))
+    with pytest.raises(UserError, match=r"figures\.json has figures of another machine"):
+        Table(Config(out="figures.json"), {**KNOWN, "cpu": "A (B) 8"})
+    mine = Table(Config(out="figures.json", threads=2), KNOWN)
+    assert mine.has("resnet164", "train fp32")
+
+
+def test_published_files_are_one_machines_and_have_its_name() -> None:
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        record = json.loads(path.read_text())
+        known = [row["environment"] for row in record["rows"].values()]
+        known += [record[name]["environment"] for name in ("glimpse", "scaling", "epoch")]
+        assert {processor(each) for each in known} == {path.stem}
+        assert len({machine(each) for each in known}) == 1
+        page = (ROOT / "docs" / "speed_tables" / f"{path.stem}.md").read_text()
+        assert f"- {machine(known[0])}; load " in page
+        assert others(str(ROOT / "docs" / "speed_tables" / f"{path.stem}.md"), known[0]) is None
+
+
+class Able:
+    """A worker that computes what is not named in `unable`."""
+
+    def __init__(self, name: str, unable: str = "-", asked: Optional[list[str]] = None) -> None:
+        self.name, self.unable, self.asked = name, unable, [] if asked is None else asked
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        self.asked.append(f"{self.name}: {request.get('case', request['do'])}")
+        if self.unable in request.get("case", ""):
+            raise UserError(f"worker {self.name}: time: MXNetError: no such type\nStack trace")
+        return {"seconds": 0.5}
+
+    def __enter__(self) -> Able:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class Pretended(network_workers.Machines):
+    """Machines whose workers are pretended."""
+
+    unable: tuple[str, str] = ("-", "-")  # ours, PyTorch
+
+    def ours(self, network: str) -> Any:
+        return Able("ours", self.unable[0])
+
+    def torch(self, network: str, weights: Optional[str] = None) -> Any:
+        return Able("PyTorch", self.unable[1])
+
+
+def pretended(ours: str, torch: str = "-") -> Any:
+    machines = Pretended("", "", 1, Plan(1, 0, 0.0, repeat=1))
+    object.__setattr__(machines, "unable", (ours, torch))
+    return machines
+
+
+def test_a_peak_that_cannot_be_computed_is_told() -> None:
+    found = network_workers.measure_peak(pretended("bfloat16"), "resnet164")
+    assert set(found["peak"]) == {f"float32/{name}" for name in ("ours", "nchw", "channels_last")}
+    assert found["peak_left_out"] == {"bfloat16/ours": "ours: no such type"}
+    page = markdown({**record_of(), **found})
+    assert "GFLOP/s in float32, bfloat16/ours left out (ours: no such type)." in page
+    found = network_workers.measure_peak(pretended("-", "nchw/peak_bfloat16"), "resnet164")
+    assert found["peak_left_out"] == {"bfloat16/nchw": "PyTorch: no such type"}
+    assert set(found["peak"]) >= {"bfloat16/ours", "bfloat16/channels_last"}
+    found = network_workers.measure_peak(pretended("-"), "resnet164")
+    assert found["peak_left_out"] == {}
+    assert len(found["peak"]) == 6
+
+
+def test_training_that_cannot_be_computed_is_a_row(in_folder: Path) -> None:
+    table = Table(Config(networks=("resnet164",), modes=("train",)), KNOWN)
+    pair = network_workers.Training(pretended("bfloat16"), "resnet164")
+    for name in ("train fp32", "train bf16"):
+        bench_networks.measure_row(table, pair, name, MODES[name])
+    assert table.lacking() == (1, 0)
+    cells = cells_of({**table.record, "macs": {"resnet164": 1}}, "train bf16")
+    assert cells[2:5] == ["64", "left out: ours: no such type", "-"]
+    assert len(cells) == len(cells_of({**table.record, "macs": {"resnet164": 1}}, "train fp32"))
+
+
+def test_rows_of_the_graph_are_named_with_the_reason() -> None:
+    row = row_of("train fp32", ours=1.0)
+    row["how"] = {"steps": ["MXNet's own operators (no C++ compiler)"]}
+    page = markdown(record_of(row))
+    assert "- MXNet's own operators (no C++ compiler): resnet164/train fp32\n" in page
+    row["how"] = {"steps": ["operators in C++ (units), float32"]}
+    assert "MXNet's own operators" not in markdown(record_of(row))
+
+
+def test_what_cannot_be_compiled_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(network_workers, "CACHED", str(tmp_path / "cached.json"))
+    monkeypatch.setenv("ATTENTION_ISA", "")
+    machines = network_workers.Machines("python", "", 1, Config().plan)
+    todo = [(name, MODES[name]) for name in ("infer fp32, batch 1", "infer bf16, batch 1")]
+    network_workers.warm_up(machines, Able("PyTorch", "float32"), "resnet164", todo)
+    assert "infer fp32, batch 1: not compiled, PyTorch: no such type" in capsys.readouterr().out
+    assert not machines.has_compiled("resnet164", todo[0][1])
+    assert machines.has_compiled("resnet164", todo[1][1])
+    # What was compiled for other instructions is no use.
+    monkeypatch.setattr(network_workers, "instructions", lambda: "another")
+    assert not machines.has_compiled("resnet164", todo[1][1])
 
 
 def test_a_row_that_fails_is_told_and_costs_no_other(tmp_path: Path) -> None:
@@ -169,7 +326,7 @@ def test_a_row_that_fails_is_told_and_costs_no_other(tmp_path: Path) -> None:
     for name in ("infer bf16, batch 1", "infer fp32, batch 1"):
         bench_networks.measure_row(table, pair, name, MODES[name])
     page = markdown(json.loads(out.read_text()))
-    assert "- left out: resnet164/infer bf16, batch 1: no such type\n" in page
+    assert "| resnet164 | infer bf16 | 1 | left out: no such type |" in page
     assert cells_of(table.record, "infer fp32")[3] == "100 (100 to 200)"
     table.add("resnet164", "infer bf16, batch 1", {"ours": timing(1.0)}, None)
     assert "left out" not in markdown(table.record)

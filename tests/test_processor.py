@@ -1,186 +1,199 @@
-"""``ATTENTION_ISA``: a processor with AVX-512 builds, runs and tests what one without it gets."""
+"""Names and instruction sets of processors, by what Linux tells of them."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Optional
 
 import mxnet as mx
 import pytest
 
-from model import create_model, operators, processor, quantization
-from model.operators import UNITS, Unavailable, block_channels, load
+from benchmarks import bench_train_variants, interleave, report
+from model import operators
+from train_cifar import CifarConfig
+from training import processor
+from training.announce import announce
+from training.environment import describe
+from training.errors import UserError
+from training.processor import Processor
+from training.run_progress import Progress
+from training.task import Loaders
 
-ROOT = Path(__file__).resolve().parent.parent
-AVX512 = "model name\t: one\nflags\t\t: fpu fma avx2 avx512f avx512bw avx512vl avx512dq avx512_bf16"
-# What shows that the operators compute what they should, and what they refuse.
-TESTS = ("fused_training", "fused_inference", "fused_update")
-LIMITED = """
-from model.processor import limit_onednn
-
-limit_onednn()
-import mxnet as mx
-"""
-MXNETS_CONVOLUTION = (
-    LIMITED
-    + """
-image, weight = mx.nd.ones((1, 16, 8, 8)), mx.nd.ones((16, 16, 3, 3))
-mx.nd.Convolution(image, weight, kernel=(3, 3), num_filter=16, no_bias=True).wait_to_read()
-"""
-)
-STEP = (
-    LIMITED
-    + """
-from mxnet import autograd
-from model import create_model
-from model.fused_training import fuse
-from model.inference import prepare_inference
-
-for name in ("resnet20_ram", "preresnet20"):
-    net = create_model(name, depth=11)
-    net.initialize()
-    print(fuse(net))
-    image = mx.nd.random.normal(shape=(4, 3, 16, 16))
-    with autograd.record():
-        loss = net(image).square().sum()
-    loss.backward()
-    mx.nd.waitall()
-    prepare_inference(net, image, operators=True)
-"""
+AVX512 = "avx avx2 avx512f avx512bw avx512vl avx512dq"
+VARIABLES = (
+    *("ATTENTION_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"),
+    *("MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE"),
 )
 
 
-def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own, where only `variables` say what oneDNN may use."""
-    kept = {k: v for k, v in os.environ.items() if k not in processor.ONEDNN_LIMITS}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments],
-        cwd=ROOT,
-        env={**kept, "PYTHONPATH": str(ROOT), **variables},
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the suite run capped without changing what is asserted here."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+
+
+def write_cpuinfo(path: Path, name: str, model: tuple[int, int], flags: str) -> None:
+    path.write_text(
+        f"processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: {model[0]}\n"
+        f"model\t\t: {model[1]}\nmodel name\t: {name}\nflags\t\t: fpu {flags}\n\n"
+        "processor\t: 1\nmodel name\t: another\nflags\t\t: none\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "generation"),
+    [
+        *((23, 0x01, "Zen"), (23, 0x11, "Zen"), (23, 0x31, "Zen 2"), (23, 0x71, "Zen 2")),
+        *((25, 0x01, "Zen 3"), (25, 0x21, "Zen 3"), (25, 0x44, "Zen 3"), (25, 0x50, "Zen 3")),
+        *((25, 0x11, "Zen 4"), (25, 0x61, "Zen 4"), (25, 0xA0, "Zen 4")),
+        *((26, 0x02, "Zen 5"), (26, 0x11, "Zen 5"), (26, 0x44, "Zen 5")),
+        *((25, 0xFF, None), (21, 2, None), (0, 0, None)),
+    ],
+)
+def test_amds_generations(family: int, model: int, generation: Optional[str]) -> None:
+    assert Processor("AMD EPYC", "AuthenticAMD", family, model).generation == generation
+    assert Processor("AMD EPYC", "GenuineIntel", family, model).generation is None
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        (Processor("AMD EPYC", "AuthenticAMD", 25, 0x11), "AMD EPYC (Zen 4)"),
+        (Processor("AMD EPYC", "AuthenticAMD", 31, 2), "AMD EPYC (family 31, model 2)"),
+        (Processor("AMD EPYC 7B13", "AuthenticAMD", 25, 1), "AMD EPYC 7B13"),
+        (
+            Processor("Intel(R) Xeon(R) Processor @ 2.90GHz", "GenuineIntel", 6, 143),
+            "Intel(R) Xeon(R) Processor @ 2.90GHz (family 6, model 143)",
+        ),
+        (
+            Processor("Intel(R) Xeon(R) CPU E5-2670 0 @ 2.60GHz", "GenuineIntel", 6, 45),
+            "Intel(R) Xeon(R) CPU E5-2670 0 @ 2.60GHz",
+        ),
+        (Processor("arm"), "arm"),
+        (Processor(None), None),
+    ],
+)
+def test_a_name_without_a_number_gets_the_generation(found: Processor, name: str) -> None:
+    assert found.full_name == name
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (AVX512, "AVX-512"),
+        (f"{AVX512} avx512_bf16 avx512_vnni", "AVX-512 with bfloat16 and VNNI"),
+        (f"{AVX512} avx512_bf16 avx_vnni amx_tile", "AVX-512 with bfloat16 and VNNI and AMX"),
+        ("sse4_2 avx avx2", "AVX2"),
+        ("avx avx2 avx_vnni", "AVX2 with VNNI"),
+        ("avx avx2 avx512f", "AVX2"),  # the first processors with AVX-512 are none to our operators
+        ("sse4_2 avx", "AVX"),
+        ("sse4_2", "SSE"),
+        ("", ""),
+    ],
+)
+def test_instruction_sets_in_words(flags: str, text: str) -> None:
+    assert Processor("x", flags=frozenset(flags.split())).instructions == text
+
+
+def test_the_cap_leaves_out_what_operators_leave_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cpuinfo"
+    flags = f"{AVX512} avx512_bf16 avx512_vnni avx_vnni amx_tile amx_int8"
+    write_cpuinfo(path, "AMD EPYC", (26, 2), flags)
+    monkeypatch.setattr(processor, "CPUINFO", str(path))
+    assert processor.cpu_name() == "AMD EPYC (Zen 5)"
+    assert processor.instructions() == "AVX-512 with bfloat16 and VNNI and AMX"
+    assert processor.library_caps() == {}
+    monkeypatch.setenv("ATTENTION_ISA", "avx2")
+    assert processor.this_processor().flags == {"fpu", "avx", "avx2"}
+    assert processor.instructions() == "capped to AVX2 (ATTENTION_ISA)"
+    assert describe()["isa"] == "capped to AVX2 (ATTENTION_ISA)"
+    assert describe()["variables"]["ATTENTION_ISA"] == "avx2"
+    # `training` may not import `model`, so that both have the list.
+    assert dict(processor.LEFT_OUT) == operators.LEFT_OUT
+    assert processor.ISA_VARIABLE == operators.ISA_VARIABLE
+
+
+def test_libraries_that_are_capped_by_hand_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    assert processor.instructions().endswith(", libraries capped by DNNL_MAX_CPU_ISA=AVX2")
+
+
+def test_an_unknown_cap_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ATTENTION_ISA", "sse")
+    for action in (processor.cpu_name, processor.instructions, processor.library_caps, describe):
+        with pytest.raises(UserError, match="ATTENTION_ISA=sse is unknown; choose avx2"):
+            action()
+    with pytest.raises(SystemExit) as caught:
+        report.begin()
+    assert caught.value.code == 2
+    assert "error: ATTENTION_ISA=sse" in capsys.readouterr().err
+
+
+def test_workers_are_capped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch is measured with the instruction sets that ours has."""
+    code = (
+        "import os, sys; sys.path.insert(0, '.')\n"
+        "from benchmarks.worker import serve\n"
+        "names = ('ATEN_CPU_CAPABILITY', 'ONEDNN_MAX_CPU_ISA', 'DNNL_MAX_CPU_ISA')\n"
+        "serve(lambda: ({name: os.environ.get(name) for name in names}, {}))\n"
+    )
+
+    def caps() -> list[Optional[str]]:
+        with interleave.Worker("theirs", [sys.executable, "-c", code]) as worker:
+            return [value for name, value in worker.about.items() if name != "ready"]
+
+    assert caps() == ["", "", ""]
+    monkeypatch.setenv("ATTENTION_ISA", "avx2")
+    assert caps() == ["avx2", "AVX2", "AVX2"]
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")  # what is set by hand stays
+    assert caps() == ["avx2", "SSE41", "AVX2"]
+
+
+def test_a_benchmark_caps_itself() -> None:
+    code = (
+        "import os\nfrom benchmarks.report import begin\nbegin()\n"
+        "print(os.environ['DNNL_MAX_CPU_ISA'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=interleave.ROOT,
+        env={**os.environ, "ATTENTION_ISA": "avx2"},
         capture_output=True,
         text=True,
+        check=True,
+        timeout=60,
     )
+    assert done.stdout.split() == ["AVX2"]
 
 
-@pytest.mark.parametrize("name", TESTS)
-def test_the_operators_pass_with_blocks_of_8_too(name: str, unit_operators: None) -> None:
-    if block_channels() == 8:  # then these tests themselves have run with them
-        assert "blocks of 8" in load(UNITS)
-        return
-    arguments = ("pytest", "-q", "-p", "no:cacheprovider", "-k", "not where_a_comma")
-    done = python("-m", *arguments, f"tests/test_{name}.py", ATTENTION_ISA="avx2")
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"^\d+ passed(?!.*skipped)", done.stdout.splitlines()[-1]), done.stdout
+def test_variants_that_cannot_be_had_are_lines_of_the_table() -> None:
+    part = {"forward": 1.0, "backward": 2.0, "update": 3.0}
+    found = {
+        "fused": {"left_out": "no C++ compiler"},
+        "own": {"cpu": part, "cpu_total": [6.0, 8.0], "seconds": 6.0},
+        "bfloat16": {"cpu": part, "cpu_total": [3.0, 4.0], "seconds": 3.0},
+    }
+    first, second, third = bench_train_variants.lines("resnet20", found)
+    assert first == f"{'resnet20':<20}{'fused':<10}  left out: no C++ compiler"
+    assert second.endswith("7.000  1.00 [1.00, 1.00]")
+    assert third.endswith("3.500  2.00 [2.00, 2.00]")
+    (only,) = bench_train_variants.lines("resnet20", {"fused": found["fused"]})
+    assert only == first
 
 
-@pytest.mark.parametrize("isa", ["avx2", ""])
-def test_no_convolution_is_by_the_reference_code(isa: str, unit_operators: None) -> None:
-    done = python("-c", STEP, ONEDNN_VERBOSE="1", DNNL_VERBOSE="0", ATTENTION_ISA=isa)
-    assert done.returncode == 0, done.stderr
-    found = re.search(r", blocks of (\d+)\)", done.stdout)
-    assert found
-    block = int(found[1])
-    assert block == 8 or not isa
-    lines = [line for line in done.stdout.splitlines() if ",cpu,convolution," in line]
-    kinds = {line.split(",")[5] for line in lines}
-    assert kinds == {"forward_training", "forward_inference", "backward_data", "backward_weights"}
-    for line in lines:
-        assert re.search(r",(jit|brg)\w*:avx", line), line
-        assert f"aBcd{block}b" in line, line
-        assert "acdb" not in line, line
-
-
-def test_blocks_are_those_that_onednn_is_left_with(unit_operators: None) -> None:
-    code = "from model.onednn import open_onednn; print(open_onednn(16).block)"
-    assert python("-c", code, ONEDNN_MAX_CPU_ISA="AVX2").stdout == "8\n"
-    assert python("-c", code, ATTENTION_ISA="avx2").stdout == "8\n"
-    assert python("-c", code).stdout == f"{block_channels()}\n"
-
-
-def test_mxnets_own_onednn_stops_there_too() -> None:
-    done = python("-c", MXNETS_CONVOLUTION, DNNL_VERBOSE="1", ATTENTION_ISA="avx2")
-    assert done.returncode == 0, done.stderr
-    said = [line.split("isa:")[-1] for line in done.stdout.splitlines() if "info,cpu,isa:" in line]
-    assert said
-    assert set(said) == {"Intel AVX2"}
-
-
-def test_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "avx2 fma avx512f avx512_vnni amx_tile avx_vnni_int8 avx"
-    monkeypatch.setattr(
-        Path, "read_text", lambda *_, **__: f"model name\t: one\nflags\t\t: {words}"
-    )
-    for value, found in ((None, words), ("", words), ("avx2", "avx2 fma avx")):
-        monkeypatch.delenv(processor.ISA_VARIABLE, raising=False)
-        if value is not None:
-            monkeypatch.setenv(processor.ISA_VARIABLE, value)
-        assert operators.cpu_identity().split() == f"model name : one flags : {found}".split()
-
-
-def test_anything_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(operators.SWITCH, raising=False)
-    monkeypatch.setattr(operators, "_loaded", {})
-    monkeypatch.setenv(processor.ISA_VARIABLE, "avx512")
-    message = r"^ATTENTION_ISA=avx512 is unknown: avx2 leaves"
-    for asked in (lambda: load(UNITS), processor.limit_onednn, operators.cpu_identity):
-        with pytest.raises(Unavailable, match=message):
-            asked()
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["train_cifar.py", "--dataset", "shapes"],
-        ["train_imagenet.py", "--data-dir", "none"],
-        ["train_mnist_glimpse.py", "--dataset", "digits"],
-        ["export_model.py", "none.param", "--to", "symbol"],
-    ],
-    ids=lambda command: command[0],
-)
-def test_scripts_refuse_it_in_one_line(command: list[str]) -> None:
-    done = python(*command, ATTENTION_ISA="sse")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ATTENTION_ISA=sse is unknown: avx2 leaves")
-    assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("without", "block"), [("", 16), ("avx512dq", 8), ("avx512_bf16", 16), ("avx512bw", 8)]
-)
-def test_blocks_of_16_take_what_onednns_convolutions_do(
-    without: str, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(operators, "_loaded", {})
-    monkeypatch.setattr(
-        operators, "cpu_identity", lambda: " ".join(set(AVX512.split()) - {without})
-    )
-    assert block_channels() == block
-
-
-@pytest.mark.filterwarnings("ignore:Cannot decide type for the following arguments")
-@pytest.mark.filterwarnings("ignore:Please import `csr_matrix`:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("flags", "told"), [("avx2 fma", True), ("avx2 avx_vnni", False), ("avx512_vnni", False)]
-)
-def test_8_bits_that_other_processors_compute_otherwise_are_told(
-    flags: str, told: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quantization, "cpu_identity", lambda: f"flags : {flags}")
-    net = create_model("resnet20", depth=11)
-    net.initialize()
-    image = mx.nd.random.normal(shape=(4, 3, 16, 16))
-    prepared = quantization.quantize(net, image, max_loss=1.0, operators=False)
-    assert (quantization.INEXACT in prepared.steps) == told
-
-
-def test_importing_changes_no_setting() -> None:
-    names = processor.ONEDNN_LIMITS
-    code = (
-        "import os, model.fused_training, model.inference\n"
-        f"print([os.environ.get(name) for name in {names}])"
-    )
-    done = python("-c", code, ATTENTION_ISA="avx2")
-    assert done.stdout.strip() == "[None, None]", done.stderr
+def test_a_training_begins_with_the_processor(capsys: pytest.CaptureFixture[str]) -> None:
+    sets: Any = SimpleNamespace(data=[0, 1])
+    loaders = Loaders(sets, None, sets)
+    config = CifarConfig(dataset="shapes", model="attention56_small")
+    announce(config, [mx.cpu()], loaders, Path("runs/x"), Progress())
+    lines = capsys.readouterr().out.splitlines()
+    assert f"processor: {processor.cpu_name()}, {processor.instructions()}" in lines

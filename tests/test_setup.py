@@ -235,10 +235,38 @@ def test_a_python_without_venv_gets_one_sentence_unless_there_is_uv(machine: Mac
     assert machine.run("find").stdout.strip() == str(path)
 
 
-def test_a_platform_without_mxnet_gets_one_sentence(machine: Machine) -> None:
+@pytest.mark.parametrize(
+    ("kind", "system", "processor", "reason"),
+    [
+        ("cpu", "Linux", "aarch64", "not imported, as it wants the Arm Performance Libraries"),
+        ("cpu", "Darwin", "x86_64", "this project was never tried there"),
+        ("cpu", "Darwin", "arm64", "no cpu package for Darwin on arm64"),
+        ("gpu", "Linux", "aarch64", "no gpu package for Linux on aarch64"),
+        ("gpu", "Darwin", "x86_64", "no gpu package for Darwin on x86_64"),
+        ("bench-torch", "Linux", "aarch64", "for Linux on x86_64 only"),
+    ],
+)
+def test_a_platform_without_mxnet_gets_one_sentence(
+    machine: Machine, kind: str, system: str, processor: str, reason: str
+) -> None:
     machine.add_python("python3.11", "3.11")
-    machine.add_command("uname", '[ "$1" = -s ] && echo Darwin || echo arm64')
-    assert_one_sentence(machine.run("cpu", ".venv"), "Darwin on arm64")
+    machine.add_command("uname", f'[ "$1" = -s ] && echo {system} || echo {processor}')
+    assert_one_sentence(machine.run(kind, ".venv"), "Linux on x86_64", reason)
+    assert not (machine.folder / ".venv").exists()
+
+
+def test_what_is_said_of_platforms_is_what_the_setup_accepts(machine: Machine) -> None:
+    machine.add_python("python3.11", "3.11")
+    for kind in ("cpu", "gpu"):
+        (machine.folder / f"requirements/{kind}-py311.txt").write_text("mxnet==1.9.1\n")
+        answer = machine.run(kind, f".venv-{kind}")
+        assert "Linux on x86_64 is needed" not in answer.stderr
+        assert machine.pip_calls() == 1 + (kind == "gpu")
+    systems = [
+        word for word in read_project()["classifiers"] if word.startswith("Operating System")
+    ]
+    assert systems == ["Operating System :: POSIX :: Linux"]
+    assert "Linux on x86-64" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_machine_that_cannot_have_horovod_gets_one_sentence(machine: Machine) -> None:

@@ -16,6 +16,7 @@ from training.distributed import DIST_SYNC, HOROVOD, NONE, Group
 from training.environment import describe_threads, threads_text
 from training.fit import Loaders, Result
 from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
+from training.processor import cpu_name, instructions
 from training.run_config import RunConfig
 from training.run_folder import PathLike, read_env
 from training.thread_choice import recorded_threads
@@ -45,6 +46,7 @@ def announce(
     gpus = visible_gpus(list_gpus())
     for line in gpu_lines(gpus, bool(gpus) and has_cuda()):
         print(line)
+    print(f"processor: {cpu_name()}, {instructions()}")
     each = f"{workers} workers, each on " if workers > 1 else "on "
     print(
         f"{each}{device_names(contexts)}, {config.precision}, {threads_text()}; "

@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any, Optional
 
 from training.cores import allowed_processors
+from training.processor import cpu_name, instructions
 from training.thread_choice import VARIABLE, as_text, inherited_reason, local_workers
 
 PACKAGES = ("mxnet", "mxnet-cu117", "numpy", "gluoncv", "mxboard", "protobuf", "torch")
 # Variables that change speed or results.
-VARIABLE_PREFIXES = ("OMP_", "GOMP_", "MXNET_", "DNNL_", "MKLDNN_", "CUDA_VISIBLE_DEVICES")
+VARIABLE_PREFIXES = (
+    *("OMP_", "GOMP_", "MXNET_", "DNNL_", "MKLDNN_", "CUDA_VISIBLE_DEVICES"),
+    *("ONEDNN_", "ATEN_", "ATTENTION_ISA", "ATTENTION_NATIVE"),
+)
 GIT_TIMEOUT_SEC = 10.0
 _facts: dict[str, str] = {}  # found out by this process, see `remember`
 PROJECT = Path(__file__).resolve().parent.parent
@@ -40,9 +44,14 @@ def describe() -> dict[str, Any]:
     -------
     dict
         JSON-serializable: ``time`` (UTC, ISO 8601), ``command``, ``python``, ``packages``
-        (name to version), ``platform``, ``cpu``, ``cores`` (of the machine), ``usable_cores``
-        (of this process), ``threads`` (see `describe_threads`), ``variables``, ``git``, and what
-        `remember` was told.
+        (name to version), ``platform``, ``cpu`` and ``isa`` (its name and instruction sets, see
+        `training.processor`), ``cores`` (of the machine), ``usable_cores`` (of this process),
+        ``threads`` (see `describe_threads`), ``variables``, ``git``, and what `remember` was told.
+
+    Raises
+    ------
+    UserError
+        When ``ATTENTION_ISA`` has an unknown value.
     """
     return {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -51,6 +60,7 @@ def describe() -> dict[str, Any]:
         "packages": _versions(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
+        "isa": instructions(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "threads": describe_threads(),
@@ -68,18 +78,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def cpu_name() -> Optional[str]:
-    """Return the processor's model name, or None where nothing tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or None
 
 
 def usable_cores() -> int:
