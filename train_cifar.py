@@ -241,7 +241,7 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
 
     import mxnet as mx
 
-    from bridge.atomic import write_atomically
+    from formats.atomic import write_atomically
     from model.export_symbol import symbol_json
     from training.checkpoint import save_parameters
     from training.cifar import CLASS_NAMES

@@ -260,7 +260,7 @@ def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:
 
 def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
     """Load a parameter file, or a checkpoint of the seed, into the network that it belongs to."""
-    from bridge.weight_file import TORCH, detect_format, read_weights
+    from formats.weight_file import TORCH, detect_format, read_weights
     from model.loading import load_parameters
     from model.seed_checkpoint import POLICY_STD, from_seed
     from training.devices import choose_contexts

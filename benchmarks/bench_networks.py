@@ -40,7 +40,7 @@ from benchmarks.network_workers import (
     warm_up,
 )
 from benchmarks.report import begin, headline
-from bridge.atomic import write_atomically
+from formats.atomic import write_atomically
 from training.config import option, parse
 from training.cores import physical_cores
 from training.errors import UserError

@@ -26,7 +26,7 @@ from benchmarks.bridge_cases import Arrays, Case, Size, make_case
 from benchmarks.bridge_pair import SMALLEST_SHARE, Pair, difference, rounding, worst
 from benchmarks.interleave import Worker
 from benchmarks.report import begin, store
-from bridge.atomic import write_atomically
+from formats.atomic import write_atomically
 from model import list_models
 from training.config import option, parse
 from training.errors import UserError

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bridge.atomic import write_atomically
+from formats.atomic import write_atomically
 from training.environment import describe
 from training.errors import UserError
 from training.processor import library_caps

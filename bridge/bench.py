@@ -22,8 +22,8 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
     take_threads(sys.argv[1:], wait_policy={})
 
-from bridge.atomic import write_atomically
 from bridge.torch_train.settings import ENGINES, PRECISIONS
+from formats.atomic import write_atomically
 from training.config import option, parse
 from training.errors import UserError
 from training.run_config import check_least

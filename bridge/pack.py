@@ -27,11 +27,11 @@ from typing import Optional
 
 import numpy as np
 
-from bridge.atomic import write_atomically
-from bridge.digest import digest_line, digest_path
 from bridge.image_codec import pack_images, unpack_images
-from bridge.param_file import read_params, write_params
 from bridge.pieces import MB, PieceError, piece_names, read_pieces, write_pieces
+from formats.atomic import write_atomically
+from formats.digest import digest_line, digest_path
+from formats.param_file import read_params, write_params
 from training.cifar import search_places
 from training.cifar_files import FORMATS, PIXELS, Format, find_source, read_source
 from training.environment import describe
@@ -177,10 +177,10 @@ def _records(form: Format, name: str, about: Mapping, files: Mapping[str, bytes]
 
 
 def pack_code() -> bytes:
-    """Return a zip of `bridge` and `training`, which run without the rest, and their commit."""
+    """Return a zip of `bridge`, `formats` and `training`, which run without the rest, and their commit."""
     files = {
         str(path.relative_to(PROJECT)): path.read_bytes()
-        for package in ("bridge", "training")
+        for package in ("bridge", "formats", "training")
         for path in sorted((PROJECT / package).rglob("*"))
         if path.suffix in (".py", ".npz")
     }

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from bridge.atomic import PathLike, write_atomically
+from formats.atomic import PathLike, write_atomically
 
 MAGIC = "attention-piece"
 MAX_HEADER, MAX_PIECES, MAX_BYTES = 4096, 999, 2**32

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, Optional
 
-from bridge.digest import sha256_hex
 from bridge.param_format import ParamFileError
+from formats.digest import sha256_hex
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "cifar_param" / "index.csv"

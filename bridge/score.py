@@ -19,8 +19,8 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 import numpy as np
 
-from bridge.atomic import write_atomically
 from bridge.pieces import PieceError
+from formats.atomic import write_atomically
 from training.config import option, parse
 from training.errors import UserError
 from training.script import exit_code

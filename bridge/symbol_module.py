@@ -20,10 +20,10 @@ import bridge.symbol_arrays
 import bridge.symbol_elementwise
 import bridge.symbol_layers
 import bridge.symbol_reductions  # noqa: F401  (these four fill the table of operators)
-from bridge.param_file import PathLike, verify_digest, write_params
 from bridge.symbol_code import generate
 from bridge.symbol_graph import MAX_JSON_CHARACTERS, Graph, SymbolError, parse_symbol
-from bridge.weight_file import read_weights
+from formats.param_file import PathLike, verify_digest, write_params
+from formats.weight_file import read_weights
 
 WIDENED = ("float16", "float32")  # what a float32 parameter can hold exactly
 
@@ -126,7 +126,7 @@ class SymbolModule(nn.Module):
 
         Raises
         ------
-        SymbolError, bridge.param_file.ParamFileError
+        SymbolError, formats.param_file.ParamFileError
             When one of the files cannot be read, is damaged, or they do not fit each other.
         """
         verify_digest(param_path)
@@ -148,7 +148,7 @@ class SymbolModule(nn.Module):
         }
 
     def save(self, path: PathLike, digest: bool = True) -> str:
-        """Write a parameter file that MXNet loads; see `bridge.param_file.write_params`."""
+        """Write a parameter file that MXNet loads; see `formats.param_file.write_params`."""
         return write_params(path, self.param_arrays(), digest)
 
     def _place(self, name: str, value: Any, is_buffer: bool, needs_gradient: bool) -> None:

@@ -24,10 +24,10 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from bridge.param_file import ParamFileError, PathLike, verify_digest, write_params
 from bridge.published import RUN_SETTINGS
-from bridge.safetensors_file import write_safetensors
-from bridge.weight_file import read_weights
+from formats.param_file import ParamFileError, PathLike, verify_digest, write_params
+from formats.safetensors_file import write_safetensors
+from formats.weight_file import read_weights
 from model.dialects import (
     GLUONCV,
     HEAD,
@@ -72,7 +72,7 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
     Parameters
     ----------
     source
-        File that `bridge.weight_file.read_weights` reads.
+        File that `formats.weight_file.read_weights` reads.
     target
         File to write, atomically, and its digest ``TARGET.sha256``.
     to
@@ -88,7 +88,7 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
     ------
     LoadError
         When these weights have no such form, or `target` exists.
-    bridge.param_file.ParamFileError
+    formats.param_file.ParamFileError
         When a file cannot be read or written, is damaged or differs from its digest.
     """
     if to not in TARGETS:

@@ -16,11 +16,11 @@ from typing import Any, Callable, NamedTuple, Optional
 import mxnet as mx
 import numpy as np
 
-from bridge.atomic import write_atomically
-from bridge.digest import sha256_hex
-from bridge.param_file import ParamFileError, write_params
 from bridge.published import settings_of
-from bridge.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
+from formats.atomic import write_atomically
+from formats.digest import sha256_hex
+from formats.param_file import ParamFileError, write_params
+from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
 from model.file_match import LoadError, find_model
 from model.loading import load_parameters
 from model.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
@@ -49,7 +49,7 @@ def open_network(
     Parameters
     ----------
     path
-        File that `bridge.weight_file` reads, or a checkpoint of kevinzakka's glimpse models.
+        File that `formats.weight_file` reads, or a checkpoint of kevinzakka's glimpse models.
     name
         Of the model; None: what the index or the run folder says, or else the file's shapes.
     given

@@ -20,8 +20,8 @@ from typing import Any, Optional
 import mxnet as mx
 from mxnet import gluon
 
-from bridge.atomic import PathLike, write_atomically
-from bridge.param_file import ParamFileError
+from formats.atomic import PathLike, write_atomically
+from formats.param_file import ParamFileError
 from model.file_match import LoadError, find_model
 from model.hybrid_loss import HybridLoss, LossWeights
 from model.recurrent_attention import RecurrentAttention
@@ -106,7 +106,7 @@ def export_symbol(
 
     Raises
     ------
-    ModelError, LoadError, bridge.param_file.ParamFileError
+    ModelError, LoadError, formats.param_file.ParamFileError
         When there is no such network or file, or the file belongs to no network of the registry.
     OSError
         When `target` cannot be written.

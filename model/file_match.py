@@ -12,8 +12,8 @@ from typing import Optional, Union
 import numpy as np
 from mxnet import gluon
 
-from bridge.param_file import PathLike
-from bridge.weight_file import read_weight_shapes
+from formats.param_file import PathLike
+from formats.weight_file import read_weight_shapes
 from model.dialects import HEAD, WIRINGS, describe, detect_dialect, rename
 
 # Where networks have their classifier: attention networks, other Gluon networks, glimpse models.
@@ -124,7 +124,7 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
     Parameters
     ----------
     source
-        The file, of any format that `bridge.weight_file` reads, or name to shape as in the file; in
+        The file, of any format that `formats.weight_file` reads, or name to shape as in the file; in
         any dialect.
 
     Returns
@@ -135,7 +135,7 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
 
     Raises
     ------
-    bridge.param_file.ParamFileError
+    formats.param_file.ParamFileError
         When the file cannot be read.
     """
     from model.registry import list_models  # only needed for advice

@@ -2,7 +2,7 @@
 
 Gluon's own `load_parameters` hands the bytes to a C++ parser, sets parameters one by one until the
 first that does not fit, and knows one file format and one set of names. Here the file (MXNet's,
-PyTorch's or safetensors) is read by `bridge.weight_file`, compared with its digest, renamed when
+PyTorch's or safetensors) is read by `formats.weight_file`, compared with its digest, renamed when
 only the dialect of the names differs, and compared with the whole network; only then is anything
 set.
 """
@@ -17,8 +17,8 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from bridge.param_file import PathLike, verify_digest
-from bridge.weight_file import read_weights
+from formats.param_file import PathLike, verify_digest
+from formats.weight_file import read_weights
 from model.dialects import TITLES, WIRINGS, detect_dialect, rename
 from model.file_match import (
     LoadError,
@@ -69,7 +69,7 @@ def load_parameters(
     net
         Initialized or not; shapes may still be unknown (deferred).
     path
-        File written by Gluon's ``save_parameters`` or `bridge.param_file.write_params`, PyTorch
+        File written by Gluon's ``save_parameters`` or `formats.param_file.write_params`, PyTorch
         checkpoint or safetensors file, whatever its name ends with; in this project's names or in
         another dialect (see `model.dialects`).
     ctx
@@ -87,7 +87,7 @@ def load_parameters(
 
     Raises
     ------
-    bridge.param_file.ParamFileError
+    formats.param_file.ParamFileError
         When the file cannot be read, is damaged, or differs from its digest.
     LoadError
         When names, shapes or element types do not fit, or the file's dialect belongs to code with

@@ -35,7 +35,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
-from bridge.param_file import read_params, verify_digest
+from formats.param_file import read_params, verify_digest
 from training import environment, plot
 from training.checkpoint import STATE_FILE, load_state
 from training.datasets import Dataset, ImageData

@@ -29,9 +29,9 @@ from typing import Any, Callable, Literal, NamedTuple, Optional
 
 import numpy as np
 
-from bridge.digest import digest_line, digest_path, sha256_hex
-from bridge.param_file import ParamFileError, read_params, read_shapes, verify_digest, write_params
-from bridge.weight_file import read_weight_shapes, read_weights
+from formats.digest import digest_line, digest_path, sha256_hex
+from formats.param_file import ParamFileError, read_params, read_shapes, verify_digest, write_params
+from formats.weight_file import read_weight_shapes, read_weights
 from training.checkpoint import STATE_FILE, load_state, restore, save_state
 from training.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Union
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("compat", "model", "training", "bridge", "benchmarks", "examples")
+PACKAGES = ("formats", "compat", "model", "training", "bridge", "benchmarks", "examples")
 SOURCES = [*ROOT.glob("*.py"), *(f for name in PACKAGES for f in (ROOT / name).rglob("*.py"))]
 SCRIPTS = {"train_cifar", "train_imagenet", "train_mnist_glimpse", "export_model"}
 # The first names that a package may not import.
@@ -35,7 +35,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 50, 7
 # Gluon calls these by name; they say in their class what they do.
 CALLED_BY_GLUON = {"hybrid_forward", "forward"}
 # The readers behind this file are inner workings, and are documented at their entrance only.
-BRIDGE_ENTRANCE = "bridge/param_file.py"
+BRIDGE_ENTRANCE = "formats/param_file.py"
 # What takes more: a schedule's and a block's settings, and MXNet's attributes, by name only.
 MANY_PARAMETERS = {
     "training/schedules.py build_schedule",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bridge.atomic import remove_leftovers, replacing, write_atomically, write_together
+from formats.atomic import remove_leftovers, replacing, write_atomically, write_together
 from training.board import Board
 from training.metrics import append_metrics
 

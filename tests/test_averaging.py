@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mxnet.gluon import nn
 
-from bridge.param_file import read_params
+from formats.param_file import read_params
 from training import fit
 from training.averaging import EVERY, WeightAverage
 from training.batches import Batch

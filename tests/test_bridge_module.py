@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks.bridge_cases import make_case
-from bridge.param_file import write_params
+from formats.param_file import write_params
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = Path(__file__).with_name("symbol_checks.py")

@@ -18,7 +18,7 @@ from benchmarks.bridge_cases import Size, make_case
 from benchmarks.bridge_pair import Pair
 from benchmarks.bridge_parity import compare_case, too_large, write_docs
 from benchmarks.interleave import Worker
-from bridge.param_file import read_params, write_params
+from formats.param_file import read_params, write_params
 from model import create_model
 from model.export_symbol import symbol_json
 from model.loading import load_parameters

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import train_cifar
-from bridge.param_file import read_params
 from bridge.torch_train.settings import LEFT_OUT, BridgeConfig, check_resume
 from bridge.torch_train.status_line import StatusLine, clock
+from formats.param_file import read_params
 from training.config import parse_overrides
 from training.errors import UserError
 from training.optimizer import UNDECAYED

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from benchmarks.compare_decisions import agreement
-from bridge.param_file import write_params
+from formats.param_file import write_params
 from training.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
-from bridge.param_file import read_params, write_params
+from formats.param_file import read_params, write_params
 from training.batches import Batch
 from training.checkpoint import (
     STATE_FILE,

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import train_cifar
-from bridge.param_file import read_params, write_params
+from formats.param_file import read_params, write_params
 from model import create_model
 from model.gate_report import gate_statistics
 from model.loading import load_parameters

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from gluoncv.model_zoo import cifar_residualattentionnet56, cifar_residualattentionnet92
 
-from bridge.param_file import read_params, write_params
-from bridge.safetensors_file import read_safetensors
-from bridge.weight_file import read_weights
+from formats.param_file import read_params, write_params
+from formats.safetensors_file import read_safetensors
+from formats.weight_file import read_weights
 from model.convert import TARGETS, convert, main
 from model.dialects import GLUONCV, HEAD, PRE, TORCH, detect_dialect, rename
 from model.file_match import LoadError, find_model, network_shapes

@@ -11,8 +11,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from bridge.param_file import read_params
 from bridge.torch_train.settings import BridgeConfig
+from formats.param_file import read_params
 from model import create_model
 from model.fused_training import fuse
 from tests.test_averaging import DATA, Crash, after, change, finish, network, values

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bridge.digest import verify_digest
+from formats.digest import verify_digest
 from model import export, operators
 from model.export_files import check_onnx, compare, export_symbol, open_network
 from model.file_match import LoadError

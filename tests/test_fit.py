@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mxnet.gluon import nn
 
-from bridge.param_file import read_params
+from formats.param_file import read_params
 from training import fit
 from training.augment import Augmentation
 from training.batches import TrainBatches

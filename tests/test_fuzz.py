@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridge.param_file import ParamFileError, read_params, read_shapes, write_params
-from bridge.weight_file import read_weights
+from formats.param_file import ParamFileError, read_params, read_shapes, write_params
+from formats.weight_file import read_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import train_mnist_glimpse
-from bridge.param_file import read_params
+from formats.param_file import read_params
 from training import engine
 from training.checkpoint import load_state
 from training.metrics import read_metrics

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import train_mnist_glimpse
-from bridge.param_file import read_shapes, verify_digest
+from formats.param_file import read_shapes, verify_digest
 from model.registry import create_model
 from training import glimpse_loaders  # its `test_batches` by name would be taken for a test
 from training.config import parse_overrides

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from bridge.param_file import write_params
+from formats.param_file import write_params
 from model import create_model
 from model.loading import LoadError, load_parameters
 from training import decode, stl10

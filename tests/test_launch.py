@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridge.param_file import read_params, verify_digest
+from formats.param_file import read_params, verify_digest
 from training import launch_peers
 from training.checkpoint import load_state
 from training.errors import UserError

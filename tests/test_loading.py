@@ -11,7 +11,7 @@ import pytest
 from gluoncv.model_zoo import cifar_residualattentionnet56
 from mxnet.gluon import nn
 
-from bridge.param_file import ParamFileError, read_params, write_params
+from formats.param_file import ParamFileError, read_params, write_params
 from model.dialects import GLUONCV, HEAD, PRE, rename
 from model.loading import LoadError, find_model, load_parameters
 from model.registry import create_model

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bridge.param_file import verify_digest
+from formats.param_file import verify_digest
 from training.checkpoint import STATE_FILE, load_state
 from training.engine import Updater, evaluate
 from training.errors import UserError

@@ -16,8 +16,8 @@ import pytest
 
 from bridge import pack
 from bridge.image_codec import pack_images, unpack_images
-from bridge.param_file import read_params, verify_digest, write_params
 from bridge.pieces import write_pieces
+from formats.param_file import read_params, verify_digest, write_params
 from training.cifar_files import CIFAR100, Source
 
 

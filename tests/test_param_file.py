@@ -14,9 +14,9 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from bridge.atomic import write_together
-from bridge.file_kinds import describe_kind
-from bridge.param_file import (
+from formats.atomic import write_together
+from formats.file_kinds import describe_kind
+from formats.param_file import (
     ParamFileError,
     read_params,
     read_shapes,

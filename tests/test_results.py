@@ -15,7 +15,7 @@ import mxnet as mx
 import pytest
 
 import train_cifar
-from bridge.param_file import read_shapes, verify_digest
+from formats.param_file import read_shapes, verify_digest
 from model.inference import prepare_inference
 from model.loading import find_model
 from training.batches import EvalBatches

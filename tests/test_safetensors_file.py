@@ -13,9 +13,9 @@ from typing import Any, Union
 import numpy as np
 import pytest
 
-from bridge.digest import verify_digest
 from bridge.param_format import ParamFileError
-from bridge.safetensors_file import is_safetensors, read_safetensors, write_safetensors
+from formats.digest import verify_digest
+from formats.safetensors_file import is_safetensors, read_safetensors, write_safetensors
 
 # Two arrays, by the description of the format: length of the header, header, elements.
 HEADER = (
@@ -140,7 +140,7 @@ def test_paths_and_types_that_cannot_be(tmp_path: Path) -> None:
 
 def test_the_library_is_imported_only_when_it_is_used() -> None:
     code = (
-        "import sys, bridge.safetensors_file;"
+        "import sys, formats.safetensors_file;"
         "sys.exit(len({'safetensors', 'torch', 'mxnet'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import train_mnist_glimpse
-from bridge.weight_file import TORCH, detect_format, read_weights
+from formats.weight_file import TORCH, detect_format, read_weights
 from model import create_model
 from model.loading import LoadError, load_parameters
 from model.seed_checkpoint import POLICY_STD, from_seed

@@ -12,7 +12,7 @@ import pytest
 from mxnet.gluon import nn
 
 import train_cifar
-from bridge.param_file import read_params
+from formats.param_file import read_params
 from model import create_model
 from tests.test_averaging import DATA, Crash, after, finish, images_of, network
 from tests.test_epoch_average import CONFIG

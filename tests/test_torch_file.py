@@ -23,7 +23,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from bridge.torch_file import ParamFileError, read_state_dict, read_torch
+from formats.torch_file import ParamFileError, read_state_dict, read_torch
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = ["zip", "legacy"]
@@ -428,7 +428,7 @@ BOMBS = {
 def test_bombs_and_unsound_pickles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr("bridge.torch_arrays.MAX_VALUES", 10_000)
+    monkeypatch.setattr("formats.torch_arrays.MAX_VALUES", 10_000)
     data, words = BOMBS[case]
     path = raw(tmp_path, b"\x80\x02" + data)
     if words is None:
@@ -440,11 +440,11 @@ def test_bombs_and_unsound_pickles(
 
 def test_number_of_instructions_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(tmp_path, list(range(500)))
-    monkeypatch.setattr("bridge.torch_pickle.MAX_INSTRUCTIONS", 400)
+    monkeypatch.setattr("formats.torch_pickle.MAX_INSTRUCTIONS", 400)
     with pytest.raises(ParamFileError, match="more than 400 instructions"):
         read_torch(path)
     monkeypatch.undo()
-    monkeypatch.setattr("bridge.torch_arrays.MAX_VALUES", 400)
+    monkeypatch.setattr("formats.torch_arrays.MAX_VALUES", 400)
     with pytest.raises(ParamFileError, match="at most 400 values"):
         read_torch(path)
 
@@ -638,6 +638,6 @@ def test_mutated_files_are_refused_or_read_within_bounded_memory(tmp_path: Path,
 
 
 def test_neither_pytorch_nor_mxnet_is_imported() -> None:
-    code = "import sys, bridge.torch_file; sys.exit(len({'torch', 'mxnet'} & set(sys.modules)))"
+    code = "import sys, formats.torch_file; sys.exit(len({'torch', 'mxnet'} & set(sys.modules)))"
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import train_imagenet
-from bridge.param_file import read_params
+from formats.param_file import read_params
 from training.checkpoint import load_state
 from training.imagenet import ImageNetConfig
 from training.metrics import read_metrics

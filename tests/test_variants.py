@@ -12,7 +12,7 @@ import pytest
 
 import train_cifar
 import train_imagenet
-from bridge.param_file import write_params
+from formats.param_file import write_params
 from model.convert import convert
 from model.file_match import LoadError, network_shapes
 from training.classifier import check_parts

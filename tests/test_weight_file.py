@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bridge.param_file import ParamFileError, write_params
-from bridge.safetensors_file import write_safetensors
-from bridge.torch_file import read_state_dict
-from bridge.weight_file import detect_format, read_weight_shapes, read_weights
+from formats.param_file import ParamFileError, write_params
+from formats.safetensors_file import write_safetensors
+from formats.torch_file import read_state_dict
+from formats.weight_file import detect_format, read_weight_shapes, read_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 ARRAYS = {"b": np.arange(6, dtype="f4").reshape(2, 3), "a": np.ones(4, "f2")}

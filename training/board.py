@@ -13,7 +13,7 @@ from typing import Any, Union
 
 import numpy as np
 
-from bridge.atomic import sync_folder
+from formats.atomic import sync_folder
 
 HISTOGRAM_BINS = 64
 # Keys of `training.metrics` are <split>_<quantity>; the splits of a quantity share one chart.

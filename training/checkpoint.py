@@ -27,7 +27,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from bridge.param_file import ParamFileError, read_params, verify_digest, write_params
+from formats.param_file import ParamFileError, read_params, verify_digest, write_params
 from training.errors import UserError
 from training.run_progress import Progress, check_counters
 

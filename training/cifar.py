@@ -11,7 +11,7 @@ from typing import Optional
 
 import numpy as np
 
-from bridge.param_file import write_atomically
+from formats.param_file import write_atomically
 from training.cifar_files import FORMATS, Format, Source, find_source, read_source
 from training.datasets import Dataset, ImageData
 from training.digests import TABLE

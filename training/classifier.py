@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
-from bridge.weight_file import read_weight_shapes
+from formats.weight_file import read_weight_shapes
 from training.batches import parts_of_batch
 from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of

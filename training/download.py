@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Optional
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from bridge.atomic import sync_folder
+from formats.atomic import sync_folder
 from training.digests import FileDigest, Hasher
 from training.errors import UserError
 from training.http_transfer import BLOCK, Unavailable, flush, transfer

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Union
 
-from bridge.atomic import replacing
+from formats.atomic import replacing
 
 MAX_RECORD_BYTES = 1 << 26
 # A killed process or a power cut damages the end of a file. MXBoard's CRC is pure Python (about

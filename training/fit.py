@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from bridge.digest import digest_path
+from formats.digest import digest_path
 from training.averaging import average_of
 from training.batches import EvalBatches
 from training.checkpoint import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
-from bridge.param_file import write_atomically
+from formats.param_file import write_atomically
 from training.errors import UserError
 from training.glimpse_overlay import (
     INK,

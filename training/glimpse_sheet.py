@@ -8,7 +8,7 @@ from typing import Optional
 
 import numpy as np
 
-from bridge.param_file import write_atomically
+from formats.param_file import write_atomically
 from training.datasets import Dataset
 from training.deform import Deformation
 from training.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from bridge.param_file import ParamFileError, read_params, write_params
+from formats.param_file import ParamFileError, read_params, write_params
 from training.datasets import ImageData
 from training.errors import UserError
 from training.glimpse_config import GlimpseConfig

@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from bridge.param_file import write_atomically
+from formats.param_file import write_atomically
 from training.classifier import Networks, Opened, open_classifier
 from training.errors import UserError
 from training.predict import Picture, prediction_lines, probabilities, read_pictures

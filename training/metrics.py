@@ -11,7 +11,7 @@ from typing import Any, Union
 
 import numpy as np
 
-from bridge.atomic import sync_folder, write_atomically
+from formats.atomic import sync_folder, write_atomically
 from training.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]

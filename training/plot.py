@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
-from bridge.param_file import write_atomically
+from formats.param_file import write_atomically
 from training.errors import UserError
 from training.metrics import METRICS_FILE, PathLike, read_metrics
 from training.record import read_config

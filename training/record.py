@@ -22,7 +22,7 @@ from typing import IO, Any, Optional, Union
 
 import numpy as np
 
-from bridge.atomic import remove_leftovers, write_atomically
+from formats.atomic import remove_leftovers, write_atomically
 from training.board import Board, NoBoard
 from training.environment import describe
 from training.errors import UserError

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from bridge.param_file import write_atomically
+from formats.param_file import write_atomically
 from training.errors import UserError
 from training.record import CONFIG_FILE
 from training.run_results import RunResult, read_result, spread

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
-from bridge.param_file import ParamFileError
+from formats.param_file import ParamFileError
 from training.checkpoint import Progress
 from training.config import from_dict, to_dict
 from training.distributed import NONE, Group

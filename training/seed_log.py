@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.param_file import write_atomically
+from formats.param_file import write_atomically
 from training.errors import UserError
 from training.metrics import PathLike, read_metrics
 from training.run_folder import CONFIG_FILE

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from bridge.param_file import write_atomically
+from formats.param_file import write_atomically
 from training.errors import UserError
 from training.shapes import CLASS_NAMES, draw_shapes
 

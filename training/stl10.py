@@ -21,7 +21,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from bridge.atomic import replacing
+from formats.atomic import replacing
 from training.datasets import Dataset, ImageData, channel_statistics
 from training.digests import TABLE, Hasher
 from training.download import DownloadFailed, candidates, exclusive, fetch

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch  # type: ignore[import-not-found]
 
-from bridge.atomic import write_atomically
 from bridge.torch_train.fit import Job
 from bridge.torch_train.settings import BridgeConfig
+from formats.atomic import write_atomically
 from training.checkpoint import Progress
 from training.config import diff_from_default
 from training.environment import threads_text

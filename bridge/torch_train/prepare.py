@@ -12,8 +12,6 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from bridge.atomic import write_atomically
-from bridge.param_file import verify_digest
 from bridge.symbol_module import SymbolModule, read_symbol
 from bridge.torch_train.announce import announce, describe_device, note_in_env
 from bridge.torch_train.average import TensorAverage
@@ -24,7 +22,9 @@ from bridge.torch_train.optimizer import OPTIMIZERS
 from bridge.torch_train.settings import BridgeConfig
 from bridge.torch_train.state import join_file, named_tensors, restore, trained_tensors
 from bridge.torch_train.updater import StepSettings, Updater
-from bridge.weight_file import read_weights
+from formats.atomic import write_atomically
+from formats.param_file import verify_digest
+from formats.weight_file import read_weights
 from training.announce import default_folder, warn_threads
 from training.checkpoint import STATE_FILE, Progress, load_state
 from training.classifier import OVERRIDES as NOTED

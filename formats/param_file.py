@@ -15,10 +15,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bridge.atomic import PathLike, write_atomically, write_together
-from bridge.digest import digest_line, digest_path, sha256_hex, verify_digest
 from bridge.param_format import ARRAY_V2, CPU, ELEMENT_TYPES, LIST_MAGIC, TYPE_FLAGS, ParamFileError
-from bridge.param_reader import Entry, ParamReader
+from formats.atomic import PathLike, write_atomically, write_together
+from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
+from formats.param_reader import Entry, ParamReader
 
 __all__ = [
     "ParamFileError",

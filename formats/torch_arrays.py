@@ -7,7 +7,7 @@ from typing import Callable
 
 import numpy as np
 
-from bridge.torch_objects import Refusal, ScalarType, Storage, Tensor, describe
+from formats.torch_objects import Refusal, ScalarType, Storage, Tensor, describe
 
 MAX_DEPTH = 100  # a checkpoint nests about five containers
 MAX_VALUES = 2_000_000

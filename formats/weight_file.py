@@ -7,12 +7,12 @@ import stat
 
 import numpy as np
 
-from bridge.atomic import PathLike
-from bridge.file_kinds import HEAD_BYTES
-from bridge.param_file import ParamFileError, read_params, read_shapes
-from bridge.safetensors_file import is_safetensors, read_safetensors
-from bridge.torch_file import read_state_dict, without_module
-from bridge.torch_legacy import is_legacy
+from formats.atomic import PathLike
+from formats.file_kinds import HEAD_BYTES
+from formats.param_file import ParamFileError, read_params, read_shapes
+from formats.safetensors_file import is_safetensors, read_safetensors
+from formats.torch_file import read_state_dict, without_module
+from formats.torch_legacy import is_legacy
 
 PARAM, TORCH, SAFETENSORS = "param", "torch", "safetensors"
 
@@ -20,7 +20,7 @@ PARAM, TORCH, SAFETENSORS = "param", "torch", "safetensors"
 def detect_format(path: PathLike) -> str:
     """Return ``param``, ``torch`` or ``safetensors``.
 
-    What is none of them, or cannot be opened, counts as ``param``: `bridge.param_file` then says
+    What is none of them, or cannot be opened, counts as ``param``: `formats.param_file` then says
     what it looks like, or why it cannot be read.
     """
     try:

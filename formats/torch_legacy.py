@@ -13,10 +13,10 @@ import os
 
 import numpy as np
 
-from bridge.param_reader import DAMAGED
-from bridge.torch_arrays import Resolver
-from bridge.torch_objects import Refusal
-from bridge.torch_pickle import PickleSource, Unpickler
+from formats.param_reader import DAMAGED
+from formats.torch_arrays import Resolver
+from formats.torch_objects import Refusal
+from formats.torch_pickle import PickleSource, Unpickler
 
 MAGIC = 0x1950A86A20F9469CFC6C
 MAGIC_PICKLE = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # after PROTO, with newer protocols also FRAME

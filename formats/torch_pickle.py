@@ -1,7 +1,7 @@
 """An unpickler for PyTorch checkpoints that runs no code.
 
 It knows the instructions that `torch.save` writes and calls only the stand-ins of
-`bridge.torch_objects`. Python's own unpickler would not do: even with a table of allowed names it
+`formats.torch_objects`. Python's own unpickler would not do: even with a table of allowed names it
 takes gigabytes of memory for a memo index of 2^31, changes attributes of the allowed functions, and
 crashes on the hash of a deeply nested tuple.
 
@@ -17,9 +17,9 @@ import struct
 from io import BufferedReader, BytesIO
 from typing import Callable, Optional, Union, cast
 
-from bridge.atomic import PathLike
-from bridge.param_reader import ParamReader
-from bridge.torch_objects import (
+from formats.atomic import PathLike
+from formats.param_reader import ParamReader
+from formats.torch_objects import (
     STAND_INS,
     Function,
     Refusal,
@@ -56,7 +56,7 @@ class PickleSource(ParamReader):
 
 
 class Unpickler:
-    """Reads one pickle; what it makes still has stand-ins in it (see `bridge.torch_arrays`).
+    """Reads one pickle; what it makes still has stand-ins in it (see `formats.torch_arrays`).
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """PyTorch checkpoints (.pth, .pt, .pth.tar) without PyTorch: NumPy and the standard library only.
 
 Both formats of `torch.save` are read, the zip archive (since PyTorch 1.6) and the one before it.
-No code from a file is ever run (see `bridge.torch_pickle`), every number is checked against the
+No code from a file is ever run (see `formats.torch_pickle`), every number is checked against the
 size of the file before memory is allocated, and whatever is wrong becomes a `ParamFileError`.
 """
 
@@ -17,14 +17,14 @@ from typing import Optional
 
 import numpy as np
 
-from bridge.atomic import PathLike
-from bridge.file_kinds import HEAD_BYTES, describe_kind
 from bridge.param_format import ParamFileError
-from bridge.param_reader import DAMAGED
-from bridge.torch_arrays import Resolver
-from bridge.torch_legacy import is_legacy, read_legacy
-from bridge.torch_objects import Refusal
-from bridge.torch_pickle import SAVE_STATE_DICT, PickleSource, Unpickler
+from formats.atomic import PathLike
+from formats.file_kinds import HEAD_BYTES, describe_kind
+from formats.param_reader import DAMAGED
+from formats.torch_arrays import Resolver
+from formats.torch_legacy import is_legacy, read_legacy
+from formats.torch_objects import Refusal
+from formats.torch_pickle import SAVE_STATE_DICT, PickleSource, Unpickler
 
 __all__ = ["ParamFileError", "read_state_dict", "read_torch"]
 

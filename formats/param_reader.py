@@ -10,8 +10,6 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from bridge.atomic import PathLike
-from bridge.file_kinds import HEAD_BYTES, describe_kind
 from bridge.param_format import (
     ARRAY_V1,
     ARRAY_V2,
@@ -23,6 +21,8 @@ from bridge.param_format import (
     SMALLEST_ARRAY,
     ParamFileError,
 )
+from formats.atomic import PathLike
+from formats.file_kinds import HEAD_BYTES, describe_kind
 
 DAMAGED = "The file is damaged or incomplete: copy or download it again."
 
