@@ -35,7 +35,7 @@ def conv(out_channels: int, in_channels: int, kernel: int, stride: int = 1) -> n
 
 
 class PreUnit(nn.Module):
-    """Pre-activation bottleneck, as `model.basic_layer.ResidualBlock`."""
+    """Pre-activation bottleneck, as `model.layers.basic_layer.ResidualBlock`."""
 
     def __init__(self, channels: int, in_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def units(channels: int, count: int) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Attention module, as `model.attention_module.AttentionModule`."""
+    """Attention module, as `model.layers.attention_module.AttentionModule`."""
 
     def __init__(self, channels: int, depth: int, ptr: tuple[int, int, int], wiring: str) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class AttentionNetwork(nn.Module):
 
 
 class RecurrentGate(nn.Module):
-    """``sigmoid(w bn(w g + b) + b)``, as `model.channel_attention.RecurrentGate` of two steps."""
+    """``sigmoid(w bn(w g + b) + b)``, as `model.layers.channel_attention.RecurrentGate` of two steps."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class RecurrentGate(nn.Module):
 
 
 class PostUnit(nn.Module):
-    """Bottleneck of version 1, as `model.resnet_unit.Unit`."""
+    """Bottleneck of version 1, as `model.layers.resnet_unit.Unit`."""
 
     def __init__(self, channels: int, in_channels: int, stride: int, gated: bool) -> None:
         super().__init__()

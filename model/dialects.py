@@ -52,7 +52,7 @@ TITLES = {
     TORCH_RESNET: "zhongshsh/RAM's PyTorch",
 }
 TARGETS = (HEAD, PRE, GLUONCV, TORCH, RESNET, TORCH_RESNET)
-# Wiring of the soft mask (see `model.attention_module`) in the code that a dialect belongs to.
+# Wiring of the soft mask (see `model.layers.attention_module`) in the code that a dialect belongs to.
 WIRINGS = {PRE: "legacy", GLUONCV: "legacy", TORCH: "legacy", HAO: "paper"}
 
 # Channels before the classifier of PistonY's networks; other widths came later, with his names.

@@ -13,9 +13,6 @@ from typing import Any, Optional
 import mxnet as mx
 from mxnet.gluon import nn
 
-from model.attention_module import AttentionModule
-from model.basic_layer import ResidualBlock
-from model.channel_attention import RecurrentGate, StaticGate
 from model.fused_limits import (
     Unsupported,
     check_channels,
@@ -23,9 +20,12 @@ from model.fused_limits import (
     constants_of,
     stride_of,
 )
+from model.layers.attention_module import AttentionModule
+from model.layers.basic_layer import ResidualBlock
+from model.layers.channel_attention import RecurrentGate, StaticGate
+from model.layers.resnet_unit import Unit
 from model.ram_resnet import ResNet
 from model.residual_attention_network import ResidualAttentionNetwork
-from model.resnet_unit import Unit
 
 
 def training_graph(

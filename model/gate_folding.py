@@ -1,6 +1,6 @@
 """Folding trained gates for inference: one affine map per channel, or none at all.
 
-With running statistics the chain of a recurrent gate (`model.channel_attention.RecurrentGate`) is
+With running statistics the chain of a recurrent gate (`model.layers.channel_attention.RecurrentGate`) is
 one affine map of the channel's mean, ``y_T = A g + B``; for two steps
 
     A = w^2 gamma / s,   B = w (gamma (b - m) / s + beta) + b,   s = sqrt(v + eps)
@@ -18,9 +18,9 @@ from typing import Any
 import mxnet as mx
 import numpy as np
 
-from model.channel_attention import RecurrentGate, StaticGate
+from model.layers.channel_attention import RecurrentGate, StaticGate
+from model.layers.resnet_unit import Unit
 from model.ram_resnet import ResNet
-from model.resnet_unit import Unit
 
 FOLDABLE = ("ram", "static")
 

@@ -72,7 +72,7 @@ def pool_means(graph: Graph) -> int:
     """Compute means over all pixels by global pooling; return how many were found.
 
     Found are ``mean(x, axis=(2, 3), keepdims=True)`` and the product with a row of equal weights of
-    `model.channel_attention.global_mean`.
+    `model.layers.channel_attention.global_mean`.
     """
     found = 0
     for index, node in graph.live():
@@ -119,7 +119,7 @@ def _maps(graph: Graph, reference: Reference) -> Reference:
 def broadcast_gates(graph: Graph) -> int:
     """Replace ``x * reshape_like(dot(gate, ones), x)`` by a broadcast product; return how many.
 
-    The outer product is `model.channel_attention.scale`'s, for its backward pass.
+    The outer product is `model.layers.channel_attention.scale`'s, for its backward pass.
     """
     found = 0
     for index, node in graph.live():

@@ -91,7 +91,7 @@ def load_parameters(
         When the file cannot be read, is damaged, or differs from its digest.
     LoadError
         When names, shapes or element types do not fit, or the file's dialect belongs to code with
-        another wiring of the soft mask (`model.attention_module`), so that the network would
+        another wiring of the soft mask (`model.layers.attention_module`), so that the network would
         compute something else. The network is then unchanged.
     """
     result = LoadResult(VERIFIED if verify_digest(path) else UNVERIFIED)

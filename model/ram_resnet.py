@@ -26,10 +26,10 @@ import mxnet as mx
 from mxnet import autograd
 from mxnet.gluon import nn
 
-from model.basic_layer import norm
-from model.channel_attention import GATE, SharedLSTM, dense, global_mean
-from model.resnet_spec import SPECS, STAGES, ResNetSpec
-from model.resnet_unit import Stage, Unit, convolution, create_gate
+from model.layers.basic_layer import norm
+from model.layers.channel_attention import GATE, SharedLSTM, dense, global_mean
+from model.layers.resnet_spec import SPECS, STAGES, ResNetSpec
+from model.layers.resnet_unit import Stage, Unit, convolution, create_gate
 
 __all__ = ["FAMILY", "ResNet", "ResNetSpec"]
 
@@ -45,7 +45,7 @@ class ResNet(nn.HybridBlock):
         Number of classes, 1 or more; None: the spec's.
     norm_layer, norm_kwargs
         Normalisation in place of batch normalisation, and its settings; see
-        `model.basic_layer.norm`.
+        `model.layers.basic_layer.norm`.
 
     Attributes
     ----------

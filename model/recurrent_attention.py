@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import mxnet as mx
 from mxnet.gluon import nn
 
-from model.glimpse_layers import Core, Head, Locator, LSTMCore, Sensor
-from model.glimpse_spec import SPECS, GlimpseSpec
+from model.layers.glimpse_layers import Core, Head, Locator, LSTMCore, Sensor
+from model.layers.glimpse_spec import SPECS, GlimpseSpec
 
 CONTEXT_SIZE = 12  # edge of the thumbnail that the context network sees
 

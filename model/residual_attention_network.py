@@ -25,15 +25,15 @@ import mxnet as mx
 from mxnet import autograd
 from mxnet.gluon import nn
 
-from model.attention_module import (
+from model.layers.attention_module import (
     OLD_NAMES_DEPTH_2,
     SOFT_MASK,
     AttentionModule,
     NormLayer,
     unit_builder,
 )
-from model.attention_presets import SPECS, STEMS, AttentionSpec
-from model.basic_layer import norm
+from model.layers.attention_presets import SPECS, STEMS, AttentionSpec
+from model.layers.basic_layer import norm
 
 __all__ = [
     "FAMILY",
@@ -56,7 +56,7 @@ class ResidualAttentionNetwork(nn.HybridBlock):
     classes
         Number of classes, 1 or more; None: the spec's.
     norm_layer
-        Takes the place of every batch normalisation, see `model.basic_layer.norm`.
+        Takes the place of every batch normalisation, see `model.layers.basic_layer.norm`.
     norm_kwargs
         Passed on to every normalisation, for example ``{"epsilon": 1e-4}``.
 

@@ -39,7 +39,7 @@ BRIDGE_ENTRANCE = "formats/param_file.py"
 # What takes more: a schedule's and a block's settings, and MXNet's attributes, by name only.
 MANY_PARAMETERS = {
     "training/schedules.py build_schedule",
-    "model/attention_module.py __init__",
+    "model/layers/attention_module.py __init__",
     "bridge/symbol_layers.py batch_norm",
     "bridge/symbol_layers.py bilinear_resize",
     "bridge/symbol_layers.py convolution",

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from model.attention_module import ATTENTIONS, AttentionModule, soft_mask
-from model.basic_layer import ResidualBlock, upsample_like
-from model.resnext_unit import ResNeXtUnit
+from model.layers.attention_module import ATTENTIONS, AttentionModule, soft_mask
+from model.layers.basic_layer import ResidualBlock, upsample_like
+from model.layers.resnext_unit import ResNeXtUnit
 
 
 @pytest.mark.parametrize(

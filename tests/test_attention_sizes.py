@@ -13,8 +13,8 @@ from gluoncv import model_zoo
 from mxnet import gluon
 
 from model import create_model
-from model.attention_presets import SPECS, AttentionSpec, trunk_layers
 from model.dialects import rename
+from model.layers.attention_presets import SPECS, AttentionSpec, trunk_layers
 from model.registry import parameter_count
 from model.residual_attention_network import (
     ResidualAttentionModel,

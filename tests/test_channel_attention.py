@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
-from model.channel_attention import (
+from model.layers.channel_attention import (
     ChannelGate,
     ConvolutionalGate,
     EfficientGate,

@@ -20,7 +20,7 @@ from formats.digest import verify_digest
 from model import export, operators
 from model.export_files import check_onnx, compare, export_symbol, open_network
 from model.file_match import LoadError
-from model.glimpse import Retina
+from model.layers.retina import Retina
 from model.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session, to_onnx
 from model.tracing import Traced, run_symbol, trace
 from tests.exported import tiny_attention, tiny_glimpse, tiny_resnet

@@ -11,10 +11,10 @@ import pytest
 from mxnet import autograd
 
 from model import create_model
-from model.channel_attention import RecurrentGate
 from model.file_match import find_model
 from model.gate_folding import fold_gates
 from model.gate_report import gate_statistics
+from model.layers.channel_attention import RecurrentGate
 from model.loading import load_parameters
 
 THIN: dict[str, Any] = {"channels": (4, 8, 8)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mxnet.gluon import nn
 
-from model.glimpse import Retina
+from model.layers.retina import Retina
 
 CORNERS = [(-1, -1), (1, -1), (-1, 1), (1, 1), (0, 0), (1, 0), (0, -1)]
 OUTSIDE = [(-1.5, 0.2), (0.3, 7.0), (-1e6, 1e6)]

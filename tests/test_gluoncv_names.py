@@ -6,7 +6,7 @@ import pytest
 from gluoncv.model_zoo import residual_attentionnet
 
 from model import ModelError, gluoncv_names
-from model.attention_presets import SPECS
+from model.layers.attention_presets import SPECS
 from model.residual_attention_network import ResidualAttentionNetwork
 
 NAMES = [name for name in residual_attentionnet.__all__ if "residualattentionnet" in name]

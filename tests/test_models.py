@@ -12,8 +12,8 @@ import pytest
 from mxnet import autograd, gluon
 
 from model import ModelError, create_model
-from model.attention_presets import SPECS
 from model.dialects import rename
+from model.layers.attention_presets import SPECS
 from model.residual_attention_network import (
     ResidualAttentionModel_32input,
     ResidualAttentionModel_92_32input_update,
@@ -152,7 +152,7 @@ def test_gradients_equal_gluoncv_in_float64(monkeypatch: pytest.MonkeyPatch) -> 
     from gluoncv.model_zoo import cifar_residualattentionnet56
 
     monkeypatch.setattr(
-        "model.attention_module.upsample_like",
+        "model.layers.attention_module.upsample_like",
         # gluoncv's form. In `like` mode the backward pass writes without looking at its request.
         lambda F, low, high: F.contrib.BilinearResize2D(
             low, height=high.shape[2], width=high.shape[3]

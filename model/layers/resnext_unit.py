@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional
 
 from mxnet.gluon import nn
 
-from model.basic_layer import norm, pointwise
+from model.layers.basic_layer import norm, pointwise
 
 
 class ResNeXtUnit(nn.HybridBlock):

@@ -18,8 +18,8 @@ from typing import Any, Optional
 import mxnet as mx
 from mxnet.gluon import nn
 
-from model.basic_layer import norm
-from model.channel_attention import (
+from model.layers.basic_layer import norm
+from model.layers.channel_attention import (
     ChannelGate,
     ConvolutionalGate,
     EfficientGate,
@@ -29,7 +29,7 @@ from model.channel_attention import (
     StaticGate,
     StyleGate,
 )
-from model.resnet_spec import CONVOLUTIONS, ResNetSpec
+from model.layers.resnet_spec import CONVOLUTIONS, ResNetSpec
 
 
 def convolution(channels: int, kernel: int, strides: int, in_channels: int) -> nn.Conv2D:
@@ -76,7 +76,7 @@ class Unit(nn.HybridBlock):
     gate
         Scales the residual branch; None: nothing does.
     norms
-        ``norm_layer`` and ``norm_kwargs`` of `model.basic_layer.norm`.
+        ``norm_layer`` and ``norm_kwargs`` of `model.layers.basic_layer.norm`.
 
     Inputs
         - **x**: (N, in_channels, H, W) float32.

@@ -44,7 +44,7 @@ class ResNetSpec:
         1: activation after the addition (He et al. 2015, arXiv 1512.03385); 2: before each
         convolution (He et al. 2016, arXiv 1603.05027).
     attention
-        What scales the channels of the residual branch, see `model.channel_attention`: one of
+        What scales the channels of the residual branch, see `model.layers.channel_attention`: one of
         `ATTENTIONS`.
     steps, w_init, b_init
         Linear steps T and first values of w and b; only for ``ram`` (b_init for ``static`` too).

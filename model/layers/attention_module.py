@@ -12,13 +12,8 @@ from typing import Any, Callable, Optional
 
 from mxnet.gluon import nn
 
-from model.basic_layer import (
-    ResidualBlock,
-    norm,
-    pointwise,
-    upsample_like,
-)
-from model.resnext_unit import ResNeXtUnit
+from model.layers.basic_layer import ResidualBlock, norm, pointwise, upsample_like
+from model.layers.resnext_unit import ResNeXtUnit
 
 WIRINGS = ("legacy", "paper")
 LEARNINGS = ("arl", "nal")
@@ -51,12 +46,12 @@ def unit_builder(
     Parameters
     ----------
     kind
-        ``bottleneck``, `model.basic_layer.ResidualBlock`, or ``resnext``,
-        `model.resnext_unit.ResNeXtUnit`.
+        ``bottleneck``, `model.layers.basic_layer.ResidualBlock`, or ``resnext``,
+        `model.layers.resnext_unit.ResNeXtUnit`.
     groups
         Groups of a ResNeXt unit; a bottleneck has none.
     norm_layer, norm_kwargs
-        See `model.basic_layer.norm`.
+        See `model.layers.basic_layer.norm`.
 
     Raises
     ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.glimpse import Retina
+from model.layers.retina import Retina
 
 CORES = ("rnn", "lstm")
 FIRST_LOCATIONS = ("given", "learned", "context")

@@ -12,7 +12,7 @@ from typing import Any
 import mxnet as mx
 from mxnet.gluon import nn
 
-from model.glimpse_spec import GlimpseSpec
+from model.layers.glimpse_spec import GlimpseSpec
 
 
 @mx.init.register

@@ -44,7 +44,7 @@ class AttentionSpec:
     one's number in names; `ptr` are the paper's p, t and r. `stem` is a key of `STEMS`. The tail
     has `tail_units` units of `tail_channels`, the first with `tail_stride`. `post_units`, `wiring`,
     `learning`, `attention`, `unit` and `groups` are those of
-    `model.attention_module.AttentionModule`. `old_names` gives stage 1 the names from before
+    `model.layers.attention_module.AttentionModule`. `old_names` gives stage 1 the names from before
     2018-10-15. `classes` and `image_size` are those of the data set that the variant is for.
     """
 

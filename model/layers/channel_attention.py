@@ -25,7 +25,7 @@ from typing import Any
 import mxnet as mx
 from mxnet.gluon import nn
 
-from model.basic_layer import norm
+from model.layers.basic_layer import norm
 
 GATE = "gate"  # end of the name that each gate has in a traced graph
 
@@ -114,7 +114,7 @@ class RecurrentGate(ChannelGate):
     w_init, b_init
         First values of w and b; the authors' are 0 and -1.
     norms
-        ``norm_layer`` and ``norm_kwargs`` of `model.basic_layer.norm`.
+        ``norm_layer`` and ``norm_kwargs`` of `model.layers.basic_layer.norm`.
     """
 
     def __init__(
