@@ -129,7 +129,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     given = _given(argv)
     from model.loading import LoadError
-    from model.processor import Unavailable, limit_onednn
+    from model.native.processor import Unavailable, limit_onednn
     from model.registry import ModelError
 
     def run() -> int:

@@ -37,7 +37,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     given = parse_overrides(ImageNetConfig, argv, PROG, __doc__)
     from model.loading import LoadError
-    from model.processor import Unavailable, limit_onednn
+    from model.native.processor import Unavailable, limit_onednn
     from model.registry import ModelError
 
     def run() -> int:

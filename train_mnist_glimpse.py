@@ -88,7 +88,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     from model.loading import LoadError
-    from model.processor import Unavailable, limit_onednn
+    from model.native.processor import Unavailable, limit_onednn
     from model.registry import ModelError
     from training.glimpse_flags import note_on_seed_flags, translate_seed_flags
 
@@ -201,7 +201,7 @@ def _prepare(config: GlimpseConfig) -> Prepared:
 
 def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
     """Compute glimpses in C++ where that can be built and the network is one that it knows."""
-    from model.operators import GLIMPSE, Unavailable, load
+    from model.native.build import GLIMPSE, Unavailable, load
 
     if any(context.device_type != "cpu" for context in contexts):
         return

@@ -79,7 +79,7 @@ def find_torch(named: Optional[str]) -> str:
 
 def compile_operators() -> None:
     """Compile our operators where that is not done, or say why the graph is measured instead."""
-    from model.operators import GLIMPSE, Unavailable, build
+    from model.native.build import GLIMPSE, Unavailable, build
 
     try:
         build(GLIMPSE)

@@ -165,7 +165,7 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     """Return what this worker is, and its actions; see `serve`."""
     import mxnet as mx
 
-    from model.processor import limit_onednn
+    from model.native.processor import limit_onednn
 
     limit_onednn()
     steps = Steps(config)

@@ -1,6 +1,6 @@
 """Our recurrent attention model as it is trained and scored: a worker of bench_glimpse.py.
 
-It takes the operator in C++ where that was compiled (`model.operators`), as the training does.
+It takes the operator in C++ where that was compiled (`model.native.build`), as the training does.
 A training step is `training.engine.Updater.step` with the objective that ``train_mnist_glimpse.py``
 minimizes, and the reading of its sums; an evaluation is `training.rollouts.score_rollouts` of one
 batch, one rollout of each image with mean locations.
@@ -139,7 +139,7 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     """Build the network; see `serve`."""
     import mxnet as mx
 
-    from model.processor import limit_onednn
+    from model.native.processor import limit_onednn
     from training.threads import copy_on_one_thread
 
     limit_onednn()

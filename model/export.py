@@ -32,8 +32,8 @@ from model.export_files import (
     write,
 )
 from model.file_match import LoadError
+from model.native.processor import Unavailable, limit_onednn
 from model.onnx_graph import ExportError, to_onnx
-from model.processor import Unavailable, limit_onednn
 from model.registry import ModelError
 from model.tracing import trace
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mxnet.gluon import nn
 
-from model.operators import block_channels
+from model.native.build import block_channels
 
 
 class Unsupported(Exception):

@@ -13,7 +13,7 @@ import mxnet as mx
 from mxnet import autograd
 
 from model.fused_update import update
-from model.operators import UNITS, Unavailable, load, require_bfloat16
+from model.native.build import UNITS, Unavailable, load, require_bfloat16
 
 __all__ = ["FusedTraining", "Unavailable", "fuse"]
 

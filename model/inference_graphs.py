@@ -21,7 +21,7 @@ from model.fused_inference import DATA, Ranges, inference_graph
 from model.fused_limits import Unsupported
 from model.gate_folding import FOLDABLE, fold_gates
 from model.graph import Graph
-from model.operators import UNITS, Unavailable, load, require_bfloat16
+from model.native.build import UNITS, Unavailable, load, require_bfloat16
 from model.ram_resnet import ResNet
 
 BACKEND = "MKLDNN"

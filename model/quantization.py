@@ -25,7 +25,7 @@ from model.inference_graphs import (
     reason,
     snapshot,
 )
-from model.operators import cpu_identity, require_instructions
+from model.native.build import cpu_identity, require_instructions
 from model.threads import release_callers_team
 
 MAX_LOSS = 0.002  # of accuracy: 0.2 points

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.processor import limit_onednn
+from model.native.processor import limit_onednn
 from training.cores import physical_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def unit_operators() -> None:
     """Load the operators of residual units; skips where they cannot be had."""
-    from model.operators import UNITS
+    from model.native.build import UNITS
 
     _load_or_skip(UNITS)
 
@@ -92,13 +92,13 @@ def unit_operators() -> None:
 @pytest.fixture(scope="session")
 def glimpse_operators() -> None:
     """Load the operator of glimpses; skips where it cannot be had."""
-    from model.operators import GLIMPSE
+    from model.native.build import GLIMPSE
 
     _load_or_skip(GLIMPSE)
 
 
 def _load_or_skip(operators: Any) -> None:
-    from model.operators import Unavailable, load
+    from model.native.build import Unavailable, load
 
     try:
         load(operators)

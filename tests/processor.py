@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Optional
 
-from model.operators import UNITS, Unavailable, cpu_identity, load
+from model.native.build import UNITS, Unavailable, cpu_identity, load
 from model.quantization import DOT_PRODUCTS
 
 INSTRUCTIONS = frozenset(cpu_identity().split())

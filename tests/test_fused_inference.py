@@ -13,7 +13,7 @@ from mxnet import autograd
 
 from model import create_model, inference_graphs
 from model.inference import PreparedNetwork, prepare_inference
-from model.operators import block_channels
+from model.native.build import block_channels
 
 SMALL: dict[str, Any] = {
     "modules": (1, 1),

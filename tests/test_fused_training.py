@@ -19,7 +19,7 @@ from model import create_model
 from model.fused_graph import training_graph
 from model.fused_limits import Unsupported
 from model.fused_training import fuse
-from model.operators import Unavailable, block_channels
+from model.native.build import Unavailable, block_channels
 from tests import golden_runs as golden
 from tests.test_golden_runs import errors as golden_errors
 

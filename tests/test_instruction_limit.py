@@ -11,15 +11,17 @@ from pathlib import Path
 import mxnet as mx
 import pytest
 
-from model import create_model, operators, processor, quantization
-from model.operators import UNITS, Unavailable, block_channels, load
+from model import create_model, quantization
+from model.native import build as operators
+from model.native import processor
+from model.native.build import UNITS, Unavailable, block_channels, load
 
 ROOT = Path(__file__).resolve().parent.parent
 AVX512 = "model name\t: one\nflags\t\t: fpu fma avx2 avx512f avx512bw avx512vl avx512dq avx512_bf16"
 # What shows that the operators compute what they should, and what they refuse.
 TESTS = ("fused_training", "fused_inference", "fused_update")
 LIMITED = """
-from model.processor import limit_onednn
+from model.native.processor import limit_onednn
 
 limit_onednn()
 import mxnet as mx
@@ -94,7 +96,7 @@ def test_no_convolution_is_by_the_reference_code(isa: str, unit_operators: None)
 
 
 def test_blocks_are_those_that_onednn_is_left_with(unit_operators: None) -> None:
-    code = "from model.onednn import open_onednn; print(open_onednn(16).block)"
+    code = "from model.native.onednn import open_onednn; print(open_onednn(16).block)"
     assert python("-c", code, ONEDNN_MAX_CPU_ISA="AVX2").stdout == "8\n"
     assert python("-c", code, ATTENTION_ISA="avx2").stdout == "8\n"
     assert python("-c", code).stdout == f"{block_channels()}\n"

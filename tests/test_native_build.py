@@ -11,9 +11,9 @@ from typing import Any
 import mxnet as mx
 import pytest
 
-from model import operators
-from model.onednn import find_onednn
-from model.operators import UNITS, OneDNN, Operators, Unavailable
+from model.native import build as operators
+from model.native.build import UNITS, OneDNN, Operators, Unavailable
+from model.native.onednn import find_onednn
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -137,7 +137,7 @@ def test_no_onednn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_program_says_why_and_does_not_fail(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "model.operators"],
+        [sys.executable, "-m", "model.native.build"],
         env={**os.environ, "ATTENTION_ONEDNN": str(tmp_path)},
         cwd=ROOT,
         capture_output=True,

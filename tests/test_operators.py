@@ -14,7 +14,7 @@ from mxnet import autograd, gluon
 
 from model import create_model
 from model.hybrid_loss import HybridLoss, LossWeights
-from model.operators import SWITCH
+from model.native.build import SWITCH
 from model.recurrent_attention import Rollouts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,8 +151,8 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("model.operators._loaded", {})
-    monkeypatch.setattr("model.operators.COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr("model.native.build._loaded", {})
+    monkeypatch.setattr("model.native.build.COMPILERS", ("no-such-compiler",))
     monkeypatch.delenv("CXX", raising=False)
     assert not build().use_operator()
 

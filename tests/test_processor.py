@@ -13,7 +13,7 @@ import mxnet as mx
 import pytest
 
 from benchmarks import bench_train_variants, interleave, report
-from model import processor as networks
+from model.native import processor as networks
 from train_cifar import CifarConfig
 from training import processor
 from training.announce import announce

@@ -1,7 +1,7 @@
 """Which processor this is: its name with the generation, and its instruction sets.
 
 Linux' /proc/cpuinfo tells; elsewhere there is a name at most. ``ATTENTION_ISA=avx2`` leaves out
-what a processor without AVX-512 has not, as `model.operators` does, and `library_caps` are the
+what a processor without AVX-512 has not, as `model.native.build` does, and `library_caps` are the
 variables by which the libraries do so too. Needs the standard library alone.
 """
 

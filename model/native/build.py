@@ -1,13 +1,13 @@
 """Own operators in C++, ``model/native``: built when they are first needed, and loaded.
 
 They are optional, for CPUs alone, and do faster what a graph does too. ``python -m
-model.operators`` builds all of them ahead; ``ATTENTION_NATIVE=0`` leaves them out. They need a C++
+model.native.build`` builds all of them ahead; ``ATTENTION_NATIVE=0`` leaves them out. They need a C++
 compiler, and those of residual units oneDNN 3, which the locked environment for the CPU has as a
 package; ``ATTENTION_ONEDNN=FOLDER`` names another one, with ``lib`` and ``include`` in it. What was
 built is kept in ``model/native/build`` or, where that cannot be written, in the user's cache
 folder, under a name that tells sources, options, compiler, processor, MXNet and oneDNN: a library
 for another one of them is not found and so never loaded. ``ATTENTION_ISA=avx2`` builds and loads
-what a processor without AVX-512 gets; see `model.processor`.
+what a processor without AVX-512 gets; see `model.native.processor`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from model.onednn import OneDNN, open_onednn
-from model.processor import AVX512, Unavailable, compiler_flags, cpu_identity
+from model.native.onednn import OneDNN, open_onednn
+from model.native.processor import AVX512, Unavailable, compiler_flags, cpu_identity
 
 __all__ = [
     "GLIMPSE",
@@ -40,7 +40,7 @@ __all__ = [
     "require_instructions",
 ]
 
-NATIVE = Path(__file__).resolve().parent / "native"
+NATIVE = Path(__file__).resolve().parent
 CACHE_NAME = "attention-networks-gluon"
 SWITCH = "ATTENTION_NATIVE"  # 0: neither build nor load
 FLAGS = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-std=c++17")
