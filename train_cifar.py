@@ -184,7 +184,7 @@ def _prepare(config: CifarConfig) -> Prepared:
 
 def networks() -> Any:
     """Return what `training` needs to know of the networks, a `training.classifier.Networks`."""
-    from model.fused_training import Unavailable, fuse
+    from model.execution.fused_training import Unavailable, fuse
     from model.gate_report import watch_gates
     from model.loading import find_model, load_parameters
     from training.classifier import Networks

@@ -68,9 +68,9 @@ def judge(run: Callable[[Any], Any], image: np.ndarray, label: np.ndarray, batch
 def measure(config: Config) -> dict[str, Any]:
     """Return what `judge` says, by precision."""
     from model import create_model
-    from model.inference import prepare_inference
+    from model.execution.inference import prepare_inference
+    from model.execution.quantization import quantize
     from model.loading import load_parameters
-    from model.quantization import quantize
     from training.datasets import load_dataset
 
     data = load_dataset(config.dataset, config.data_dir, download=False)

@@ -68,7 +68,7 @@ def steps(name: str, config: Config) -> tuple[dict[str, Step], dict[str, str]]:
     from mxnet import autograd, gluon
 
     from model import create_model
-    from model.fused_training import Unavailable, fuse
+    from model.execution.fused_training import Unavailable, fuse
     from training.devices import hybridize_options
 
     net = create_model(name, classes=10)

@@ -2,7 +2,7 @@
 
 A training step is `training.engine.Updater.step` with the trainer, the precision and the settings
 of hybridize that the scripts use, and the reading of its sums. Inference is what
-`model.inference.prepare_inference` returns. MXNet's own bfloat16 cannot be switched off again in a
+`model.execution.inference.prepare_inference` returns. MXNet's own bfloat16 cannot be switched off again in a
 process, so a worker that trains in it does nothing else.
 """
 
@@ -88,7 +88,7 @@ class Steps(Mapping[str, Step]):
     def _train(self, precision: str, batch: int) -> Step:
         import mxnet as mx
 
-        from model.fused_training import Unavailable, fuse
+        from model.execution.fused_training import Unavailable, fuse
         from training.batches import Batch
         from training.devices import hybridize_options, use_precision
         from training.engine import Updater, measure
@@ -122,8 +122,8 @@ class Steps(Mapping[str, Step]):
         """Return the network prepared for inference in a precision; in 8 bits, for a batch."""
         import mxnet as mx
 
-        from model.inference import prepare_inference
-        from model.quantization import quantize
+        from model.execution.inference import prepare_inference
+        from model.execution.quantization import quantize
 
         key = (precision, batch if precision == "int8" else 0)
         if key not in self._prepared:

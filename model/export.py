@@ -143,7 +143,7 @@ def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
 
 
 def _folded(found: Found) -> Found:
-    from model.gate_folding import fold_gates
+    from model.execution.gate_folding import fold_gates
     from model.ram_resnet import ResNet
 
     if not isinstance(found.net, ResNet):

@@ -80,7 +80,7 @@ class ResNet(nn.HybridBlock):
         self.image_shape = (3, spec.image_size, spec.image_size)
         self.norms: dict[str, Any] = {"norm_layer": norm_layer, "norm_kwargs": norm_kwargs}
         self._gates: Optional[tuple[Any, list[str]]] = None
-        self.fused: Any = None  # see model.fused_training
+        self.fused: Any = None  # see model.execution.fused_training
         width = spec.channels[0]
         with self.name_scope():
             self.conv1 = convolution(width, 3, 1, 3)

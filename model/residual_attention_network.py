@@ -92,7 +92,7 @@ class ResidualAttentionNetwork(nn.HybridBlock):
         self.spec, self.classes = spec, classes
         self.image_shape = (3, spec.image_size, spec.image_size)
         self._masks: Optional[tuple[Any, list[str]]] = None
-        self.fused: Any = None  # see model.fused_training
+        self.fused: Any = None  # see model.execution.fused_training
         self._norms: dict[str, Any] = {"norm_layer": norm_layer, "norm_kwargs": norm_kwargs}
         unit = unit_builder(spec.unit, spec.groups, **self._norms)
         with self.name_scope():

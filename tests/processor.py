@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Optional
 
+from model.execution.quantization import DOT_PRODUCTS
 from model.native.build import UNITS, Unavailable, cpu_identity, load
-from model.quantization import DOT_PRODUCTS
 
 INSTRUCTIONS = frozenset(cpu_identity().split())
 # oneDNN's convolutions in bfloat16 take these; avx512_bf16 makes them faster.

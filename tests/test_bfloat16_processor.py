@@ -12,7 +12,7 @@ NETWORK = "--recipe quick --dataset shapes --model resnet20 --train-count 64"
 PREPARE = """
 import mxnet as mx
 from model import create_model
-from model.inference import prepare_inference
+from model.execution.inference import prepare_inference
 
 net = create_model("resnet20")
 net.initialize()

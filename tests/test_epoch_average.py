@@ -14,7 +14,7 @@ import pytest
 from bridge.torch_train.settings import BridgeConfig
 from formats.param_file import read_params
 from model import create_model
-from model.fused_training import fuse
+from model.execution.fused_training import fuse
 from tests.test_averaging import DATA, Crash, after, change, finish, network, values
 from training import fit, fresh_statistics
 from training.averaging import EpochAverage

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
-from model import create_model, inference_graphs
-from model.inference import PreparedNetwork, prepare_inference
+from model import create_model
+from model.execution import inference_graphs
+from model.execution.inference import PreparedNetwork, prepare_inference
 from model.native.build import block_channels
 
 SMALL: dict[str, Any] = {

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
-from model import quantization
-from model.fused_inference import INT8, ranges_graph
-from model.inference import PreparedNetwork, prepare_inference
-from model.inference_graphs import compiled, reason
+from model.execution import quantization
+from model.execution.fused_inference import INT8, ranges_graph
+from model.execution.inference import PreparedNetwork, prepare_inference
+from model.execution.inference_graphs import compiled, reason
+from model.execution.quantization import AccuracyError, quantize
 from model.native import build as operators
-from model.quantization import AccuracyError, quantize
 from tests.processor import without_bytes, without_operators
 from tests.test_fused_inference import NETWORKS, difference, images, network
 from tests.test_fused_training import bfloat16

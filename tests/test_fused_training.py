@@ -16,9 +16,9 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from model import create_model
-from model.fused_graph import training_graph
-from model.fused_limits import Unsupported
-from model.fused_training import fuse
+from model.execution.fused_graph import training_graph
+from model.execution.fused_limits import Unsupported
+from model.execution.fused_training import fuse
 from model.native.build import Unavailable, block_channels
 from tests import golden_runs as golden
 from tests.test_golden_runs import errors as golden_errors
@@ -251,7 +251,7 @@ import numpy as np
 import mxnet as mx
 from mxnet import autograd
 from model import create_model
-from model.fused_training import fuse
+from model.execution.fused_training import fuse
 
 locale.setlocale(locale.LC_ALL, "{LOCALE}")
 assert locale.localeconv()["decimal_point"] == ","

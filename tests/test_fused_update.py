@@ -11,8 +11,8 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from model import create_model
-from model.fused_training import fuse
-from model.fused_update import update
+from model.execution.fused_training import fuse
+from model.execution.fused_update import update
 from training.joint_optimizer import NAG, SGD
 from training.optimizer import build_trainer
 from training.run_config import RunConfig

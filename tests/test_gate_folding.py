@@ -11,8 +11,8 @@ import pytest
 from mxnet import autograd
 
 from model import create_model
+from model.execution.gate_folding import fold_gates
 from model.file_match import find_model
-from model.gate_folding import fold_gates
 from model.gate_report import gate_statistics
 from model.layers.channel_attention import RecurrentGate
 from model.loading import load_parameters

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
-from model import create_model, inference_graphs
-from model.graph import Graph
-from model.graph_rewrite import fold_batch_norms, fold_shapes
-from model.inference import prepare_inference
+from model import create_model
+from model.execution import inference_graphs
+from model.execution.graph import Graph
+from model.execution.graph_rewrite import fold_batch_norms, fold_shapes
+from model.execution.inference import prepare_inference
+from model.execution.quantization import AccuracyError, quantize
 from model.loading import load_parameters
-from model.quantization import AccuracyError, quantize
 from tests.processor import BFLOAT16, LANES, without_operators
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -277,8 +278,8 @@ TEAMS = """
 import os, sys, warnings
 import mxnet as mx
 from model import create_model
-from model.inference import prepare_inference
-from model.threads import release_callers_team
+from model.execution.inference import prepare_inference
+from model.execution.threads import release_callers_team
 net = create_model("resnet20", 10)
 net.initialize()
 image = mx.nd.ones((2, 3, 32, 32))

@@ -11,7 +11,8 @@ from pathlib import Path
 import mxnet as mx
 import pytest
 
-from model import create_model, quantization
+from model import create_model
+from model.execution import quantization
 from model.native import build as operators
 from model.native import processor
 from model.native.build import UNITS, Unavailable, block_channels, load
@@ -38,8 +39,8 @@ STEP = (
     + """
 from mxnet import autograd
 from model import create_model
-from model.fused_training import fuse
-from model.inference import prepare_inference
+from model.execution.fused_training import fuse
+from model.execution.inference import prepare_inference
 
 for name in ("resnet20_ram", "preresnet20"):
     net = create_model(name, depth=11)
@@ -181,7 +182,7 @@ def test_8_bits_that_other_processors_compute_otherwise_are_told(
 def test_importing_changes_no_setting() -> None:
     names = processor.ONEDNN_LIMITS
     code = (
-        "import os, model.fused_training, model.inference\n"
+        "import os, model.execution.fused_training, model.execution.inference\n"
         f"print([os.environ.get(name) for name in {names}])"
     )
     done = python("-c", code, ATTENTION_ISA="avx2")

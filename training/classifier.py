@@ -38,7 +38,7 @@ class Networks(NamedTuple):
     create, load, find
         `model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`.
     fuse
-        `model.fused_training.fuse` for a network and a precision; it raises `unavailable` with the
+        `model.execution.fused_training.fuse` for a network and a precision; it raises `unavailable` with the
         reason where it cannot.
     watch
         ``watch(net)`` returns what gives numbers about the network's inside for images

@@ -12,7 +12,7 @@ import mxnet as mx
 import numpy as np
 
 ALL = 1 << 30  # parameters at once
-Update = Callable[..., None]  # as model.fused_update.update
+Update = Callable[..., None]  # as model.execution.fused_update.update
 
 
 class _Joint:

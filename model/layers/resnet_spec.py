@@ -54,7 +54,7 @@ class ResNetSpec:
     channels
         Width of the 3x3 convolutions in each stage; the stem has the first.
     ungated
-        (stage from 1, unit from 0) of units without a gate, as `model.gate_folding` leaves them.
+        (stage from 1, unit from 0) of units without a gate, as `model.execution.gate_folding` leaves them.
     image_size
         Edge of the images that the variant is meant for; any size will do.
     """

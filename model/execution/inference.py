@@ -1,8 +1,8 @@
 """``prepare_inference(net, image)``: the same outputs for less work.
 
-Residual units are computed by the project's own operators (`model.fused_inference`) where these can
+Residual units are computed by the project's own operators (`model.execution.fused_inference`) where these can
 be built. Elsewhere, and in what is exported, the network is traced, its graph rewritten
-(`model.graph_rewrite`; gates by `model.gate_folding`), and oneDNN fuses what follows a convolution
+(`model.execution.graph_rewrite`; gates by `model.execution.gate_folding`), and oneDNN fuses what follows a convolution
 into it. Every step is checked: a batch must give what the network itself gives, else the step is
 undone with a warning. That is needed, for oneDNN's fusion in MXNet 1.9.1 is known to compute
 something else on some networks without a word.
@@ -16,14 +16,8 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import SymbolBlock, nn
 
-from model.inference_graphs import (
-    Rewritten,
-    Target,
-    by_operators,
-    logits_of,
-    snapshot,
-)
-from model.threads import release_callers_team
+from model.execution.inference_graphs import Rewritten, Target, by_operators, logits_of, snapshot
+from model.execution.threads import release_callers_team
 
 PRECISIONS = ("float32", "bfloat16")
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # of the largest logit

@@ -7,9 +7,9 @@ from typing import Any, Optional
 
 import mxnet as mx
 
-from model.fused_graph import Trace
-from model.graph import Graph
-from model.graph_rewrite import fold_batch_norms, freeze_norms
+from model.execution.fused_graph import Trace
+from model.execution.graph import Graph
+from model.execution.graph_rewrite import fold_batch_norms, freeze_norms
 
 DATA = "data"
 INT8 = "int8"

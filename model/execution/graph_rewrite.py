@@ -15,7 +15,7 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 
-from model.graph import Graph, Node, Reference, is_true
+from model.execution.graph import Graph, Node, Reference, is_true
 
 
 def affine_of_norm(graph: Graph, node: Node) -> tuple[np.ndarray, np.ndarray]:

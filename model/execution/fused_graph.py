@@ -13,7 +13,7 @@ from typing import Any, Optional
 import mxnet as mx
 from mxnet.gluon import nn
 
-from model.fused_limits import (
+from model.execution.fused_limits import (
     Unsupported,
     check_channels,
     check_learning,

@@ -12,7 +12,7 @@ from typing import Any, Optional
 import mxnet as mx
 from mxnet import autograd
 
-from model.fused_update import update
+from model.execution.fused_update import update
 from model.native.build import UNITS, Unavailable, load, require_bfloat16
 
 __all__ = ["FusedTraining", "Unavailable", "fuse"]
@@ -50,7 +50,7 @@ class FusedTraining:
         return run(*(x if p is None else p.data(x.context) for p in inputs))
 
     def update(self, *arrays: Sequence[Any], **how: Any) -> None:
-        """Update parameters as `model.fused_update.update` does, after any evaluation."""
+        """Update parameters as `model.execution.fused_update.update` does, after any evaluation."""
         if self._other_calls:
             # They may still change the layout of weights, which could come between.
             mx.nd.waitall()
@@ -61,7 +61,7 @@ class FusedTraining:
         copied = any(p.grad_req == "add" for p in self._parameters.values())
         key = (*x.shape[1:], copied)
         if key not in self._graphs:
-            from model.fused_graph import training_graph
+            from model.execution.fused_graph import training_graph
 
             symbol = training_graph(self._net, x.shape, copied, self.precision)
             names = symbol.list_inputs()
@@ -87,8 +87,8 @@ def fuse(net: Any, precision: str = "float32") -> str:
         When the operators cannot be built or loaded, or do not know the precision or something in
         the network; it trains with its own graph then.
     """
-    from model.fused_graph import training_graph
-    from model.fused_limits import Unsupported
+    from model.execution.fused_graph import training_graph
+    from model.execution.fused_limits import Unsupported
 
     if not hasattr(net, "fused"):
         raise Unavailable(f"no operators for {type(net).__name__}")

@@ -1,6 +1,6 @@
 """Forms of a network for inference, and how near each is to the network itself.
 
-`model.inference.prepare_inference` chooses among them: graphs of the project's own operators, and
+`model.execution.inference.prepare_inference` chooses among them: graphs of the project's own operators, and
 graphs of MXNet's operators, rewritten and fused.
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
-from model import graph_rewrite as rewrite
-from model.fused_inference import DATA, Ranges, inference_graph
-from model.fused_limits import Unsupported
-from model.gate_folding import FOLDABLE, fold_gates
-from model.graph import Graph
+from model.execution import graph_rewrite as rewrite
+from model.execution.fused_inference import DATA, Ranges, inference_graph
+from model.execution.fused_limits import Unsupported
+from model.execution.gate_folding import FOLDABLE, fold_gates
+from model.execution.graph import Graph
 from model.native.build import UNITS, Unavailable, load, require_bfloat16
 from model.ram_resnet import ResNet
 
@@ -80,7 +80,7 @@ def by_operators(
 
     None and the reason where they cannot be built or do not know the network. What they compute
     wrongly is told as a warning. `ranges`, for ``int8``, gives those of
-    `model.fused_inference.InferenceTrace` once the operators are loaded.
+    `model.execution.fused_inference.InferenceTrace` once the operators are loaded.
     """
     try:
         found = load(UNITS)

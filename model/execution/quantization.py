@@ -13,10 +13,10 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
-from model.fused_inference import INT8, ranges_graph
-from model.graph import Graph
-from model.inference import PreparedNetwork, check_image
-from model.inference_graphs import (
+from model.execution.fused_inference import INT8, ranges_graph
+from model.execution.graph import Graph
+from model.execution.inference import PreparedNetwork, check_image
+from model.execution.inference_graphs import (
     Checked,
     Target,
     by_operators,
@@ -25,8 +25,8 @@ from model.inference_graphs import (
     reason,
     snapshot,
 )
+from model.execution.threads import release_callers_team
 from model.native.build import cpu_identity, require_instructions
-from model.threads import release_callers_team
 
 MAX_LOSS = 0.002  # of accuracy: 0.2 points
 BATCH = 100
@@ -95,7 +95,7 @@ def quantize(
     What a convolution reads is quantized by the largest value that the calibration images give,
     its weights channel by channel. There are two forms. In one, residual units are computed by the
     project's own operators, which leave the stem and the classifier in float32. In the other, which
-    is the one that is exported, the graph is rewritten as by `model.inference.prepare_inference`
+    is the one that is exported, the graph is rewritten as by `model.execution.inference.prepare_inference`
     and quantized by MXNet, dense layers too. Both are timed, and the faster that is accurate enough
     is returned.
 
@@ -160,7 +160,7 @@ class _Forms:
     """The quantized forms of a network, each judged when it is asked for.
 
     `graph` is rewritten for inference, `steps` tell how, `own` is what `by_operators` of
-    `model.inference_graphs` says, `timed` is what was found about speed.
+    `model.execution.inference_graphs` says, `timed` is what was found about speed.
     """
 
     graph: Graph
