@@ -128,9 +128,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     given = _given(argv)
-    from model.loading import LoadError
     from model.native.processor import Unavailable, limit_onednn
     from model.registry import ModelError
+    from model.weights.loading import LoadError
 
     def run() -> int:
         limit_onednn()
@@ -186,7 +186,7 @@ def networks() -> Any:
     """Return what `training` needs to know of the networks, a `training.classifier.Networks`."""
     from model.execution.fused_training import Unavailable, fuse
     from model.gate_report import watch_gates
-    from model.loading import find_model, load_parameters
+    from model.weights.loading import find_model, load_parameters
     from training.classifier import Networks
 
     return Networks(create_classifier, load_parameters, find_model, fuse, Unavailable, watch_gates)

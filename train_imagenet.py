@@ -36,9 +36,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     given = parse_overrides(ImageNetConfig, argv, PROG, __doc__)
-    from model.loading import LoadError
     from model.native.processor import Unavailable, limit_onednn
     from model.registry import ModelError
+    from model.weights.loading import LoadError
 
     def run() -> int:
         limit_onednn()

@@ -87,9 +87,9 @@ def test(
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    from model.loading import LoadError
     from model.native.processor import Unavailable, limit_onednn
     from model.registry import ModelError
+    from model.weights.loading import LoadError
     from training.glimpse_flags import note_on_seed_flags, translate_seed_flags
 
     def run() -> int:
@@ -190,7 +190,7 @@ def _prepare(config: GlimpseConfig) -> Prepared:
     net = _build(config, data)
     net.initialize(ctx=contexts)
     if config.finetune and not config.resume:
-        from model.loading import load_parameters
+        from model.weights.loading import load_parameters
 
         status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
         print(f"started from {config.finetune} ({status})")
@@ -261,8 +261,8 @@ def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:
 def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
     """Load a parameter file, or a checkpoint of the seed, into the network that it belongs to."""
     from formats.weight_file import TORCH, detect_format, read_weights
-    from model.loading import load_parameters
-    from model.seed_checkpoint import POLICY_STD, from_seed
+    from model.weights.loading import load_parameters
+    from model.weights.seed_checkpoint import POLICY_STD, from_seed
     from training.devices import choose_contexts
     from training.glimpse_loaders import Opened, known_settings, load_data
 

@@ -70,7 +70,7 @@ def measure(config: Config) -> dict[str, Any]:
     from model import create_model
     from model.execution.inference import prepare_inference
     from model.execution.quantization import quantize
-    from model.loading import load_parameters
+    from model.weights.loading import load_parameters
     from training.datasets import load_dataset
 
     data = load_dataset(config.dataset, config.data_dir, download=False)

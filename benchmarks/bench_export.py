@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.report import begin, headline, store
-from bridge.published import GLIMPSE_INDEX, INDEX, read_index
+from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
 from training.config import option, parse
 from training.errors import UserError
 

@@ -31,11 +31,11 @@ from model.export_files import (
     open_network,
     write,
 )
-from model.file_match import LoadError
 from model.native.processor import Unavailable, limit_onednn
 from model.onnx_graph import ExportError, to_onnx
 from model.registry import ModelError
 from model.tracing import trace
+from model.weights.file_match import LoadError
 
 PREPROCESSING_FILE = "preprocessing.json"  # in a run folder
 

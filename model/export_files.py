@@ -16,16 +16,16 @@ from typing import Any, Callable, NamedTuple, Optional
 import mxnet as mx
 import numpy as np
 
-from bridge.published import settings_of
 from formats.atomic import write_atomically
 from formats.digest import sha256_hex
 from formats.param_file import ParamFileError, write_params
 from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
-from model.file_match import LoadError, find_model
-from model.loading import load_parameters
 from model.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
 from model.registry import FAMILIES, create_model
 from model.tracing import Traced, run_symbol
+from model.weights.file_match import LoadError, find_model
+from model.weights.loading import load_parameters
+from model.weights.published import settings_of
 
 BATCHES = (1, 3)  # that a written file is compared at
 # Settings of a run that are the data's and not the network's.
@@ -86,7 +86,7 @@ def open_network(
 
 
 def _seed_network(path: Path) -> Optional[tuple[str, dict[str, np.ndarray]]]:
-    from model.seed_checkpoint import from_seed
+    from model.weights.seed_checkpoint import from_seed
 
     try:
         name, arrays = from_seed(read_weights(path))

@@ -22,10 +22,10 @@ from mxnet import gluon
 
 from formats.atomic import PathLike, write_atomically
 from formats.param_file import ParamFileError
-from model.file_match import LoadError, find_model
 from model.hybrid_loss import HybridLoss, LossWeights
 from model.recurrent_attention import RecurrentAttention
 from model.registry import ModelError, create_model
+from model.weights.file_match import LoadError, find_model
 
 
 def symbol_json(block: gluon.HybridBlock, note: Optional[Mapping[str, str]] = None) -> str:

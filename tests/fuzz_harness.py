@@ -216,7 +216,7 @@ class IntoNetwork:
         self.before: dict[str, np.ndarray] = {}
 
     def __call__(self, path: Path) -> dict[str, np.ndarray]:
-        from model.loading import LoadError, load_parameters
+        from model.weights.loading import LoadError, load_parameters
         from training.checkpoint import parameter_arrays
 
         if self.net is None:
@@ -428,7 +428,7 @@ def outcome(target: Target, path: Path, data: bytes, expected: list[Any]) -> str
 
 
 def _load_error() -> type[Exception]:
-    from model.loading import LoadError
+    from model.weights.loading import LoadError
 
     return LoadError
 
@@ -547,6 +547,6 @@ def _cpu() -> float:
 
 
 if __name__ == "__main__":
-    import model.loading  # noqa: F401 - imported once, before the forks
+    import model.weights.loading  # noqa: F401 - imported once, before the forks
 
     sys.exit(main())

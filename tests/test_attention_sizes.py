@@ -13,7 +13,6 @@ from gluoncv import model_zoo
 from mxnet import gluon
 
 from model import create_model
-from model.dialects import rename
 from model.layers.attention_presets import SPECS, AttentionSpec, trunk_layers
 from model.registry import parameter_count
 from model.residual_attention_network import (
@@ -22,6 +21,7 @@ from model.residual_attention_network import (
     ResidualAttentionNetwork,
 )
 from model.summary import summarize, summary_rows
+from model.weights.dialects import rename
 
 GOLDEN = Path(__file__).parent / "golden"
 

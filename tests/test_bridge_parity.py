@@ -21,7 +21,7 @@ from benchmarks.interleave import Worker
 from formats.param_file import read_params, write_params
 from model import create_model
 from model.export_symbol import symbol_json
-from model.loading import load_parameters
+from model.weights.loading import load_parameters
 from train_cifar import test as score
 from training.errors import UserError
 from training.shapes import load_shapes

@@ -21,7 +21,7 @@ import train_cifar
 from formats.param_file import read_params, write_params
 from model import create_model
 from model.gate_report import gate_statistics
-from model.loading import load_parameters
+from model.weights.loading import load_parameters
 from tests.processor import BFLOAT16, without_operators
 from training import graph_choice
 from training.checkpoint import load_state

@@ -16,16 +16,16 @@ from gluoncv.model_zoo import cifar_residualattentionnet56, cifar_residualattent
 from formats.param_file import read_params, write_params
 from formats.safetensors_file import read_safetensors
 from formats.weight_file import read_weights
-from model.convert import TARGETS, convert, main
-from model.dialects import GLUONCV, HEAD, PRE, TORCH, detect_dialect, rename
-from model.file_match import LoadError, find_model, network_shapes
-from model.loading import load_parameters
 from model.registry import create_model
 from model.residual_attention_network import (
     AttentionSpec,
     ResidualAttentionModel_92_32input_update,
     ResidualAttentionNetwork,
 )
+from model.weights.convert import TARGETS, convert, main
+from model.weights.dialects import GLUONCV, HEAD, PRE, TORCH, detect_dialect, rename
+from model.weights.file_match import LoadError, find_model, network_shapes
+from model.weights.loading import load_parameters
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -231,7 +231,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_module_runs() -> None:
-    command = [sys.executable, "-m", "model.convert", "--help"]
+    command = [sys.executable, "-m", "model.weights.convert", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "pistony-old" in done.stdout
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gluoncv import model_zoo
 
-from model.dialects import GLUONCV, HAO, HEAD, PRE, TORCH, describe, detect_dialect, rename
+from model.weights.dialects import GLUONCV, HAO, HEAD, PRE, TORCH, describe, detect_dialect, rename
 
 GOLDEN = Path(__file__).parent / "golden"
 LISTS = {

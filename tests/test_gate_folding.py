@@ -12,10 +12,10 @@ from mxnet import autograd
 
 from model import create_model
 from model.execution.gate_folding import fold_gates
-from model.file_match import find_model
 from model.gate_report import gate_statistics
 from model.layers.channel_attention import RecurrentGate
-from model.loading import load_parameters
+from model.weights.file_match import find_model
+from model.weights.loading import load_parameters
 
 THIN: dict[str, Any] = {"channels": (4, 8, 8)}
 

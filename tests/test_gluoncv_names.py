@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from gluoncv.model_zoo import residual_attentionnet
 
-from model import ModelError, gluoncv_names
+from model import ModelError
 from model.layers.attention_presets import SPECS
 from model.residual_attention_network import ResidualAttentionNetwork
+from model.weights import gluoncv_names
 
 NAMES = [name for name in residual_attentionnet.__all__ if "residualattentionnet" in name]
 

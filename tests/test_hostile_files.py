@@ -19,7 +19,7 @@ from PIL import Image, ImageFile
 
 from formats.param_file import write_params
 from model import create_model
-from model.loading import LoadError, load_parameters
+from model.weights.loading import LoadError, load_parameters
 from training import decode, stl10
 from training.cifar import load_cifar
 from training.cifar_files import FORMATS

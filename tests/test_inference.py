@@ -19,7 +19,7 @@ from model.execution.graph import Graph
 from model.execution.graph_rewrite import fold_batch_norms, fold_shapes
 from model.execution.inference import prepare_inference
 from model.execution.quantization import AccuracyError, quantize
-from model.loading import load_parameters
+from model.weights.loading import load_parameters
 from tests.processor import BFLOAT16, LANES, without_operators
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,10 +12,10 @@ from gluoncv.model_zoo import cifar_residualattentionnet56
 from mxnet.gluon import nn
 
 from formats.param_file import ParamFileError, read_params, write_params
-from model.dialects import GLUONCV, HEAD, PRE, rename
-from model.loading import LoadError, find_model, load_parameters
 from model.registry import create_model
 from model.residual_attention_network import AttentionSpec, ResidualAttentionNetwork
+from model.weights.dialects import GLUONCV, HEAD, PRE, rename
+from model.weights.loading import LoadError, find_model, load_parameters
 
 
 class Tiny(nn.HybridBlock):

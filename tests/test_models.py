@@ -12,12 +12,12 @@ import pytest
 from mxnet import autograd, gluon
 
 from model import ModelError, create_model
-from model.dialects import rename
 from model.layers.attention_presets import SPECS
 from model.residual_attention_network import (
     ResidualAttentionModel_32input,
     ResidualAttentionModel_92_32input_update,
 )
+from model.weights.dialects import rename
 
 GOLDEN = Path(__file__).parent / "golden"
 # One variant of each kind.

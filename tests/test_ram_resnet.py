@@ -12,11 +12,11 @@ import pytest
 from mxnet import autograd, gluon
 
 from model import ModelError, create_model, list_models
-from model.file_match import find_model
 from model.layers.basic_layer import ResidualBlock
 from model.layers.resnet_spec import SPECS, ResNetSpec
 from model.layers.resnet_unit import Unit
 from model.registry import parameter_count
+from model.weights.file_match import find_model
 
 GOLDEN = Path(__file__).parent / "golden"
 THIN: dict[str, Any] = {"channels": (8, 8, 16)}

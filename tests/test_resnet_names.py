@@ -12,9 +12,9 @@ import pytest
 
 import train_cifar
 from model import create_model
-from model.dialects import HEAD, RESNET, TORCH_RESNET, describe, detect_dialect, rename
-from model.file_match import find_model
-from model.loading import LoadError, load_parameters
+from model.weights.dialects import HEAD, RESNET, TORCH_RESNET, describe, detect_dialect, rename
+from model.weights.file_match import find_model
+from model.weights.loading import LoadError, load_parameters
 
 CHANNELS = (4, 8, 8)
 Arrays = dict[str, np.ndarray]

@@ -17,7 +17,7 @@ import pytest
 import train_cifar
 from formats.param_file import read_shapes, verify_digest
 from model.execution.inference import prepare_inference
-from model.loading import find_model
+from model.weights.loading import find_model
 from training.batches import EvalBatches
 from training.classifier import Opened, open_classifier
 from training.config import parse_overrides

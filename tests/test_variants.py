@@ -13,8 +13,8 @@ import pytest
 import train_cifar
 import train_imagenet
 from formats.param_file import write_params
-from model.convert import convert
-from model.file_match import LoadError, network_shapes
+from model.weights.convert import convert
+from model.weights.file_match import LoadError, network_shapes
 from training.classifier import check_parts
 from training.errors import UserError
 

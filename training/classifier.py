@@ -36,7 +36,7 @@ class Networks(NamedTuple):
     Parameters
     ----------
     create, load, find
-        `model.create_model`, `model.loading.load_parameters` and `model.loading.find_model`.
+        `model.create_model`, `model.weights.loading.load_parameters` and `model.weights.loading.find_model`.
     fuse
         `model.execution.fused_training.fuse` for a network and a precision; it raises `unavailable` with the
         reason where it cannot.

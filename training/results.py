@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional
 
-from bridge.published import GLIMPSE_INDEX, INDEX, ROOT, find_row, read_index
+from model.weights.published import GLIMPSE_INDEX, INDEX, ROOT, find_row, read_index
 
 __all__ = ["GLIMPSE_INDEX", "INDEX", "ROOT", "find_result", "read_index"]
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from model.foreign_names import pair
+from model.weights.foreign_names import pair
 
 T = TypeVar("T")
 

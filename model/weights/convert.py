@@ -1,7 +1,7 @@
-"""Convert a file of weights: ``python -m model.convert IN OUT --to gluoncv``.
+"""Convert a file of weights: ``python -m model.weights.convert IN OUT --to gluoncv``.
 
 Reads MXNet parameter files, PyTorch checkpoints and safetensors files in every dialect of
-`model.dialects` and writes
+`model.weights.dialects` and writes
 
 - ``pistony``, ``pistony-old``, ``gluoncv``: an MXNet parameter file with those names;
 - ``safetensors``: a safetensors file with this project's names;
@@ -24,11 +24,10 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from bridge.published import RUN_SETTINGS
 from formats.param_file import ParamFileError, PathLike, verify_digest, write_params
 from formats.safetensors_file import write_safetensors
 from formats.weight_file import read_weights
-from model.dialects import (
+from model.weights.dialects import (
     GLUONCV,
     HEAD,
     PRE,
@@ -41,8 +40,9 @@ from model.dialects import (
     detect_dialect,
     rename,
 )
-from model.file_match import LoadError, find_model, model_wiring, network_shapes
-from model.foreign_names import pooled_twice
+from model.weights.file_match import LoadError, find_model, model_wiring, network_shapes
+from model.weights.foreign_names import pooled_twice
+from model.weights.published import RUN_SETTINGS
 
 TARGETS = {
     "pistony": HEAD,
@@ -227,7 +227,7 @@ def _notes(
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; returns 0, or 2 after printing what is wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m model.convert",
+        prog="python -m model.weights.convert",
         description="Convert a file of weights: MXNet, PyTorch or safetensors, in any dialect.",
     )
     parser.add_argument("source", metavar="IN", help="file to read; its format is detected")

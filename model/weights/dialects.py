@@ -3,10 +3,10 @@
 - ``head``: PistonY/ResidualAttentionNetwork since 2018-10-15, and this project.
 - ``pre``: the same before; only the first module of the networks for 32x32 images differs.
 - ``gluoncv``: gluoncv's ``residual_attentionnet.py``, which puts every group into a sequence.
-- ``torch``: tengshaofeng/ResidualAttentionNetwork-pytorch (see `model.foreign_names`).
+- ``torch``: tengshaofeng/ResidualAttentionNetwork-pytorch (see `model.weights.foreign_names`).
 - ``hao``: haoxintong/ResidualAttentionNetwork-Gluon; read, but not written.
 - ``resnet``: this project's CIFAR ResNets; ``torch-resnet``: zhongshsh/RAM's and bearpaw's (see
-  `model.resnet_names`).
+  `model.weights.resnet_names`).
 
 A file of one dialect holds the weights that another one wants, under other names: here they are
 renamed, dict to dict, without MXNet. `tests/golden/*_attention*.json` list the names of each.
@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Optional, TypeVar
 
-from model.foreign_names import (
+from model.weights.foreign_names import (
     OLD_CHILDREN,
     from_hao,
     from_torch,
@@ -30,7 +30,7 @@ from model.foreign_names import (
     swap_children,
     to_torch,
 )
-from model.resnet_names import (
+from model.weights.resnet_names import (
     from_torch_resnet,
     is_resnet,
     is_torch_resnet,
@@ -107,7 +107,7 @@ def rename(tensors: Mapping[str, T], target: str) -> dict[str, T]:
     Returns
     -------
     dict
-        The same values, without those that `model.foreign_names` says are never used; unchanged
+        The same values, without those that `model.weights.foreign_names` says are never used; unchanged
         names when `tensors` are in no known dialect, or `target` is ``pre`` and the network has no
         older names.
 

@@ -14,7 +14,7 @@ from typing import Any, Optional
 from bridge.param_format import ParamFileError
 from formats.digest import sha256_hex
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "cifar_param" / "index.csv"
 GLIMPSE_INDEX = ROOT / "mnist_param" / "index.csv"
 RUN_SETTINGS = "config.json"  # in a run folder

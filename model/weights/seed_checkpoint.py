@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from model.file_match import LoadError
+from model.weights.file_match import LoadError
 
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training images
 # Hidden layer in the location network: since its pull request 32 of 2019.

@@ -14,7 +14,7 @@ from mxnet import gluon
 
 from formats.param_file import PathLike
 from formats.weight_file import read_weight_shapes
-from model.dialects import HEAD, WIRINGS, describe, detect_dialect, rename
+from model.weights.dialects import HEAD, WIRINGS, describe, detect_dialect, rename
 
 # Where networks have their classifier: attention networks, other Gluon networks, glimpse models.
 CLASS_LAYERS = ("fc", "output", "classifier.fc")

@@ -19,8 +19,8 @@ from mxnet import gluon
 
 from formats.param_file import PathLike, verify_digest
 from formats.weight_file import read_weights
-from model.dialects import TITLES, WIRINGS, detect_dialect, rename
-from model.file_match import (
+from model.weights.dialects import TITLES, WIRINGS, detect_dialect, rename
+from model.weights.file_match import (
     LoadError,
     Parameters,
     Shape,
@@ -42,7 +42,7 @@ class LoadResult(str):
     Attributes
     ----------
     renamed_from
-        Dialect of the file when the names were translated (see `model.dialects`), else None.
+        Dialect of the file when the names were translated (see `model.weights.dialects`), else None.
     cast
         Names of the parameters that had another floating-point type in the file.
     fresh
@@ -71,7 +71,7 @@ def load_parameters(
     path
         File written by Gluon's ``save_parameters`` or `formats.param_file.write_params`, PyTorch
         checkpoint or safetensors file, whatever its name ends with; in this project's names or in
-        another dialect (see `model.dialects`).
+        another dialect (see `model.weights.dialects`).
     ctx
         Where the parameters go. None: where they are, or ``mx.cpu()`` for an uninitialized net.
     allow_classes_mismatch
