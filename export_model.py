@@ -5,7 +5,7 @@
                                                     as accurate
     python export_model.py FILE --to symbol         for gluon.SymbolBlock
 
-Takes every option of ``python -m model.export``, which does the same without any data set.
+Takes every option of ``python -m training.apply.export``, which does the same without any data set.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ INT8_IMAGES = 256  # that ranges of activations are taken from
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
-    from model.export import Knowledge
-    from model.export import main as export
+    from training.apply.export import Knowledge
+    from training.apply.export import main as export
 
     return exit_code(lambda: export(argv, Knowledge(preprocessing, quantize, add_options)))
 
@@ -121,7 +121,7 @@ def measure_int8(
     UserError
         When the data set is unknown or not there.
     """
-    from training import int8
+    from training.apply import int8
     from training.augment import normalize
     from training.errors import UserError
     from training.loaders import evaluation_batches, normalized, open_dataset
@@ -146,7 +146,7 @@ def quantize(path: Path, model: bytes, args: argparse.Namespace) -> bytes:
 
     Training images give the ranges, test images the accuracy before and after, which is printed.
     """
-    from training import int8
+    from training.apply import int8
     from training.errors import UserError
 
     if args.int8_images < 1 or args.int8_test < 0 or not 0 <= args.int8_limit < 1:

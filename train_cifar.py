@@ -161,7 +161,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     if config.summary:
         return summarize(config.summary, config)
     if config.predict or config.masks or config.mask_score:
-        from training.inspect_file import inspect
+        from training.apply.actions import inspect
         from training.loaders import open_dataset
 
         return inspect(config, given, networks(), lambda settings: open_dataset(settings).test)
@@ -242,7 +242,7 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
     import mxnet as mx
 
     from formats.atomic import write_atomically
-    from model.export_symbol import symbol_json
+    from model.export.export_symbol import symbol_json
     from training.checkpoint import save_parameters
     from training.cifar import CLASS_NAMES
     from training.classifier import OVERRIDES, start_network, start_stem

@@ -57,7 +57,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     if config.summary:
         return summarize(config.summary, config)
     if config.predict or config.masks or config.mask_score:
-        from training.inspect_file import inspect
+        from training.apply.actions import inspect
 
         return inspect(config, given, networks(), _no_test_images)
     if config.test:

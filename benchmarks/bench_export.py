@@ -40,7 +40,7 @@ MODELS = (
     "glimpse_cluttered",
 )  # fmt: skip
 GATE_WEIGHTS = ("_w", "_cfc")  # zero at first: every gate would be the same for all images
-ROLLOUTS = 2  # of each image in glimpse models, see `model.tracing.Traced.example`
+ROLLOUTS = 2  # of each image in glimpse models, see `model.export.tracing.Traced.example`
 TITLES = (
     "network", "parameters", "SymbolBlock differs by", "onnxruntime differs by", "batch",
     "MXNet images/s", "onnxruntime images/s", "onnxruntime x MXNet (min to max)",
@@ -81,7 +81,7 @@ def open_model(name: str) -> tuple[Any, str]:
     import mxnet as mx
 
     from model import create_model
-    from model.export_files import open_network
+    from model.export.export_files import open_network
 
     for index in (INDEX, GLIMPSE_INDEX):
         for row in read_index(index):
@@ -103,7 +103,7 @@ def symbol_difference(traced: Any) -> float:
     """Return how much ``SymbolBlock`` differs; ExportError when it is too much."""
     import mxnet as mx
 
-    from model.export_files import compare, export_symbol
+    from model.export.export_files import compare, export_symbol
 
     with tempfile.TemporaryDirectory() as folder:
         symbol, params, _ = export_symbol(traced, str(Path(folder) / "x"), {})
@@ -136,7 +136,7 @@ def original(net: Any, inputs: dict[str, np.ndarray]) -> Callable[[], Any]:
 
 def exported(model: bytes, inputs: dict[str, np.ndarray], threads: int) -> Callable[[], Any]:
     """Return what computes a batch with onnxruntime."""
-    from model.onnx_graph import onnx_session
+    from model.export.onnx_graph import onnx_session
 
     session = onnx_session(model, threads)
     return lambda: session.run(None, inputs)
@@ -171,9 +171,9 @@ def rates(batch: int, jobs: Sequence[Callable[[], Any]], config: Config) -> list
 
 def measure(name: str, config: Config) -> dict[str, Any]:
     """Return all figures of one network."""
-    from model.export_files import check_onnx
-    from model.onnx_graph import to_onnx
-    from model.tracing import trace
+    from model.export.export_files import check_onnx
+    from model.export.onnx_graph import to_onnx
+    from model.export.tracing import trace
 
     net, source = open_model(name)
     traced = trace(net)
@@ -194,9 +194,9 @@ def measure(name: str, config: Config) -> dict[str, Any]:
 def measure_file(row: dict[str, str], config: Config) -> dict[str, Any]:
     """Return accuracy and speed of a published classifier in float32 and in 8 bits."""
     from export_model import measure_int8
-    from model.export_files import open_network
-    from model.onnx_graph import to_onnx
-    from model.tracing import trace
+    from model.export.export_files import open_network
+    from model.export.onnx_graph import to_onnx
+    from model.export.tracing import trace
 
     path = INDEX.parent / row["file"]
     traced = trace(open_network(path).net)
@@ -270,7 +270,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(Config, argv, "bench_export.py", __doc__)
     os.environ["OMP_NUM_THREADS"] = str(config.threads)  # read when MXNet is imported
     known = begin()
-    from model.onnx_graph import ExportError
+    from model.export.onnx_graph import ExportError
     from model.registry import ModelError
 
     print(f"{headline(known)}; {config.threads} thread(s), {config.clock} time\n")

@@ -9,7 +9,7 @@ import mxnet as mx
 import numpy as np
 
 from model import create_model
-from model.export_symbol import symbol_json
+from model.export.export_symbol import symbol_json
 from model.hybrid_loss import HybridLoss, LossWeights
 
 Arrays = dict[str, np.ndarray]

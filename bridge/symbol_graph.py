@@ -161,5 +161,5 @@ def _parse_places(entries: object, limit: int, what: str) -> tuple[tuple[int, in
 def _problem(found: str, expected: str) -> SymbolError:
     return SymbolError(
         f"the symbol cannot be read: {found}. Expected {expected}. Export it again "
-        "(python -m model.export_symbol), or get an undamaged copy."
+        "(python -m model.export.export_symbol), or get an undamaged copy."
     )

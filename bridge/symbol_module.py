@@ -1,7 +1,7 @@
 """A network of MXNet in PyTorch: the same graph, the same weights by name; needs PyTorch.
 
 `SymbolModule` runs the graph that MXNet exported. Its parameters have the names of the symbol's
-arguments; ``python -m model.export_symbol`` writes symbols whose arguments have the names of this
+arguments; ``python -m model.export.export_symbol`` writes symbols whose arguments have the names of this
 project's ``.param`` files, so that a file goes in and comes out again without any translation.
 MXNet is not needed.
 """
@@ -34,7 +34,7 @@ class SymbolModule(nn.Module):
     Parameters
     ----------
     symbol_json
-        What ``net.export`` or ``sym.tojson()`` wrote, or `model.export_symbol`.
+        What ``net.export`` or ``sym.tojson()`` wrote, or `model.export.export_symbol`.
     params
         Name to array (float32; float16 is widened) of every argument that is no input, running
         statistics included; names as the symbol has them.
@@ -198,7 +198,7 @@ def read_symbol(path: PathLike) -> str:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise SymbolError(
             f"{os.fspath(path)}: cannot be read: {reason}. Expected the JSON of a symbol. Check "
-            "the path, or write it with python -m model.export_symbol."
+            "the path, or write it with python -m model.export.export_symbol."
         ) from error
     return text
 
@@ -228,7 +228,7 @@ def _check_names(graph: Graph, params: Mapping[str, np.ndarray], inputs: Sequenc
         raise SymbolError(
             f"symbol and weights do not fit: {'; '.join(found)}. Expected the same names in both. "
             "Export the symbol of the network that the weights belong to: python -m "
-            "model.export_symbol."
+            "model.export.export_symbol."
         )
 
 

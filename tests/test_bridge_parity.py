@@ -20,7 +20,7 @@ from benchmarks.bridge_parity import compare_case, too_large, write_docs
 from benchmarks.interleave import Worker
 from formats.param_file import read_params, write_params
 from model import create_model
-from model.export_symbol import symbol_json
+from model.export.export_symbol import symbol_json
 from model.weights.loading import load_parameters
 from train_cifar import test as score
 from training.errors import UserError

@@ -195,7 +195,7 @@ def test_real_images_are_decided_equally(
 ) -> None:
     """The published network of 86 % on 300 test images of CIFAR-10, by both."""
     from benchmarks.compare_decisions import mxnet_logits as known_logits
-    from model.export_symbol import export_symbol
+    from model.export.export_symbol import export_symbol
 
     (path,) = ROOT.glob("cifar_param/attention56_small_cifar10_*.param")
     symbol, output = tmp_path / "net-symbol.json", tmp_path / "logits.npz"

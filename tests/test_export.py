@@ -17,14 +17,20 @@ import onnx
 import pytest
 
 from formats.digest import verify_digest
-from model import export
-from model.export_files import check_onnx, compare, export_symbol, open_network
+from model.export.export_files import check_onnx, compare, export_symbol, open_network
+from model.export.onnx_graph import (
+    TOLERANCE,
+    ExportError,
+    largest_difference,
+    onnx_session,
+    to_onnx,
+)
+from model.export.tracing import Traced, run_symbol, trace
 from model.layers.retina import Retina
 from model.native import build as operators
-from model.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session, to_onnx
-from model.tracing import Traced, run_symbol, trace
 from model.weights.file_match import LoadError
 from tests.exported import tiny_attention, tiny_glimpse, tiny_resnet
+from training.apply import export
 
 NETWORKS: dict[str, Callable[[], Any]] = {
     "attention, legacy": lambda: tiny_attention(),

@@ -11,11 +11,12 @@ import onnx
 import pytest
 
 import export_model
-from model.onnx_graph import onnx_session, to_onnx
-from model.tracing import trace
+from model.export.onnx_graph import onnx_session, to_onnx
+from model.export.tracing import trace
 from tests.exported import tiny_attention, tiny_resnet
 from tests.test_export import TINY_FLAGS
-from training import int8, loaders
+from training import loaders
+from training.apply import int8
 from training.datasets import Dataset, ImageData
 from training.errors import UserError
 

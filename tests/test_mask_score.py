@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.mask_plot import MaskRow, draw_masks
-from training.mask_score import (
+from training.apply.mask_plot import MaskRow, draw_masks
+from training.apply.mask_score import (
     MaskScores,
     channel_map,
     join_scores,

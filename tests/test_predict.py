@@ -12,9 +12,9 @@ import pytest
 from mxnet.gluon import nn
 from PIL import Image
 
+from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.cifar import CIFAR10_CLASSES, MEAN
 from training.errors import UserError
-from training.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.preprocessing import (
     IMAGENET_MEAN,
     PREPROCESSING_FILE,

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.onnx_graph import to_onnx
-from model.tracing import trace
+from model.export.onnx_graph import to_onnx
+from model.export.tracing import trace
 from tests.exported import tiny_attention
-from training.predict import probabilities, read_pictures
+from training.apply.predict import probabilities, read_pictures
 from training.preprocessing import Preprocessing
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "serve_onnx.py"

@@ -82,7 +82,7 @@ class BridgeConfig(TrainConfig):
         if not self.symbol and not self.resume:
             raise UserError(
                 "--symbol is missing: export the network where MXNet is "
-                "(python -m model.export_symbol --help), then give --symbol NAME-symbol.json"
+                "(python -m model.export.export_symbol --help), then give --symbol NAME-symbol.json"
             )
 
 

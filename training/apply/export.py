@@ -1,4 +1,4 @@
-"""Export a trained network: ``python -m model.export FILE --to symbol|onnx``.
+"""Export a trained network: ``python -m training.apply.export FILE --to symbol|onnx``.
 
 - ``symbol``: ``OUT-symbol.json`` and ``OUT-0000.params``, which ``gluon.SymbolBlock.imports`` runs
   without this project's code, and ``OUT.json``, which says what the inputs are;
@@ -23,7 +23,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import mxnet as mx
 
 from formats.param_file import ParamFileError
-from model.export_files import (
+from model.export.export_files import (
     Found,
     check_onnx,
     export_symbol,
@@ -31,10 +31,10 @@ from model.export_files import (
     open_network,
     write,
 )
+from model.export.onnx_graph import ExportError, to_onnx
+from model.export.tracing import trace
 from model.native.processor import Unavailable, limit_onednn
-from model.onnx_graph import ExportError, to_onnx
 from model.registry import ModelError
-from model.tracing import trace
 from model.weights.file_match import LoadError
 
 PREPROCESSING_FILE = "preprocessing.json"  # in a run folder
@@ -56,7 +56,7 @@ class Knowledge(NamedTuple):
 def parser_of(knowledge: Knowledge) -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python export_model.py" if knowledge.quantize else "python -m model.export",
+        prog="python export_model.py" if knowledge.quantize else "python -m training.apply.export",
         description="Write a trained network as MXNet symbol or ONNX, and check what was written.",
         allow_abbrev=False,
     )

@@ -1,6 +1,6 @@
 """Exported networks as files, and as the network that a parameter file belongs to.
 
-`model.export` is the command line.
+`training.apply.export` is the command line.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from formats.atomic import write_atomically
 from formats.digest import sha256_hex
 from formats.param_file import ParamFileError, write_params
 from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
-from model.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
+from model.export.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
+from model.export.tracing import Traced, run_symbol
 from model.registry import FAMILIES, create_model
-from model.tracing import Traced, run_symbol
 from model.weights.file_match import LoadError, find_model
 from model.weights.loading import load_parameters
 from model.weights.published import settings_of

@@ -1,6 +1,6 @@
 """A network as a plain MXNet graph: symbol, arrays, and what its inputs and outputs are called.
 
-`model.export` writes such a graph; none of this project's code is needed to run it.
+`training.apply.export` writes such a graph; none of this project's code is needed to run it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.mask_score import resize_maps
+from training.apply.mask_score import resize_maps
 
 PANEL = 1.75  # inches
 TEXT_WIDTH = 0.55  # of a panel

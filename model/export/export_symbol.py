@@ -1,4 +1,4 @@
-"""Write a network's graph for the PyTorch bridge: ``python -m model.export_symbol NAME OUT.json``.
+"""Write a network's graph for the PyTorch bridge: ``python -m model.export.export_symbol NAME OUT.json``.
 
 The file is a symbol as ``net.export`` writes it, with one difference: the arguments have the names
 that ``save_parameters`` gives them (``conv1.0.weight``), not those with the prefixes of blocks. So
@@ -141,7 +141,7 @@ def _override(text: str) -> tuple[str, Any]:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; returns 0, or 2 after printing what is wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m model.export_symbol",
+        prog="python -m model.export.export_symbol",
         description="Write a network's graph, with the argument names of its parameter file.",
     )
     parser.add_argument("source", metavar="NAME", help="name of a network, or a file of weights")

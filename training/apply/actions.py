@@ -9,9 +9,9 @@ from typing import Any, Callable
 import numpy as np
 
 from formats.param_file import write_atomically
+from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.classifier import Networks, Opened, open_classifier
 from training.errors import UserError
-from training.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.preprocessing import Preprocessing
 
 MASK_BATCH = 100
@@ -59,8 +59,8 @@ def draw_pictures(config: Any, given: Given, networks: Networks, open_test: Open
     UserError
         When a picture or the parameter file cannot be used, or the network has no soft masks.
     """
-    from training.mask_plot import MaskRow, draw_masks
-    from training.mask_score import channel_map
+    from training.apply.mask_plot import MaskRow, draw_masks
+    from training.apply.mask_score import channel_map
 
     opened = open_classifier(config.masks, config, given, networks)
     _require_masks(opened)
@@ -105,7 +105,7 @@ def print_mask_scores(config: Any, given: Given, networks: Networks, open_test: 
     """
     import mxnet as mx
 
-    from training.mask_score import MaskScores, join_scores, score_masks, score_table
+    from training.apply.mask_score import MaskScores, join_scores, score_masks, score_table
     from training.optimizer import initializer
 
     opened = open_classifier(config.mask_score, config, given, networks)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from model.onnx_converters import OPSET, register_converters
-from model.tracing import Traced, numbers
+from model.export.onnx_converters import OPSET, register_converters
+from model.export.tracing import Traced, numbers
 
 IR_VERSION = 8  # what onnxruntime since 1.10 reads
 TOLERANCE = 1e-5  # of the largest number of an output, or of 1 where that is larger
@@ -27,7 +27,7 @@ def to_onnx(traced: Traced, metadata: Mapping[str, str]) -> Any:
     Parameters
     ----------
     traced
-        See `model.tracing.trace`.
+        See `model.export.tracing.trace`.
     metadata
         Stored in the model; onnxruntime gives it as ``get_modelmeta().custom_metadata_map``.
 
