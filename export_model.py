@@ -123,8 +123,8 @@ def measure_int8(
     """
     from training.apply import int8
     from training.augment import normalize
-    from training.errors import UserError
     from training.loaders import evaluation_batches, normalized, open_dataset
+    from training.settings.errors import UserError
 
     config = _settings(path, data_dir)
     if config is None:
@@ -147,7 +147,7 @@ def quantize(path: Path, model: bytes, args: argparse.Namespace) -> bytes:
     Training images give the ranges, test images the accuracy before and after, which is printed.
     """
     from training.apply import int8
-    from training.errors import UserError
+    from training.settings.errors import UserError
 
     if args.int8_images < 1 or args.int8_test < 0 or not 0 <= args.int8_limit < 1:
         raise UserError(

@@ -28,11 +28,8 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:])
 
-from training.config import option, parse_overrides
-from training.errors import UserError
 from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.recipes import RECIPES, with_recipe
-from training.run_config import flags_of
 from training.script import Prepared, Script, check_settings, exit_code
 from training.seed_log import (
     changed_settings,
@@ -40,6 +37,9 @@ from training.seed_log import (
     evaluation_lines,
     refuse_torch_file,
 )
+from training.settings.config import option, parse_overrides
+from training.settings.errors import UserError
+from training.settings.run_config import flags_of
 from training.train_config import ACTIONS, ClassifierConfig, TrainConfig
 
 PROG = "train_cifar.py"

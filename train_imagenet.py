@@ -23,10 +23,10 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     take_threads(sys.argv[1:])
 
 from train_cifar import list_names, networks, summarize, test
-from training.config import parse_overrides
-from training.errors import UserError
 from training.imagenet import ImageNetConfig
 from training.script import Prepared, Script, check_settings, exit_code
+from training.settings.config import parse_overrides
+from training.settings.errors import UserError
 from training.train_config import ACTIONS
 
 PROG = "train_imagenet.py"

@@ -28,9 +28,9 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.report import begin, headline, store
-from training.config import option, parse
 from training.distributed import DIST_SYNC, ENGINES, HOROVOD, NONE
-from training.errors import UserError
+from training.settings.config import option, parse
+from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {

@@ -23,8 +23,8 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     take_threads([])
 
 from benchmarks.report import begin, headline, store
-from training.config import option, parse
-from training.errors import UserError
+from training.settings.config import option, parse
+from training.settings.errors import UserError
 
 WARM_UP = 3  # steps
 

@@ -30,8 +30,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.report import begin, headline, store
 from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
-from training.config import option, parse
-from training.errors import UserError
+from training.settings.config import option, parse
+from training.settings.errors import UserError
 
 MODELS = (
     "attention56_small", "attention92", "attention92_paper", "attention56_imagenet",

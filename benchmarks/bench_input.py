@@ -30,10 +30,10 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
 from training.augment import Augmentation, augment
 from training.batches import TrainBatches
-from training.config import option, parse, to_dict
 from training.datasets import Dataset, ImageData, load_dataset
-from training.errors import UserError
 from training.processor import cpu_name, instructions
+from training.settings.config import option, parse, to_dict
+from training.settings.errors import UserError
 
 
 @dataclass(frozen=True)

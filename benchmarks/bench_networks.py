@@ -41,9 +41,9 @@ from benchmarks.network_workers import (
 )
 from benchmarks.report import begin, headline
 from formats.atomic import write_atomically
-from training.config import option, parse
 from training.cores import physical_cores
-from training.errors import UserError
+from training.settings.config import option, parse
+from training.settings.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.interleave import Worker
 from benchmarks.report import begin, headline, store
-from training.config import option, parse
 from training.cores import physical_cores
-from training.errors import UserError
+from training.settings.config import option, parse
+from training.settings.errors import UserError
 
 TRAIN_PASSES, INFER_PASSES = 3, 1  # a backward pass costs twice a forward pass
 

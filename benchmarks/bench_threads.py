@@ -25,9 +25,9 @@ from benchmarks.bench_glimpse import compile_operators
 from benchmarks.interleave import Plan, Worker, interleave
 from benchmarks.report import begin, headline, store
 from benchmarks.series import Series, compare
-from training.config import option, parse
 from training.cores import physical_cores
-from training.errors import UserError
+from training.settings.config import option, parse
+from training.settings.errors import UserError
 from training.thread_choice import REASON_VARIABLE, WAIT_VARIABLES
 
 GLIMPSE = "glimpse_mnist"

@@ -25,8 +25,8 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     take_threads([])
 
 from benchmarks.report import begin, headline
-from training.config import option, parse, to_dict
-from training.errors import UserError
+from training.settings.config import option, parse, to_dict
+from training.settings.errors import UserError
 
 WARM_UP = 2
 

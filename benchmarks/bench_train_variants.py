@@ -28,7 +28,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     take_threads([])
 
 from benchmarks.report import begin, headline, store
-from training.config import option, parse
+from training.settings.config import option, parse
 
 MODELS = (
     "attention56_small",

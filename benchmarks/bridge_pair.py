@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.bridge_cases import Arrays, Case
 from benchmarks.interleave import Worker
 from benchmarks.mxnet_symbol import Reference
-from training.errors import UserError
+from training.settings.errors import UserError
 
 # A gradient that is zero but for rounding has no relative error of its own.
 SMALLEST_SHARE = 1e-3

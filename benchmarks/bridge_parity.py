@@ -28,8 +28,8 @@ from benchmarks.interleave import Worker
 from benchmarks.report import begin, store
 from formats.atomic import write_atomically
 from model import list_models
-from training.config import option, parse
-from training.errors import UserError
+from training.settings.config import option, parse
+from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- parity: made by benchmarks/bridge_parity.py -->", "<!-- end of parity -->"

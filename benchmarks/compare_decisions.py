@@ -24,9 +24,9 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads(sys.argv[1:])
 
-from training.config import parse_overrides
-from training.errors import UserError
 from training.script import exit_code
+from training.settings.config import parse_overrides
+from training.settings.errors import UserError
 
 
 class Agreement(NamedTuple):

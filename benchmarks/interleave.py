@@ -29,9 +29,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.report import begin, header, headline, row, store
 from benchmarks.series import Series, compare
-from training.config import option, parse
-from training.errors import UserError
 from training.processor import library_caps
+from training.settings.config import option, parse
+from training.settings.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PAUSE_SEC = 0.1  # after a round: threads of the last worker that still spin give up their cores

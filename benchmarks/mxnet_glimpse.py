@@ -27,7 +27,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 from benchmarks import glimpse_inputs
 from benchmarks.glimpse_inputs import TASKS
 from benchmarks.worker import Action, serve, timed
-from training.config import option, parse
+from training.settings.config import option, parse
 
 TRAIN_BATCHES = 8
 

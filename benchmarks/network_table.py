@@ -12,7 +12,7 @@ from benchmarks import network_rows as rows
 from benchmarks.network_report import processor
 from benchmarks.network_workers import reason_of
 from benchmarks.report import machine, store
-from training.errors import UserError
+from training.settings.errors import UserError
 
 QUICK_FOLDER = os.path.join("runs", "bench")  # what is quick is kept out of the way
 FIGURES_FOLDER, PAGE_FOLDER = "benchmarks/results", "docs/speed_tables"

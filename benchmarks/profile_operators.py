@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
 from benchmarks import network_rows as rows
 from benchmarks.report import begin, headline
-from training.config import option, parse
+from training.settings.config import option, parse
 
 WARM_UP = 3
 BULK = (

@@ -10,8 +10,8 @@ from typing import Any
 
 from formats.atomic import write_atomically
 from training.environment import describe
-from training.errors import UserError
 from training.processor import library_caps
+from training.settings.errors import UserError
 
 QUIET_LOAD = 0.3  # load average above which a machine is not called quiet
 

@@ -25,7 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from benchmarks import network_rows as rows
 from benchmarks.torch_networks import build, load
 from benchmarks.worker import Action, serve, timed
-from training.config import option, parse
+from training.settings.config import option, parse
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 Tensor = Any

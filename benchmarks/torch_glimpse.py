@@ -30,8 +30,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from benchmarks import glimpse_inputs
 from benchmarks.glimpse_inputs import TASKS, Task
 from benchmarks.worker import Action, serve, timed
-from training.config import option, parse
-from training.errors import UserError
+from training.settings.config import option, parse
+from training.settings.errors import UserError
 
 FORMS = ("looped", "batched")
 RETINA_TOLERANCE = 2e-6  # sums of up to 16 pixels in another order

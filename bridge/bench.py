@@ -24,10 +24,10 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 from bridge.torch_train.settings import ENGINES, PRECISIONS
 from formats.atomic import write_atomically
-from training.config import option, parse
-from training.errors import UserError
-from training.run_config import check_least
 from training.script import exit_code
+from training.settings.config import option, parse
+from training.settings.errors import UserError
+from training.settings.run_config import check_least
 
 PROG = "python -m bridge.bench"
 TRAIN_FACTOR = 3  # a training step computes about three forward passes

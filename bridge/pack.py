@@ -35,8 +35,8 @@ from formats.param_file import read_params, write_params
 from training.cifar import search_places
 from training.cifar_files import FORMATS, PIXELS, Format, find_source, read_source
 from training.environment import describe
-from training.errors import UserError
 from training.script import exit_code
+from training.settings.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 META = "packed.json"

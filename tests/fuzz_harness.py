@@ -33,7 +33,7 @@ from formats.digest import digest_line, digest_path, sha256_hex
 from formats.param_file import ParamFileError, read_params, read_shapes, verify_digest, write_params
 from formats.weight_file import read_weight_shapes, read_weights
 from training.checkpoint import STATE_FILE, load_state, restore, save_state
-from training.errors import UserError
+from training.settings.errors import UserError
 
 MEMORY = 300 * 2**20
 BATCH = 500  # files of one process

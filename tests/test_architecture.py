@@ -38,7 +38,7 @@ CALLED_BY_GLUON = {"hybrid_forward", "forward"}
 BRIDGE_ENTRANCE = "formats/param_file.py"
 # What takes more: a schedule's and a block's settings, and MXNet's attributes, by name only.
 MANY_PARAMETERS = {
-    "training/schedules.py build_schedule",
+    "training/settings/schedules.py build_schedule",
     "model/layers/attention_module.py __init__",
     "bridge/symbol_layers.py batch_norm",
     "bridge/symbol_layers.py bilinear_resize",

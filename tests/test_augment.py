@@ -21,7 +21,7 @@ from training.augment import (
     random_shift,
     smooth_labels,
 )
-from training.errors import UserError
+from training.settings.errors import UserError
 
 UNUSED_GREY = 999  # in int16 images: no filling can equal it, so every filled pixel shows
 MEAN = (0.5, 0.4, 0.3)

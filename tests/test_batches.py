@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from training.augment import Augmentation
 from training.batches import Batch, EvalBatches, TrainBatches, prefetched
 from training.datasets import ImageData
-from training.errors import UserError
+from training.settings.errors import UserError
 
 PLAIN = Augmentation(pad=0, flip=False)
 RECIPE = Augmentation(pad=2, cutout="erasing", mixup_alpha=1.0, label_smoothing=0.1)

@@ -16,7 +16,7 @@ from benchmarks.glimpse_inputs import OUTPUTS, TASKS, parameter_shapes, parity_i
 from benchmarks.interleave import Plan, Worker
 from benchmarks.report import header, row
 from benchmarks.series import Series, compare, ratio
-from training.errors import UserError
+from training.settings.errors import UserError
 
 PLAN = Plan(rounds=3, warm_up=1, round_sec=0.0, timeout_sec=20)
 

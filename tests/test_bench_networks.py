@@ -15,7 +15,7 @@ from benchmarks.network_report import judged, markdown, processor
 from benchmarks.network_table import Table, others, paths
 from benchmarks.report import headline, machine
 from benchmarks.series import Series
-from training.errors import UserError
+from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN: dict[str, Any] = {"cpu": "A (B) 9", "usable_cores": 2, "load": [0.1], "git": None}

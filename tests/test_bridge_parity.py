@@ -23,7 +23,7 @@ from model import create_model
 from model.export.export_symbol import symbol_json
 from model.weights.loading import load_parameters
 from train_cifar import test as score
-from training.errors import UserError
+from training.settings.errors import UserError
 from training.shapes import load_shapes
 
 EXACT = 1e-9

@@ -13,10 +13,10 @@ import train_cifar
 from bridge.torch_train.settings import LEFT_OUT, BridgeConfig, check_resume
 from bridge.torch_train.status_line import StatusLine, clock
 from formats.param_file import read_params
-from training.config import parse_overrides
-from training.errors import UserError
 from training.optimizer import UNDECAYED
 from training.recipes import RECIPES, with_recipe
+from training.settings.config import parse_overrides
+from training.settings.errors import UserError
 
 OWN = {
     "symbol", "start", "device", "tf32", "channels_last", "compile", "stop_after", "max_file_mb",

@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks.compare_decisions import agreement
 from formats.param_file import write_params
-from training.errors import UserError
+from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 RunTorch = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.canvas import CANVASES, Canvas, draw_canvases
-from training.errors import UserError
+from training.settings.errors import UserError
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -27,7 +27,7 @@ from training.checkpoint import (
     save_state,
 )
 from training.engine import Updater, measure
-from training.errors import UserError
+from training.settings.errors import UserError
 
 OPTIMIZERS = {
     "nag": ("nag", {"learning_rate": 0.1, "momentum": 0.9, "wd": 1e-3}),

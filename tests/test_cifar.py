@@ -17,8 +17,8 @@ import pytest
 from training import cifar, datasets
 from training.cifar_files import FORMATS, PIXELS
 from training.digests import TABLE, FileDigest
-from training.errors import UserError
 from training.preprocessing import preprocessing_of
+from training.settings.errors import UserError
 
 IMAGES = 20
 COARSE = cifar.CIFAR100_COARSE_CLASSES

@@ -7,7 +7,7 @@ import pytest
 
 from training.augment import Augmentation, augment, pad_crop
 from training.colour import colour_jitter
-from training.errors import UserError
+from training.settings.errors import UserError
 
 
 class Told:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.config import (
+from training.settings.config import (
     diff_from_default,
     from_dict,
     from_json,
@@ -22,7 +22,7 @@ from training.config import (
     to_dict,
     to_json,
 )
-from training.errors import UserError
+from training.settings.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def test_bad_command_line_is_one_line_and_exit_2(
 def test_a_process_exits_with_2_and_without_a_traceback() -> None:
     code = (
         "import sys, dataclasses\n"
-        "from training.config import option, parse\n"
+        "from training.settings.config import option, parse\n"
         "C = dataclasses.make_dataclass('C', [('model', str, option('x', 'm'))])\n"
         "parse(C, sys.argv[1:])"
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from training import cifar, datasets
 from training.datasets import ImageData, load_dataset, split_validation, stratified_mask
-from training.errors import UserError
+from training.settings.errors import UserError
 
 
 def test_unknown_name_suggests_a_known_one(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ import pytest
 
 from training.devices import check_kvstore, choose_contexts, norm_arguments
 from training.distributed import ALONE, Group, open_group
-from training.errors import UserError
 from training.graph_choice import choose_graph
 from training.nonfinite import SkipGuard
+from training.settings.errors import UserError
 from training.shared_run import agree, own_devices, scaled, together
 from training.train_config import TrainConfig
 

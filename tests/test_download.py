@@ -19,7 +19,7 @@ from training import cifar, download, http_transfer
 from training.cifar_files import FORMATS
 from training.digests import TABLE, FileDigest
 from training.download import DownloadFailed, fetch
-from training.errors import UserError
+from training.settings.errors import UserError
 
 NAME = "cifar-10-binary.tar.gz"
 CONTENT = np.random.Generator(np.random.PCG64(0)).bytes(300_000)

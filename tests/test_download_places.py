@@ -9,7 +9,7 @@ import pytest
 
 from training import download
 from training.download import candidates, exclusive, shown
-from training.errors import UserError
+from training.settings.errors import UserError
 
 NAME = "cifar-10-binary.tar.gz"
 

@@ -25,7 +25,7 @@ from training.engine import (
     plain_layout,
     train_one_epoch,
 )
-from training.errors import UserError
+from training.settings.errors import UserError
 
 ONE, TWO = [mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]
 SHAPE, CLASSES = (2, 4, 4), 3

@@ -19,16 +19,16 @@ from training import fit
 from training.augment import Augmentation
 from training.batches import TrainBatches
 from training.checkpoint import STATE_FILE, Progress, load_state, restore
-from training.config import to_dict
 from training.datasets import Dataset, ImageData
 from training.engine import Scores, Updater, evaluate
-from training.errors import UserError
 from training.interruption import Interruption
 from training.loaders import build_loaders
 from training.metrics import read_metrics
 from training.optimizer import build_trainer
 from training.preprocessing import IMAGENET_MEAN
 from training.record import Run
+from training.settings.config import to_dict
+from training.settings.errors import UserError
 from training.train_config import TrainConfig
 
 KEYS = [

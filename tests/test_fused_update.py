@@ -15,7 +15,7 @@ from model.execution.fused_training import fuse
 from model.execution.fused_update import update
 from training.joint_optimizer import NAG, SGD
 from training.optimizer import build_trainer
-from training.run_config import RunConfig
+from training.settings.run_config import RunConfig
 
 SHAPES = [(64, 64, 3, 3), (64,), (1,), (7, 3), (128, 64, 1, 1)]
 RATES, DECAYS = [0.1, 0.2, 0.1, 0.3, 0.1], [0.0, 0.05, 0.01, 0.0, 0.2]

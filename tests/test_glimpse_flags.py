@@ -7,9 +7,9 @@ from typing import Optional
 
 import pytest
 
-from training.config import option, parse
-from training.errors import UserError
 from training.glimpse_flags import note_on_seed_flags, translate_seed_flags
+from training.settings.config import option, parse
+from training.settings.errors import UserError
 
 
 @pytest.mark.parametrize("equals", [True, False])

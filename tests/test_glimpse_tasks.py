@@ -16,9 +16,9 @@ from training.canvas import CANVASES, Canvas
 from training.datasets import Dataset, ImageData
 from training.deform import Deformation
 from training.digits import load_digits
-from training.errors import UserError
 from training.glimpse_batches import GlimpseTrainBatches, draw_split
 from training.glimpse_tasks import TASKS, GlimpseTask, draw_test, load_task
+from training.settings.errors import UserError
 
 SOME = Deformation(rotate=10, scale=0.1, shift=1, elastic=0.5)
 

@@ -9,8 +9,8 @@ import mxnet as mx
 import pytest
 
 from training import announce, devices
-from training.errors import UserError
 from training.gpu_info import gpu_lines, list_gpus, parse_gpus, visible_gpus
+from training.settings.errors import UserError
 
 TABLE = """\
 0, NVIDIA GeForce RTX 3090, 8.6, 24576, 535.54.03

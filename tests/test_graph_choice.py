@@ -11,8 +11,8 @@ import pytest
 from tests.processor import BFLOAT16
 from training import graph_choice
 from training.environment import describe
-from training.errors import UserError
 from training.graph_choice import choose_graph
+from training.settings.errors import UserError
 
 
 class NoOperators(Exception):

@@ -14,8 +14,8 @@ from training import decode as decoding
 from training import image_folder
 from training.datasets import load_dataset
 from training.decode import decode_image
-from training.errors import UserError
 from training.image_folder import load_image_folder
+from training.settings.errors import UserError
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "emu": (30, 30, 200)}
 

@@ -18,7 +18,7 @@ from tests.test_export import TINY_FLAGS
 from training import loaders
 from training.apply import int8
 from training.datasets import Dataset, ImageData
-from training.errors import UserError
+from training.settings.errors import UserError
 
 
 def images(count: int) -> np.ndarray:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from training.datasets import Dataset, ImageData
-from training.errors import UserError
 from training.label_noise import NOISE_FILE, NoisyImageData, add_label_noise, noise_files
 from training.loaders import build_loaders
+from training.settings.errors import UserError
 from training.train_config import TrainConfig
 
 CLASSES = 5

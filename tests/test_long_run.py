@@ -15,10 +15,10 @@ import pytest
 from formats.param_file import verify_digest
 from training.checkpoint import STATE_FILE, load_state
 from training.engine import Updater, evaluate
-from training.errors import UserError
 from training.interruption import Interruption
 from training.metrics import read_metrics
-from training.run_config import RunConfig
+from training.settings.errors import UserError
+from training.settings.run_config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 # 20 epochs of 50 steps with evaluation, checkpoints, histograms and event files; memory after the

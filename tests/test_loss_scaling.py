@@ -16,9 +16,9 @@ from mxnet.contrib.amp import amp
 from training.batches import Batch
 from training.devices import use_precision
 from training.engine import Updater
-from training.errors import UserError
 from training.loss_scaling import loss_scale, with_loss_scaling
 from training.nonfinite import SkipGuard
+from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

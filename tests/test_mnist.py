@@ -15,8 +15,8 @@ from training.datasets import channel_statistics, load_dataset
 from training.digests import TABLE, FileDigest
 from training.digits import enlarge, load_digits
 from training.download import MNIST_URLS, candidates
-from training.errors import UserError
 from training.mnist import FILES, load_mnist
+from training.settings.errors import UserError
 
 COUNTS = (7, 7, 3, 3)
 

@@ -14,10 +14,10 @@ import pytest
 
 from training.checkpoint import load_state, parameter_arrays
 from training.engine import Measured, Updater
-from training.errors import UserError
 from training.metrics import read_metrics
 from training.nonfinite import SkipGuard
-from training.run_config import RunConfig
+from training.settings.errors import UserError
+from training.settings.run_config import RunConfig
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, updates: Collection[int]) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.errors import UserError
 from training.image_folder import Files
 from training.imagenet import ImageNetConfig, open_imagenet
 from training.photo_augment import (
@@ -30,6 +29,7 @@ from training.photo_batches import (
     held_out,
 )
 from training.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from training.settings.errors import UserError
 
 NOTHING = PhotoAugmentation(flip=False, jitter=0.0, pca_noise=0.0, crop_area=1.0)
 RNG = np.random.default_rng(3)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from training import plot
-from training.errors import UserError
 from training.plot import main, plot_runs
+from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,13 +14,13 @@ from PIL import Image
 
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.cifar import CIFAR10_CLASSES, MEAN
-from training.errors import UserError
 from training.preprocessing import (
     IMAGENET_MEAN,
     PREPROCESSING_FILE,
     Preprocessing,
     preprocessing_of,
 )
+from training.settings.errors import UserError
 
 PLAIN = Preprocessing(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ("red", "green", "blue"))
 

@@ -18,9 +18,9 @@ from train_cifar import CifarConfig
 from training import processor
 from training.announce import announce
 from training.environment import describe
-from training.errors import UserError
 from training.processor import Processor
 from training.run_progress import Progress
+from training.settings.errors import UserError
 from training.task import Loaders
 
 AVX512 = "avx avx2 avx512f avx512bw avx512vl avx512dq"

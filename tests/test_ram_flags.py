@@ -6,8 +6,6 @@ import pytest
 
 import train_cifar
 from model import list_models
-from training.config import parse
-from training.errors import UserError
 from training.ram_flags import (
     NAMED_DEPTHS,
     is_ram_command,
@@ -15,7 +13,9 @@ from training.ram_flags import (
     translate_ram_flags,
 )
 from training.recipes import RECIPES, with_recipe
-from training.schedules import schedule_of
+from training.settings.config import parse
+from training.settings.errors import UserError
+from training.settings.schedules import schedule_of
 
 # Both as its README has them.
 DOCUMENTED_TRAINING = (

@@ -6,9 +6,9 @@ import pytest
 
 import train_cifar
 from model import create_model, list_models
-from training.errors import UserError
 from training.recipes import RECIPES, epochs_of, with_recipe
-from training.schedules import schedule_of
+from training.settings.errors import UserError
+from training.settings.schedules import schedule_of
 
 
 @pytest.mark.parametrize("name", RECIPES)

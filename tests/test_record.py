@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from training import environment
-from training.errors import UserError
 from training.metrics import read_metrics
 from training.record import Run, read_config
+from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {"model": "attention56", "epochs": 5}
@@ -273,7 +273,7 @@ def test_sigkill_loses_nothing_that_metrics_has(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_user_error(tmp_path: Path) -> None:
     code = f"""
         import resource
-        from training.errors import UserError
+        from training.settings.errors import UserError
         from training.record import Run
         try:
             with Run.create({str(tmp_path)!r}, {{}}, []) as run:

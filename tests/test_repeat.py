@@ -18,8 +18,8 @@ import pytest
 from training import compare, repeat
 from training.compare import comparison_csv, comparison_table, group_runs
 from training.compare_plot import curves, draw_groups
-from training.errors import UserError
 from training.run_results import RunResult, find_runs, read_result, spread
+from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 # A training without a network: it can fail, or be stopped, after the first epoch of some seeds.

@@ -20,13 +20,13 @@ from model.execution.inference import prepare_inference
 from model.weights.loading import find_model
 from training.batches import EvalBatches
 from training.classifier import Opened, open_classifier
-from training.config import parse_overrides
 from training.datasets import ImageData
 from training.evaluation import Scores, evaluate
 from training.loaders import evaluation_batches, normalized, open_dataset
 from training.recipes import RECIPES
 from training.results import INDEX, find_result, read_index
 from training.results_table import results_table
+from training.settings.config import parse_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,9 +15,9 @@ from training import rollouts as module
 from training.batches import EvalBatches
 from training.datasets import ImageData
 from training.engine import measure
-from training.errors import UserError
 from training.glimpse_report import report_rollouts
 from training.rollouts import Draw, RolloutObjective, rollout_evaluation, score_rollouts
+from training.settings.errors import UserError
 
 CPU = [mx.cpu()]
 STEPS, CLASSES = 3, 4

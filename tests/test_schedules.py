@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.errors import UserError
-from training.schedules import KINDS, build_schedule
+from training.settings.errors import UserError
+from training.settings.schedules import KINDS, build_schedule
 
 
 def rates(schedule: Any, count: int) -> list[float]:

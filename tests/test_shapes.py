@@ -11,7 +11,7 @@ import pytest
 
 from training import shapes, shapes_draw
 from training.datasets import Dataset, ImageData
-from training.errors import UserError
+from training.settings.errors import UserError
 
 # A class must not show in single pixels, colours or nearest neighbours.
 SIMPLE_CLASSIFIER_LIMIT = 0.60

@@ -20,8 +20,8 @@ from training.batches import EvalBatches
 from training.checkpoint import load_state, parameter_arrays
 from training.datasets import ImageData
 from training.engine import Updater
-from training.errors import UserError
 from training.loaders import build_loaders
+from training.settings.errors import UserError
 from training.shrink import shrink
 from training.whitening import whiten_stem, whitening_filters
 

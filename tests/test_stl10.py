@@ -16,10 +16,10 @@ import train_cifar
 from training import stl10
 from training.datasets import Dataset, load_dataset
 from training.digests import TABLE, FileDigest
-from training.errors import UserError
 from training.loaders import build_loaders
 from training.metrics import read_metrics
 from training.recipes import RECIPES, with_recipe
+from training.settings.errors import UserError
 from training.train_config import TrainConfig
 
 COUNTS = {"train": 20, "test": 10, "unlabeled": 7}

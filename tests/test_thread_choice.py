@@ -23,7 +23,7 @@ from training import environment, launch
 from training.announce import warn_late_threads
 from training.cores import Cores
 from training.environment import describe_threads
-from training.errors import UserError
+from training.settings.errors import UserError
 from training.thread_choice import (
     WAIT_POLICY,
     choose_threads,

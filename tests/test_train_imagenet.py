@@ -16,7 +16,7 @@ from formats.param_file import read_params
 from training.checkpoint import load_state
 from training.imagenet import ImageNetConfig
 from training.metrics import read_metrics
-from training.schedules import schedule_of
+from training.settings.schedules import schedule_of
 
 COLOURS = ((220, 40, 40), (40, 40, 220))
 

@@ -27,7 +27,7 @@ from training.distributed import ALONE, Group
 from training.engine import Updater, measure
 from training.fit import Fit
 from training.record import Run
-from training.run_config import RunConfig
+from training.settings.run_config import RunConfig
 from training.shared_run import (
     Follower,
     OtherWorkerFailed,

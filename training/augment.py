@@ -21,7 +21,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from training.colour import colour_jitter
 from training.cutout import Range, cutout_square, random_erasing
 from training.draws import draw_flips, draw_mix, draw_places
-from training.errors import UserError
+from training.settings.errors import UserError
 
 CUTOUT_KINDS = ("none", "square", "erasing")
 FLIP_MODES = ("random", "alternating")

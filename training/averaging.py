@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 EVERY = 8  # updates between two steps of the average: a step costs as much as a plain SGD update
 

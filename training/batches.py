@@ -23,7 +23,7 @@ import numpy as np
 from training.augment import Augmentation, augment, mixup, normalize, smooth_labels
 from training.datasets import ImageData
 from training.draws import Draws, draw_batch, draw_first_flips
-from training.errors import UserError
+from training.settings.errors import UserError
 from training.shrink import shrink
 
 T = TypeVar("T")

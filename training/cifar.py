@@ -16,8 +16,8 @@ from training.cifar_files import FORMATS, Format, Source, find_source, read_sour
 from training.datasets import Dataset, ImageData
 from training.digests import TABLE
 from training.download import DownloadFailed, candidates, exclusive, fetch
-from training.errors import UserError
 from training.places import base_folder, gluon_folder
+from training.settings.errors import UserError
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

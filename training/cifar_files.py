@@ -18,7 +18,7 @@ import numpy as np
 
 from training.batch_pickle import BatchError, read_batch
 from training.digests import TABLE, mismatch
-from training.errors import UserError
+from training.settings.errors import UserError
 from training.tar_members import BoundedTarInfo
 
 PIXELS = 3 * 32 * 32

@@ -13,10 +13,10 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from formats.weight_file import read_weight_shapes
 from training.batches import parts_of_batch
-from training.errors import UserError
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.script import Prepared
 from training.seed_log import TORCH_ENDINGS
+from training.settings.errors import UserError
 from training.task import Method, Task
 from training.train_config import ClassifierConfig
 

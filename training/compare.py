@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from formats.param_file import write_atomically
-from training.errors import UserError
 from training.metrics import PathLike
 from training.run_results import RunResult, Spread, find_runs, read_result, spread
 from training.script import RESUMABLE
+from training.settings.errors import UserError
 
 # Settings that say where a run is and what is recorded, not what is computed.
 NOT_COMPARED = frozenset(

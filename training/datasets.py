@@ -14,7 +14,7 @@ from typing import Optional
 
 import numpy as np
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 NAMES = ("cifar10", "cifar100", "cifar100-coarse", "stl10", "shapes", "mnist", "digits")
 FOLDER_PREFIX = "folder:"

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 DECODERS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 50_000_000  # of one image: decoded as RGB that is 150 MB

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from training.errors import UserError, last_line
 from training.gpu_info import advice_for
+from training.settings.errors import UserError, last_line
 from training.threads import copy_on_one_thread
 
 PROBE_TIMEOUT_SEC = 120

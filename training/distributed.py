@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 NONE, HOROVOD, DIST_SYNC = ENGINES = ("none", "horovod", "dist_sync")
 HOW_TO_START = {

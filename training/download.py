@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from formats.atomic import sync_folder
 from training.digests import FileDigest, Hasher
-from training.errors import UserError
 from training.http_transfer import BLOCK, Unavailable, flush, transfer
+from training.settings.errors import UserError
 
 AUTHORS_URL = "https://www.cs.toronto.edu/~kriz"
 # The page of MNIST's authors no longer serves the files; these are copies that others rely on.

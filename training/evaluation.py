@@ -8,7 +8,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 
 class Scores(NamedTuple):

@@ -38,15 +38,15 @@ from training.engine import (
     train_one_epoch,
 )
 from training.epoch_files import keep_last
-from training.errors import UserError
 from training.fit_records import diverged, sample_images, trained_weights
 from training.fresh_statistics import measure_statistics, statistics_batches
 from training.interruption import DataLost, Interrupted, Interruption, readable
 from training.nonfinite import SkipGuard
 from training.progress import DurationNote, ProgressBar
 from training.record import Run
-from training.run_config import RunConfig
-from training.schedules import schedule_of
+from training.settings.errors import UserError
+from training.settings.run_config import RunConfig
+from training.settings.schedules import schedule_of
 from training.shared_steps import Agreement, evaluate_together, statistics_everywhere
 from training.task import Loaders, Method, Task
 

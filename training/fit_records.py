@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 SAMPLE_IMAGES = 32
 

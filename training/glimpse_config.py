@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from training.config import option
-from training.errors import UserError
-from training.run_config import RunConfig, check_least, check_one_action
+from training.settings.config import option
+from training.settings.errors import UserError
+from training.settings.run_config import RunConfig, check_least, check_one_action
 
 REWARDS = ("last", "every", "likelihood")
 # Settings that are fields of the network's spec.

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 # What `--resume` gets for the seed's `--resume=True`: the run that a model of these settings has.
 RESUME_THIS_MODEL = "auto"
@@ -77,7 +77,7 @@ def translate_seed_flags(argv: Sequence[str]) -> list[str]:
     Returns
     -------
     list of str
-        Words for `training.config.parse`. Our own flags and unknown ones are in it as they were.
+        Words for `training.settings.config.parse`. Our own flags and unknown ones are in it as they were.
 
     Raises
     ------

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from formats.param_file import write_atomically
-from training.errors import UserError
 from training.glimpse_overlay import (
     INK,
     Colour,
@@ -22,6 +21,7 @@ from training.glimpse_overlay import (
     step_colours,
 )
 from training.glimpse_path import GlimpsePath
+from training.settings.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

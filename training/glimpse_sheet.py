@@ -11,9 +11,9 @@ import numpy as np
 from formats.param_file import write_atomically
 from training.datasets import Dataset
 from training.deform import Deformation
-from training.errors import UserError
 from training.glimpse_batches import GlimpseTrainBatches
 from training.glimpse_tasks import TASKS, GlimpseTask, draw_test, load_task
+from training.settings.errors import UserError
 
 COLUMNS = 10
 GAP = 3

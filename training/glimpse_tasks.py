@@ -8,9 +8,9 @@ from typing import Optional
 
 from training.canvas import CANVASES, Canvas
 from training.datasets import FOLDER_PREFIX, Dataset, ImageData, load_dataset
-from training.errors import UserError
 from training.glimpse_batches import draw_split
 from training.image_folder import load_image_folder
+from training.settings.errors import UserError
 
 TEST_SEED = 0  # of the test canvases: they are the same for every training
 

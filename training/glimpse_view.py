@@ -12,12 +12,12 @@ import numpy as np
 
 from formats.param_file import ParamFileError, read_params, write_params
 from training.datasets import ImageData
-from training.errors import UserError
 from training.glimpse_config import GlimpseConfig
 from training.glimpse_loaders import Opened, test_batches
 from training.glimpse_overlay import glimpse_images
 from training.glimpse_path import GlimpsePath
 from training.rollouts import Draw
+from training.settings.errors import UserError
 
 FOLDER = "glimpses"  # in a run folder
 NAME = "epoch-{:04d}.path"

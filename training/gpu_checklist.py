@@ -21,9 +21,9 @@ from training.batches import Batch
 from training.devices import device_names, probe_gpu, use_precision
 from training.engine import Updater, measure
 from training.environment import describe
-from training.errors import UserError
 from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.loss_scaling import with_loss_scaling
+from training.settings.errors import UserError
 
 IMAGES, EDGE, CLASSES, CHANNELS = 64, 32, 10, 32
 STEPS, TIMED_STEPS = 5, 20

@@ -16,7 +16,7 @@ from training.datasets import (
     split_validation,
 )
 from training.decode import decode_image
-from training.errors import UserError
+from training.settings.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TEST_SHARE = 0.2

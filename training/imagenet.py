@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from training.config import option
-from training.errors import UserError
 from training.fit import Loaders
 from training.image_folder import TEST_SHARE, Files, list_image_folder
 from training.loaders import SPLIT_SEED
@@ -23,7 +21,9 @@ from training.photo_batches import (
     held_out,
 )
 from training.record_io import RecordFile
-from training.run_config import check_least
+from training.settings.config import option
+from training.settings.errors import UserError
+from training.settings.run_config import check_least
 from training.train_config import ClassifierConfig
 
 IMAGENET_CLASSES = 1000

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, Optional, TypeVar
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 T = TypeVar("T")
 

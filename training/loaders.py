@@ -9,10 +9,10 @@ import numpy as np
 from training.augment import check_crop
 from training.batches import EvalBatches, TrainBatches
 from training.datasets import Dataset, ImageData, load_dataset, split_validation
-from training.errors import UserError
 from training.fit import Loaders
 from training.label_noise import add_label_noise
 from training.preprocessing import FIGURES
+from training.settings.errors import UserError
 from training.train_config import TrainConfig
 
 EVAL_BATCH = 128

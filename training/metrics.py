@@ -12,7 +12,7 @@ from typing import Any, Union
 import numpy as np
 
 from formats.atomic import sync_folder, write_atomically
-from training.errors import UserError
+from training.settings.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
 

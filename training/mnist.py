@@ -18,8 +18,8 @@ import numpy as np
 from training.datasets import Dataset, ImageData
 from training.digests import TABLE, mismatch
 from training.download import DownloadFailed, candidates, exclusive, fetch
-from training.errors import UserError
 from training.places import base_folder, gluon_folder
+from training.settings.errors import UserError
 
 # Images before labels, in the order train, test.
 FILES = (

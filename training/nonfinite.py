@@ -10,7 +10,7 @@ from typing import Any, Callable
 import numpy as np
 
 from training.checkpoint import Progress
-from training.errors import UserError
+from training.settings.errors import UserError
 
 ON_NONFINITE = ("stop", "skip")
 CHUNK = 200  # arrays that one call of MXNet's looks at; it takes no more than some hundred

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from training.devices import check_kvstore
-from training.errors import UserError
-from training.run_config import RunConfig
+from training.settings.errors import UserError
+from training.settings.run_config import RunConfig
 
 UNDECAYED = ("beta", "gamma", "bias")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from training.decode import centre_square
-from training.errors import UserError
+from training.settings.errors import UserError
 
 CROP_AREA = (0.08, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Optional
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 
 def base_folder(data_dir: Optional[str], expected: str, title: str) -> str:

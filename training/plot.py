@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 
 from formats.param_file import write_atomically
-from training.errors import UserError
 from training.metrics import METRICS_FILE, PathLike, read_metrics
 from training.record import read_config
+from training.settings.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

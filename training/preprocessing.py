@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 PREPROCESSING_FILE = "preprocessing.json"
 # What torchvision and Gluon's model zoo use; the first files of PistonY were trained with these.

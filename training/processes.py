@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Callable, NamedTuple, Optional, TextIO
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 PR_SET_PDEATHSIG = 1
 POLL_SEC = 0.1

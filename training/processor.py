@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 CPUINFO = "/proc/cpuinfo"
 ISA_VARIABLE = "ATTENTION_ISA"

@@ -20,7 +20,7 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn, Optional
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 # Depths that have a network of their own name; others are settings of the one of depth 164 or 110.
 NAMED_DEPTHS = {"bottleneck": (20, 29, 83, 164, 245), "basic": (20, 56, 110)}
@@ -92,7 +92,7 @@ def translate_ram_flags(argv: Sequence[str]) -> list[str]:
     Returns
     -------
     list of str
-        Words for `training.config.parse`. Our own flags are in it as they were, last.
+        Words for `training.settings.config.parse`. Our own flags are in it as they were, last.
 
     Raises
     ------

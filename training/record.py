@@ -25,7 +25,6 @@ import numpy as np
 from formats.atomic import remove_leftovers, write_atomically
 from training.board import Board, NoBoard
 from training.environment import describe
-from training.errors import UserError
 from training.event_file import cut_back_folder
 from training.metrics import (
     MetricsTable,
@@ -35,6 +34,7 @@ from training.metrics import (
 )
 from training.run_folder import CONFIG_FILE, ENV_FILE, has_begun, hold, read_config, read_env
 from training.seed_log import write_seed_files
+from training.settings.errors import UserError
 
 __all__ = ["CONFIG_FILE", "ENV_FILE", "Run", "read_config"]
 

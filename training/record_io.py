@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 MAGIC = 0xCED7230A
 LENGTH_BITS = 29

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 from formats.param_file import write_atomically
-from training.errors import UserError
 from training.record import CONFIG_FILE
 from training.run_results import RunResult, read_result, spread
+from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "train_cifar.py"

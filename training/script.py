@@ -18,11 +18,11 @@ from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
 from formats.param_file import ParamFileError
 from training.checkpoint import Progress
-from training.config import from_dict, to_dict
 from training.distributed import NONE, Group
-from training.errors import UserError
 from training.record import Run
-from training.run_config import RunConfig, check_resume
+from training.settings.config import from_dict, to_dict
+from training.settings.errors import UserError
+from training.settings.run_config import RunConfig, check_resume
 from training.task import Task
 
 WRONG_INPUT_EXIT = 2

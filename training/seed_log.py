@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from formats.param_file import write_atomically
-from training.errors import UserError
 from training.metrics import PathLike, read_metrics
 from training.run_folder import CONFIG_FILE
+from training.settings.errors import UserError
 
 LOG_FILE = "log.txt"
 COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc.")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from training.datasets import Dataset, ImageData, channel_statistics
-from training.errors import UserError
+from training.settings.errors import UserError
 from training.shapes_draw import (
     IMAGE_SIZE,
     OUTLINES,

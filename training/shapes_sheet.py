@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from formats.param_file import write_atomically
-from training.errors import UserError
+from training.settings.errors import UserError
 from training.shapes import CLASS_NAMES, draw_shapes
 
 ENLARGED = 3

@@ -15,10 +15,10 @@ from typing import Any, Callable, Optional, TypeVar
 import numpy as np
 
 from training.checkpoint import STATE_FILE
-from training.config import to_dict
 from training.distributed import NONE, Group, open_group
-from training.errors import UserError
 from training.record import CONFIG_FILE, PathLike, Run
+from training.settings.config import to_dict
+from training.settings.errors import UserError
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Any)

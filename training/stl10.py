@@ -25,8 +25,8 @@ from formats.atomic import replacing
 from training.datasets import Dataset, ImageData, channel_statistics
 from training.digests import TABLE, Hasher
 from training.download import DownloadFailed, candidates, exclusive, fetch
-from training.errors import UserError
 from training.places import base_folder, gluon_folder
+from training.settings.errors import UserError
 from training.tar_members import BoundedTarInfo
 
 CLASS_NAMES = (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from training.cores import Cores, physical_cores
-from training.errors import UserError
+from training.settings.errors import UserError
 
 FLAG, VARIABLE = "--threads", "OMP_NUM_THREADS"
 # What a process tells those that it starts: the number that it has put into OMP_NUM_THREADS, and

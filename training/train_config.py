@@ -1,4 +1,4 @@
-"""What the training of a classifier of whole images can be told, beside `training.run_config`.
+"""What the training of a classifier of whole images can be told, beside `training.settings.run_config`.
 
 `ClassifierConfig` is for images of any size and source, `TrainConfig` for small images in memory.
 """
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Optional
 
 from training.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
-from training.config import option
 from training.distributed import ENGINES, NONE
-from training.errors import UserError
-from training.run_config import PRECISIONS, RunConfig, check_least, check_one_action
+from training.settings.config import option
+from training.settings.errors import UserError
+from training.settings.run_config import PRECISIONS, RunConfig, check_least, check_one_action
 
 INITIALIZERS = ("msra", "xavier")
 STEM_INITIALIZERS = ("usual", "whitened")

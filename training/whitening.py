@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from training.augment import normalize
 from training.batches import TrainBatches
-from training.errors import UserError
+from training.settings.errors import UserError
 
 IMAGES = 2000  # with about two million patches for 378 numbers
 _TOGETHER = 100

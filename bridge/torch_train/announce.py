@@ -15,9 +15,9 @@ from bridge.torch_train.fit import Job
 from bridge.torch_train.settings import BridgeConfig
 from formats.atomic import write_atomically
 from training.checkpoint import Progress
-from training.config import diff_from_default
 from training.environment import threads_text
 from training.record import ENV_FILE
+from training.settings.config import diff_from_default
 from training.task import Loaders
 
 PACKED_FROM = "packed_from.json"  # the commit, in a zip that bridge.pack made

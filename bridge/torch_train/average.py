@@ -10,7 +10,7 @@ import numpy as np
 import torch  # type: ignore[import-not-found]
 
 from training.averaging import EVERY
-from training.errors import UserError
+from training.settings.errors import UserError
 
 Tensor = Any
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch  # type: ignore[import-not-found]
 
 from bridge.torch_train.updater import Updater
-from training.errors import UserError
+from training.settings.errors import UserError
 
 Tensor = Any
 Step = Callable[[Tensor, Tensor], None]

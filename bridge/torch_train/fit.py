@@ -25,11 +25,11 @@ from bridge.torch_train.state import save_state, write_file
 from bridge.torch_train.status_line import SECONDS, StatusLine
 from bridge.torch_train.updater import Updater
 from training.checkpoint import BEST_FILE, LAST_FILE, Progress
-from training.errors import UserError
 from training.evaluation import Scores
 from training.interruption import Interrupted, Interruption
 from training.record import Run
-from training.schedules import schedule_of
+from training.settings.errors import UserError
+from training.settings.schedules import schedule_of
 
 
 class Job(NamedTuple):

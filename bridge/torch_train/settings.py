@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from training import run_config
-from training.config import option
-from training.errors import UserError
 from training.recipes import RECIPES
+from training.settings import run_config
+from training.settings.config import option
+from training.settings.errors import UserError
 from training.train_config import TrainConfig
 
 ENGINES = ("auto", "eager", "graph", "compile", "compile-graph")

@@ -19,7 +19,7 @@ from formats.atomic import write_atomically
 from formats.digest import digest_path
 from formats.param_file import write_params
 from training.checkpoint import FORMAT, STATE_FILE, Progress
-from training.errors import UserError
+from training.settings.errors import UserError
 
 Tensor = Any
 

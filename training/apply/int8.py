@@ -13,8 +13,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from training.errors import UserError
 from training.evaluation import image_and_label
+from training.settings.errors import UserError
 
 INPUT = "image"
 CALIBRATION_BATCH = 32

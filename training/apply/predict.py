@@ -7,8 +7,8 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from training.errors import UserError
 from training.preprocessing import Preprocessing
+from training.settings.errors import UserError
 
 TOP = 5
 BATCH = 32

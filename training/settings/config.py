@@ -24,8 +24,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Optional, TypeVar
 
-from training.errors import UserError
-from training.fields import Kind, as_text, field_kinds, nearest, option
+from training.settings.errors import UserError
+from training.settings.fields import Kind, as_text, field_kinds, nearest, option
 
 __all__ = [
     "diff_from_default",

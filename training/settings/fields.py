@@ -1,6 +1,6 @@
 """The fields of a config class: their types, reading values from words or JSON.
 
-Knows neither argparse nor files; :mod:`training.config` builds both from it.
+Knows neither argparse nor files; :mod:`training.settings.config` builds both from it.
 """
 
 from __future__ import annotations

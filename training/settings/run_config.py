@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from training.config import option
-from training.errors import UserError
 from training.nonfinite import ON_NONFINITE
-from training.schedules import check_schedule
+from training.settings.config import option
+from training.settings.errors import UserError
+from training.settings.schedules import check_schedule
 
 OPTIMIZERS = ("nag", "sgd", "adam")
 SCHEDULES = ("cosine", "step", "linear", "constant", "plateau")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from training.errors import UserError
+from training.settings.errors import UserError
 
 KINDS = ("cosine", "step", "constant", "linear", "plateau")
 
