@@ -16,7 +16,7 @@ import pytest
 
 from training import cifar, datasets
 from training.cifar_files import FORMATS, PIXELS
-from training.digests import TABLE, FileDigest
+from training.downloads.digests import TABLE, FileDigest
 from training.preprocessing import preprocessing_of
 from training.settings.errors import UserError
 

@@ -15,10 +15,11 @@ from typing import Optional
 import numpy as np
 import pytest
 
-from training import cifar, download, http_transfer
+from training import cifar
 from training.cifar_files import FORMATS
-from training.digests import TABLE, FileDigest
-from training.download import DownloadFailed, fetch
+from training.downloads import download, http_transfer
+from training.downloads.digests import TABLE, FileDigest
+from training.downloads.download import DownloadFailed, fetch
 from training.settings.errors import UserError
 
 NAME = "cifar-10-binary.tar.gz"

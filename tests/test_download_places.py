@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from training import download
-from training.download import candidates, exclusive, shown
+from training.downloads import download
+from training.downloads.download import candidates, exclusive, shown
 from training.settings.errors import UserError
 
 NAME = "cifar-10-binary.tar.gz"

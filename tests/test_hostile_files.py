@@ -25,13 +25,13 @@ from training.cifar import load_cifar
 from training.cifar_files import FORMATS
 from training.datasets import load_dataset
 from training.decode import decode_image, open_rgb
-from training.digests import TABLE, FileDigest
+from training.downloads.digests import TABLE, FileDigest
+from training.downloads.tar_members import MAX_HEADER_BYTES
 from training.image_folder import Files
 from training.photo_batches import FolderSource
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, read_preprocessing
 from training.record import Run
 from training.settings.errors import UserError
-from training.tar_members import MAX_HEADER_BYTES
 
 RECORD = bytes([1]) + bytes(3072)
 EVIL = ("../../evil.bin", "/tmp/reliability-evil.bin", "cifar-10-batches-bin/../../evil.bin")

@@ -12,9 +12,9 @@ import pytest
 
 from training import mnist
 from training.datasets import channel_statistics, load_dataset
-from training.digests import TABLE, FileDigest
 from training.digits import enlarge, load_digits
-from training.download import MNIST_URLS, candidates
+from training.downloads.digests import TABLE, FileDigest
+from training.downloads.download import MNIST_URLS, candidates
 from training.mnist import FILES, load_mnist
 from training.settings.errors import UserError
 

@@ -15,7 +15,7 @@ import pytest
 import train_cifar
 from training import stl10
 from training.datasets import Dataset, load_dataset
-from training.digests import TABLE, FileDigest
+from training.downloads.digests import TABLE, FileDigest
 from training.loaders import build_loaders
 from training.metrics import read_metrics
 from training.recipes import RECIPES, with_recipe

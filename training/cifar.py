@@ -14,9 +14,9 @@ import numpy as np
 from formats.param_file import write_atomically
 from training.cifar_files import FORMATS, Format, Source, find_source, read_source
 from training.datasets import Dataset, ImageData
-from training.digests import TABLE
-from training.download import DownloadFailed, candidates, exclusive, fetch
-from training.places import base_folder, gluon_folder
+from training.downloads.digests import TABLE
+from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
+from training.downloads.places import base_folder, gluon_folder
 from training.settings.errors import UserError
 
 CIFAR10_CLASSES = (

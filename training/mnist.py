@@ -16,9 +16,9 @@ from typing import Optional
 import numpy as np
 
 from training.datasets import Dataset, ImageData
-from training.digests import TABLE, mismatch
-from training.download import DownloadFailed, candidates, exclusive, fetch
-from training.places import base_folder, gluon_folder
+from training.downloads.digests import TABLE, mismatch
+from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
+from training.downloads.places import base_folder, gluon_folder
 from training.settings.errors import UserError
 
 # Images before labels, in the order train, test.

@@ -23,11 +23,11 @@ import numpy as np
 
 from formats.atomic import replacing
 from training.datasets import Dataset, ImageData, channel_statistics
-from training.digests import TABLE, Hasher
-from training.download import DownloadFailed, candidates, exclusive, fetch
-from training.places import base_folder, gluon_folder
+from training.downloads.digests import TABLE, Hasher
+from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
+from training.downloads.places import base_folder, gluon_folder
+from training.downloads.tar_members import BoundedTarInfo
 from training.settings.errors import UserError
-from training.tar_members import BoundedTarInfo
 
 CLASS_NAMES = (
     "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",

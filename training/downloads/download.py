@@ -17,8 +17,8 @@ from typing import Optional
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from formats.atomic import sync_folder
-from training.digests import FileDigest, Hasher
-from training.http_transfer import BLOCK, Unavailable, flush, transfer
+from training.downloads.digests import FileDigest, Hasher
+from training.downloads.http_transfer import BLOCK, Unavailable, flush, transfer
 from training.settings.errors import UserError
 
 AUTHORS_URL = "https://www.cs.toronto.edu/~kriz"
