@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:])
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:])
 
@@ -100,7 +100,7 @@ def test(
         When the loader is empty or its images and labels do not fit the network.
     """
     from training.checkpoint import save_parameters
-    from training.devices import usable_contexts
+    from training.compute.devices import usable_contexts
     from training.engine import evaluate
 
     contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Optional
 
 if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:])
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:])
 
@@ -72,7 +72,7 @@ def test(
     UserError
         When the loader is empty or gives something else.
     """
-    from training.devices import usable_contexts
+    from training.compute.devices import usable_contexts
     from training.rollouts import Draw, score_rollouts
 
     contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
@@ -177,9 +177,9 @@ def _prepare(config: GlimpseConfig) -> Prepared:
     import mxnet as mx
     import numpy as np
 
-    from training.devices import choose_contexts
+    from training.compute.devices import choose_contexts
+    from training.compute.optimizer import build_trainer
     from training.glimpse_loaders import glimpse_loaders, load_data
-    from training.optimizer import build_trainer
     from training.task import Task
 
     contexts = choose_contexts(config.gpus)
@@ -263,7 +263,7 @@ def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
     from formats.weight_file import TORCH, detect_format, read_weights
     from model.weights.loading import load_parameters
     from model.weights.seed_checkpoint import POLICY_STD, from_seed
-    from training.devices import choose_contexts
+    from training.compute.devices import choose_contexts
     from training.glimpse_loaders import Opened, known_settings, load_data
 
     contexts = choose_contexts(config.gpus)

@@ -63,7 +63,7 @@ def work(config: Config) -> None:
 
     from model import create_model
     from training.batches import Batch
-    from training.devices import choose_contexts, hybridize_options
+    from training.compute.devices import choose_contexts, hybridize_options
     from training.engine import Updater, measure
     from training.shared_run import joined, share_weights
 

@@ -18,7 +18,7 @@ from typing import Any, Optional
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads([])
 
@@ -59,11 +59,11 @@ def measure(config: Config, model: str) -> dict[str, float]:
     from model import create_model
     from training.augment import Augmentation
     from training.batches import TrainBatches
+    from training.compute.devices import hybridize_options
+    from training.compute.optimizer import build_trainer
     from training.datasets import load_dataset
-    from training.devices import hybridize_options
     from training.engine import Updater
     from training.engine import measure as finish
-    from training.optimizer import build_trainer
     from training.train_config import ClassifierConfig
 
     name = config.dataset if config.data_dir else "shapes"
@@ -113,7 +113,7 @@ def measure_all(config: Config) -> dict[str, dict[str, float]]:
     """Return `measure` of each network, by name."""
     import mxnet as mx
 
-    from training.devices import use_precision
+    from training.compute.devices import use_precision
 
     use_precision(config.precision, [mx.cpu()])
     return {model: measure(config, model) for model in config.models}

@@ -27,7 +27,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from benchmarks.glimpse_inputs import OUTPUTS, TASKS, parity_inputs
 from benchmarks.interleave import Plan, Worker, measure
 from benchmarks.report import begin, header, headline, row, store
-from training.cores import physical_cores
+from training.compute.cores import physical_cores
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 

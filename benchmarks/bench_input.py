@@ -24,14 +24,14 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads([])
 
 from training.augment import Augmentation, augment
 from training.batches import TrainBatches
+from training.compute.processor import cpu_name, instructions
 from training.datasets import Dataset, ImageData, load_dataset
-from training.processor import cpu_name, instructions
 from training.settings.config import option, parse, to_dict
 from training.settings.errors import UserError
 

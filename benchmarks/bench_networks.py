@@ -41,7 +41,7 @@ from benchmarks.network_workers import (
 )
 from benchmarks.report import begin, headline
 from formats.atomic import write_atomically
-from training.cores import physical_cores
+from training.compute.cores import physical_cores
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 

@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.interleave import Worker
 from benchmarks.report import begin, headline, store
-from training.cores import physical_cores
+from training.compute.cores import physical_cores
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 

@@ -3,7 +3,7 @@
 Training steps of attention56_small and of the glimpse model in images/s, with each way in which
 OpenMP's threads can wait for each other. Every combination is a process of its own; all take turns,
 first on the machine as it is, then beside an endless loop that may run on any core. The table says
-which way is never much slower than one thread, which `training.thread_choice.WAIT_POLICY` is to be.
+which way is never much slower than one thread, which `training.compute.thread_choice.WAIT_POLICY` is to be.
 Takes at most about eight minutes with two cores; use no other machine than a quiet one.
 """
 
@@ -25,10 +25,10 @@ from benchmarks.bench_glimpse import compile_operators
 from benchmarks.interleave import Plan, Worker, interleave
 from benchmarks.report import begin, headline, store
 from benchmarks.series import Series, compare
-from training.cores import physical_cores
+from training.compute.cores import physical_cores
+from training.compute.thread_choice import REASON_VARIABLE, WAIT_VARIABLES
 from training.settings.config import option, parse
 from training.settings.errors import UserError
-from training.thread_choice import REASON_VARIABLE, WAIT_VARIABLES
 
 GLIMPSE = "glimpse_mnist"
 GLIMPSE_BATCH = 128

@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads([])
 
@@ -51,7 +51,7 @@ def measure(name: str, config: Config) -> dict[str, float]:
     from mxnet import autograd, gluon
 
     from model import create_model
-    from training.devices import hybridize_options
+    from training.compute.devices import hybridize_options
 
     net = create_model(name)
     net.initialize(mx.init.MSRAPrelu())
@@ -88,7 +88,7 @@ def main() -> int:
     known = begin()
     import mxnet as mx
 
-    from training.devices import use_precision
+    from training.compute.devices import use_precision
 
     try:
         use_precision(config.precision, [mx.cpu()])

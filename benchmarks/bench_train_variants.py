@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads([])
 
@@ -69,7 +69,7 @@ def steps(name: str, config: Config) -> tuple[dict[str, Step], dict[str, str]]:
 
     from model import create_model
     from model.execution.fused_training import Unavailable, fuse
-    from training.devices import hybridize_options
+    from training.compute.devices import hybridize_options
 
     net = create_model(name, classes=10)
     net.initialize(mx.init.MSRAPrelu())

@@ -29,7 +29,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.report import begin, header, headline, row, store
 from benchmarks.series import Series, compare
-from training.processor import library_caps
+from training.compute.processor import library_caps
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 
@@ -90,7 +90,7 @@ class Worker:
     command
         Program and arguments.
     environment
-        Variables besides those of this process, and besides `training.processor.library_caps`: what
+        Variables besides those of this process, and besides `training.compute.processor.library_caps`: what
         ``ATTENTION_ISA`` leaves out no system has.
     timeout_sec
         Longest wait for an answer, the first one included.

@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads([])
 
@@ -90,9 +90,9 @@ class Steps(Mapping[str, Step]):
 
         from model.execution.fused_training import Unavailable, fuse
         from training.batches import Batch
-        from training.devices import hybridize_options, use_precision
+        from training.compute.devices import hybridize_options, use_precision
+        from training.compute.optimizer import build_trainer
         from training.engine import Updater, measure
-        from training.optimizer import build_trainer
         from training.threads import copy_on_one_thread
         from training.train_config import ClassifierConfig
 
@@ -139,7 +139,7 @@ def peak_step(precision: str, batch: int) -> Step:
     """Return some 3x3 convolutions in a row, which show what the machine can do."""
     import mxnet as mx
 
-    from training.devices import check_bfloat16
+    from training.compute.devices import check_bfloat16
 
     if precision == "bfloat16":
         check_bfloat16()

@@ -9,7 +9,7 @@ from typing import Any, Optional
 from benchmarks import bench_epoch, bench_glimpse, bench_scaling
 from benchmarks import network_rows as rows
 from benchmarks.report import headline
-from training.processor import instructions_slug
+from training.compute.processor import instructions_slug
 
 TRAIN_PASSES, INFER_PASSES = 3, 1  # a backward pass costs twice a forward pass
 COLUMNS = (

@@ -18,7 +18,7 @@ from benchmarks import network_rows as rows
 from benchmarks.interleave import ROOT, Asked, Plan, Worker, interleave
 from benchmarks.report import store
 from benchmarks.series import Series, compare
-from training.processor import instructions, instructions_slug
+from training.compute.processor import instructions, instructions_slug
 from training.settings.errors import UserError
 
 ATTEMPTS = 3  # of measuring a row, until it is steady

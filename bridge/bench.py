@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:], wait_policy={})
 

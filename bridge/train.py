@@ -24,7 +24,7 @@ from pathlib import Path  # noqa: E402
 from typing import Any, Optional  # noqa: E402
 
 if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:], wait_policy={})
 

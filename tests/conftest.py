@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from model.native.processor import limit_onednn
-from training.cores import physical_cores
+from training.compute.cores import physical_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 limit_onednn()  # before MXNet's first operator

@@ -17,11 +17,11 @@ from training import fit
 from training.averaging import EVERY, WeightAverage
 from training.batches import Batch
 from training.checkpoint import Progress, load_state, restore
+from training.compute.optimizer import build_trainer
 from training.datasets import Dataset, ImageData
 from training.engine import Scores, Updater, evaluate
 from training.loaders import build_loaders
 from training.metrics import read_metrics
-from training.optimizer import build_trainer
 from training.record import Run
 from training.settings.config import to_dict
 from training.settings.errors import UserError

@@ -19,7 +19,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from training.devices import check_kvstore, choose_contexts, norm_arguments
+from training.compute.devices import check_kvstore, choose_contexts, norm_arguments
 from training.distributed import ALONE, Group, open_group
 from training.graph_choice import choose_graph
 from training.nonfinite import SkipGuard

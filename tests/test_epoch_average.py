@@ -20,12 +20,12 @@ from training import fit, fresh_statistics
 from training.averaging import EpochAverage
 from training.batches import Batch
 from training.checkpoint import load_state
+from training.compute.optimizer import build_trainer, freeze_except
 from training.engine import Updater, evaluate
 from training.fresh_statistics import measure_statistics, statistics_batches
 from training.interruption import Interrupted
 from training.loaders import build_loaders
 from training.metrics import read_metrics
-from training.optimizer import build_trainer, freeze_except
 from training.settings.errors import UserError
 from training.train_config import TrainConfig
 

@@ -19,12 +19,12 @@ from training import fit
 from training.augment import Augmentation
 from training.batches import TrainBatches
 from training.checkpoint import STATE_FILE, Progress, load_state, restore
+from training.compute.optimizer import build_trainer
 from training.datasets import Dataset, ImageData
 from training.engine import Scores, Updater, evaluate
 from training.interruption import Interruption
 from training.loaders import build_loaders
 from training.metrics import read_metrics
-from training.optimizer import build_trainer
 from training.preprocessing import IMAGENET_MEAN
 from training.record import Run
 from training.settings.config import to_dict

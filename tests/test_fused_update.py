@@ -13,8 +13,8 @@ from mxnet.gluon import nn
 from model import create_model
 from model.execution.fused_training import fuse
 from model.execution.fused_update import update
-from training.joint_optimizer import NAG, SGD
-from training.optimizer import build_trainer
+from training.compute.joint_optimizer import NAG, SGD
+from training.compute.optimizer import build_trainer
 from training.settings.run_config import RunConfig
 
 SHAPES = [(64, 64, 3, 3), (64,), (1,), (7, 3), (128, 64, 1, 1)]

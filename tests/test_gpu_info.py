@@ -8,8 +8,9 @@ from typing import Any
 import mxnet as mx
 import pytest
 
-from training import announce, devices
-from training.gpu_info import gpu_lines, list_gpus, parse_gpus, visible_gpus
+from training import announce
+from training.compute import devices
+from training.compute.gpu_info import gpu_lines, list_gpus, parse_gpus, visible_gpus
 from training.settings.errors import UserError
 
 TABLE = """\

@@ -14,9 +14,9 @@ from mxnet import gluon
 from mxnet.contrib.amp import amp
 
 from training.batches import Batch
-from training.devices import use_precision
+from training.compute.devices import use_precision
+from training.compute.loss_scaling import loss_scale, with_loss_scaling
 from training.engine import Updater
-from training.loss_scaling import loss_scale, with_loss_scaling
 from training.nonfinite import SkipGuard
 from training.settings.errors import UserError
 
@@ -106,7 +106,7 @@ TYPES = """
 import json, sys
 import numpy as np
 import mxnet as mx
-from training.devices import use_precision
+from training.compute.devices import use_precision
 
 class Gpu:
     device_type = "gpu"

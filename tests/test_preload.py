@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import gpu_preload
+from training.compute import gpu_preload
 
 ROOT = Path(__file__).resolve().parent.parent
 # A small shared library that loads anywhere: one of NumPy's own.
@@ -93,8 +93,12 @@ def test_every_library_has_its_wheel_in_the_gpu_extra() -> None:
 
 @pytest.mark.parametrize("has_wheels", [True, False])
 def test_the_installed_pth_file_serves_any_script(site_packages: Path, has_wheels: bool) -> None:
-    shutil.copy(ROOT / "training/gpu_preload.py", site_packages / "attention_gpu_preload.py")
-    shutil.copy(ROOT / "training/gpu_preload.pth", site_packages / "attention_gpu_preload.pth")
+    shutil.copy(
+        ROOT / "training/compute/gpu_preload.py", site_packages / "attention_gpu_preload.py"
+    )
+    shutil.copy(
+        ROOT / "training/compute/gpu_preload.pth", site_packages / "attention_gpu_preload.pth"
+    )
     (site_packages / "mxnet/__init__.py").write_text(
         "import sys\nprint('libcudart.so.11.0' in open('/proc/self/maps').read())\n"
     )

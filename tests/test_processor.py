@@ -15,10 +15,10 @@ import pytest
 from benchmarks import bench_train_variants, interleave, report
 from model.native import processor as networks
 from train_cifar import CifarConfig
-from training import processor
 from training.announce import announce
+from training.compute import processor
+from training.compute.processor import Processor
 from training.environment import describe
-from training.processor import Processor
 from training.run_progress import Progress
 from training.settings.errors import UserError
 from training.task import Loaders

@@ -21,10 +21,8 @@ from PIL import Image
 
 from training import environment, launch
 from training.announce import warn_late_threads
-from training.cores import Cores
-from training.environment import describe_threads
-from training.settings.errors import UserError
-from training.thread_choice import (
+from training.compute.cores import Cores
+from training.compute.thread_choice import (
     WAIT_POLICY,
     choose_threads,
     local_workers,
@@ -33,6 +31,8 @@ from training.thread_choice import (
     set_threads,
     take_threads,
 )
+from training.environment import describe_threads
+from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_cifar.py", "train_imagenet.py", "train_mnist_glimpse.py", "export_model.py")
@@ -43,7 +43,7 @@ OURS = ("OMP_NUM_THREADS", "ATTENTION_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOU
 ON_ANOTHER_MACHINE = """
 import os, runpy, sys
 from pathlib import Path
-from training import cores
+from training.compute import cores
 root, sys.argv = Path(sys.argv[1]), sys.argv[2:]
 cores.physical_cores.__defaults__ = (root, frozenset(range(6)))
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -237,7 +237,7 @@ def test_a_bad_number_ends_a_command_before_numpy_is_there(entrance: str, value:
     assert len(words) == 1
     assert words[0].startswith(f"error: --threads {value}: ")
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "training.thread_choice" in loaded
+    assert "training.compute.thread_choice" in loaded
     assert not {"numpy", "mxnet", "torch"} & loaded
 
 
@@ -245,7 +245,7 @@ def test_importing_a_script_changes_nothing() -> None:
     code = (
         "import os; before = dict(os.environ)\n"
         "import train_cifar, train_imagenet, train_mnist_glimpse, export_model, model\n"
-        "import training.thread_choice, training.launch, training.announce\n"
+        "import training.compute.thread_choice, training.launch, training.announce\n"
         f"print([n for n in {OURS} if os.environ.get(n) != before.get(n)])"
     )
     done = subprocess.run(

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, Optional
 
 from training.checkpoint import STATE_FILE, Progress
-from training.devices import device_names
+from training.compute.devices import device_names
+from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
+from training.compute.processor import cpu_name, instructions
+from training.compute.thread_choice import recorded_threads
 from training.distributed import DIST_SYNC, HOROVOD, NONE, Group
 from training.environment import describe_threads, threads_text
 from training.fit import Loaders, Result
-from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
-from training.processor import cpu_name, instructions
 from training.run_folder import PathLike, read_env
 from training.settings.config import diff_from_default
 from training.settings.run_config import RunConfig
-from training.thread_choice import recorded_threads
 
 SAID = ("precision", "threads")  # by the line itself, before it says what is not the default
 

@@ -56,7 +56,7 @@ class Networks(NamedTuple):
     def build(self, config: ClassifierConfig, classes: int, **norms: Any) -> Any:
         """Return the network that the settings describe, uninitialized.
 
-        `norms` are those of `training.devices.norm_arguments`.
+        `norms` are those of `training.compute.devices.norm_arguments`.
         """
         chosen = {name: getattr(config, name) for name in OVERRIDES}
         overrides = {name: value for name, value in chosen.items() if value is not None}
@@ -88,15 +88,15 @@ def prepare_classifier(
     UserError
         For data, classes or devices that cannot be used; and whatever `networks` raises.
     """
-    from training.devices import (
+    from training.compute.devices import (
         choose_contexts,
         hybridize_options,
         norm_arguments,
         use_precision,
     )
+    from training.compute.loss_scaling import with_loss_scaling
+    from training.compute.optimizer import build_trainer, freeze_except
     from training.graph_choice import choose_graph
-    from training.loss_scaling import with_loss_scaling
-    from training.optimizer import build_trainer, freeze_except
 
     contexts = choose_contexts(config.gpus)
     # Looked at before the data is loaded, so that a wrong name does not first download a data set.
@@ -173,8 +173,8 @@ def start_network(
     import mxnet as mx
     import numpy as np
 
-    from training.devices import norm_arguments
-    from training.optimizer import initializer
+    from training.compute.devices import norm_arguments
+    from training.compute.optimizer import initializer
 
     np.random.seed(config.seed)  # the initializers of MXNet draw from both
     mx.random.seed(config.seed)
@@ -244,7 +244,7 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
     Model, data set and normalization are, in this order: what the user has named (`given`), what
     the index or the folder of the file says, what its shapes tell, `config`.
     """
-    from training.devices import choose_contexts, hybridize_options, use_precision
+    from training.compute.devices import choose_contexts, hybridize_options, use_precision
 
     contexts = choose_contexts(config.gpus)
     found, classes = networks.find(read_weight_shapes(path))

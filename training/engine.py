@@ -16,9 +16,9 @@ import numpy as np
 
 from training.batches import Batch, parts_of_batch
 from training.checkpoint import Progress
+from training.compute.loss_scaling import backward, is_scaled, loss_scale
 from training.distributed import ALONE, Group
 from training.evaluation import Scores, evaluate
-from training.loss_scaling import backward, is_scaled, loss_scale
 from training.nonfinite import SkipGuard
 from training.parameters import average_statistics, plain_layout
 from training.settings.errors import UserError

@@ -15,9 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
-from training.cores import allowed_processors
-from training.processor import cpu_name, instructions
-from training.thread_choice import VARIABLE, as_text, inherited_reason, local_workers
+from training.compute.cores import allowed_processors
+from training.compute.processor import cpu_name, instructions
+from training.compute.thread_choice import VARIABLE, as_text, inherited_reason, local_workers
 
 PACKAGES = ("mxnet", "mxnet-cu117", "numpy", "gluoncv", "mxboard", "protobuf", "torch")
 # Variables that change speed or results.
@@ -45,7 +45,7 @@ def describe() -> dict[str, Any]:
     dict
         JSON-serializable: ``time`` (UTC, ISO 8601), ``command``, ``python``, ``packages``
         (name to version), ``platform``, ``cpu`` and ``isa`` (its name and instruction sets, see
-        `training.processor`), ``cores`` (of the machine), ``usable_cores`` (of this process),
+        `training.compute.processor`), ``cores`` (of the machine), ``usable_cores`` (of this process),
         ``threads`` (see `describe_threads`), ``variables``, ``git``, and what `remember` was told.
 
     Raises

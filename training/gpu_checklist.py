@@ -18,11 +18,11 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from training.batches import Batch
-from training.devices import device_names, probe_gpu, use_precision
+from training.compute.devices import device_names, probe_gpu, use_precision
+from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
+from training.compute.loss_scaling import with_loss_scaling
 from training.engine import Updater, measure
 from training.environment import describe
-from training.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
-from training.loss_scaling import with_loss_scaling
 from training.settings.errors import UserError
 
 IMAGES, EDGE, CLASSES, CHANNELS = 64, 32, 10, 32

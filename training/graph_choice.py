@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple, Optional
 
-from training.devices import check_bfloat16
+from training.compute.devices import check_bfloat16
 from training.distributed import HOROVOD
 from training.environment import remember
 from training.settings.errors import UserError, last_line

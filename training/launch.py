@@ -26,12 +26,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Optional
 
-from training.cores import physical_cores
+from training.compute.cores import physical_cores
+from training.compute.thread_choice import VARIABLE, set_threads, share_of
 from training.distributed import DIST_SYNC, LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 from training.launch_peers import Plan, gather_machines, join_first_machine
 from training.processes import Crew, Ended
 from training.settings.errors import UserError
-from training.thread_choice import VARIABLE, set_threads, share_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "train_cifar.py"

@@ -117,7 +117,7 @@ def own_devices(config: C, group: Group) -> C:
     if group.local_size == 1 or (gpus is not None and gpus.strip().lower().startswith("cpu")):
         return config
     if gpus is None:
-        from training.devices import gpu_count
+        from training.compute.devices import gpu_count
 
         gpus = ",".join(map(str, range(gpu_count())))
     indices = [word for word in gpus.split(",") if word]

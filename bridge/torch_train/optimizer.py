@@ -16,7 +16,7 @@ from typing import Any
 
 import torch  # type: ignore[import-not-found]
 
-from training.optimizer import UNDECAYED
+from training.compute.optimizer import UNDECAYED
 
 Tensor = Any
 

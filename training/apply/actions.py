@@ -106,7 +106,7 @@ def print_mask_scores(config: Any, given: Given, networks: Networks, open_test: 
     import mxnet as mx
 
     from training.apply.mask_score import MaskScores, join_scores, score_masks, score_table
-    from training.optimizer import initializer
+    from training.compute.optimizer import initializer
 
     opened = open_classifier(config.mask_score, config, given, networks)
     _require_masks(opened)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from training.cores import Cores, physical_cores
+from training.compute.cores import Cores, physical_cores
 from training.settings.errors import UserError
 
 FLAG, VARIABLE = "--threads", "OMP_NUM_THREADS"

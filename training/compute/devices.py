@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from training.gpu_info import advice_for
+from training.compute.gpu_info import advice_for
 from training.settings.errors import UserError, last_line
 from training.threads import copy_on_one_thread
 
@@ -135,7 +135,7 @@ def use_precision(precision: str, contexts: list[Any]) -> None:
     """Switch on mixed precision; call it before any network is built. It cannot be undone.
 
     Parameters stay float32 and so do files. bfloat16 has float32's range, so no loss scaling;
-    float16 needs it, see `training.loss_scaling`.
+    float16 needs it, see `training.compute.loss_scaling`.
 
     Raises
     ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.devices import check_kvstore
+from training.compute.devices import check_kvstore
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 
@@ -49,7 +49,7 @@ def build_trainer(net: Any, config: RunConfig) -> Any:
     """
     from mxnet import gluon
 
-    from training.joint_optimizer import joint_optimizer
+    from training.compute.joint_optimizer import joint_optimizer
 
     for parameter in net.collect_params().values():
         if not config.decay_bias and parameter.name.endswith(UNDECAYED):
