@@ -30,13 +30,13 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
 from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.recipes import RECIPES, with_recipe
-from training.script import Prepared, Script, check_settings, exit_code
-from training.seed_log import (
+from training.records.seed_log import (
     changed_settings,
     checkpoint_file,
     evaluation_lines,
     refuse_torch_file,
 )
+from training.script import Prepared, Script, check_settings, exit_code
 from training.settings.config import option, parse_overrides
 from training.settings.errors import UserError
 from training.settings.run_config import flags_of
@@ -146,7 +146,7 @@ def _given(argv: Sequence[str]) -> Mapping[str, Any]:
     if note:
         print(note)
     if given.get("resume") and is_ram_command(argv):
-        from training.record import read_config
+        from training.records.run import read_config
 
         refuse_torch_file(given["resume"], argv)
         return {**changed_settings(given, read_config(given["resume"])), "resume": given["resume"]}

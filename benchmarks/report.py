@@ -10,7 +10,7 @@ from typing import Any
 
 from formats.atomic import write_atomically
 from training.compute.processor import library_caps
-from training.environment import describe
+from training.records.environment import describe
 from training.settings.errors import UserError
 
 QUIET_LOAD = 0.3  # load average above which a machine is not called quiet

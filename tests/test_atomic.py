@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from formats.atomic import remove_leftovers, replacing, write_atomically, write_together
-from training.board import Board
-from training.metrics import append_metrics
+from training.records.board import Board
+from training.records.metrics import append_metrics
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -27,7 +27,7 @@ from training import graph_choice
 from training.checkpoint import load_state
 from training.cifar_files import FORMATS
 from training.loaders import evaluation_batches, open_dataset
-from training.metrics import read_metrics
+from training.records.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 8

@@ -23,9 +23,9 @@ from training.checkpoint import load_state
 from training.compute.optimizer import build_trainer, freeze_except
 from training.engine import Updater, evaluate
 from training.fresh_statistics import measure_statistics, statistics_batches
-from training.interruption import Interrupted
 from training.loaders import build_loaders
-from training.metrics import read_metrics
+from training.records.interruption import Interrupted
+from training.records.metrics import read_metrics
 from training.settings.errors import UserError
 from training.train_config import TrainConfig
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mxboard.proto import event_pb2
 from mxboard.record_writer import RecordWriter, masked_crc32c
 
-from training import event_file
-from training.event_file import cut_back, cut_back_folder
+from training.records import event_file
+from training.records.event_file import cut_back, cut_back_folder
 
 NAME = "events.out.tfevents.1700000000.host.000"
 

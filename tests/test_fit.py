@@ -22,11 +22,11 @@ from training.checkpoint import STATE_FILE, Progress, load_state, restore
 from training.compute.optimizer import build_trainer
 from training.datasets import Dataset, ImageData
 from training.engine import Scores, Updater, evaluate
-from training.interruption import Interruption
 from training.loaders import build_loaders
-from training.metrics import read_metrics
 from training.preprocessing import IMAGENET_MEAN
-from training.record import Run
+from training.records.interruption import Interruption
+from training.records.metrics import read_metrics
+from training.records.run import Run
 from training.settings.config import to_dict
 from training.settings.errors import UserError
 from training.train_config import TrainConfig

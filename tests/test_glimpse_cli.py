@@ -13,7 +13,7 @@ import train_mnist_glimpse
 from formats.param_file import read_params
 from training import engine
 from training.checkpoint import load_state
-from training.metrics import read_metrics
+from training.records.metrics import read_metrics
 
 SETTINGS = """
 --dataset digits --gpus cpu --hidden-size 12 --glimpse-hidden 12 --loc-hidden 8 --locator-hidden 6

@@ -10,8 +10,8 @@ import pytest
 
 from tests.processor import BFLOAT16
 from training import graph_choice
-from training.environment import describe
 from training.graph_choice import choose_graph
+from training.records.environment import describe
 from training.settings.errors import UserError
 
 

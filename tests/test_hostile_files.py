@@ -30,7 +30,7 @@ from training.downloads.tar_members import MAX_HEADER_BYTES
 from training.image_folder import Files
 from training.photo_batches import FolderSource
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, read_preprocessing
-from training.record import Run
+from training.records.run import Run
 from training.settings.errors import UserError
 
 RECORD = bytes([1]) + bytes(3072)

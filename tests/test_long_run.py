@@ -15,8 +15,8 @@ import pytest
 from formats.param_file import verify_digest
 from training.checkpoint import STATE_FILE, load_state
 from training.engine import Updater, evaluate
-from training.interruption import Interruption
-from training.metrics import read_metrics
+from training.records.interruption import Interruption
+from training.records.metrics import read_metrics
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 

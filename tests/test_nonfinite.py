@@ -14,8 +14,8 @@ import pytest
 
 from training.checkpoint import load_state, parameter_arrays
 from training.engine import Measured, Updater
-from training.metrics import read_metrics
 from training.nonfinite import SkipGuard
+from training.records.metrics import read_metrics
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 

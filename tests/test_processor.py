@@ -18,8 +18,8 @@ from train_cifar import CifarConfig
 from training.announce import announce
 from training.compute import processor
 from training.compute.processor import Processor
-from training.environment import describe
-from training.run_progress import Progress
+from training.records.environment import describe
+from training.records.run_progress import Progress
 from training.settings.errors import UserError
 from training.task import Loaders
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import environment
-from training.metrics import read_metrics
-from training.record import Run, read_config
+from training.records import environment
+from training.records.metrics import read_metrics
+from training.records.run import Run, read_config
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,7 +185,7 @@ def test_bad_folders_are_user_errors(tmp_path: Path) -> None:
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
-    code = "import sys; from training.record import Run; Run.resume(sys.argv[1], 1)"
+    code = "import sys; from training.records.run import Run; Run.resume(sys.argv[1], 1)"
     with Run.create(tmp_path, CONFIG, []):
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
@@ -255,7 +255,7 @@ def test_graph_is_written_or_skipped_with_one_warning(
 def test_sigkill_loses_nothing_that_metrics_has(tmp_path: Path) -> None:
     code = f"""
         import os, signal
-        from training.record import Run
+        from training.records.run import Run
         run = Run.create({str(tmp_path)!r}, {{}}, [])
         for epoch in (1, 2, 3):
             run.scalars(epoch, dict(train_loss=1.0, lr=0.1))
@@ -274,7 +274,7 @@ def test_a_full_disk_is_one_user_error(tmp_path: Path) -> None:
     code = f"""
         import resource
         from training.settings.errors import UserError
-        from training.record import Run
+        from training.records.run import Run
         try:
             with Run.create({str(tmp_path)!r}, {{}}, []) as run:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # any larger write fails
@@ -318,7 +318,5 @@ def test_the_commit_is_recorded_only_for_the_repository_itself(tmp_path: Path) -
 
 
 def test_import_is_free() -> None:
-    code = (
-        "import sys, training.record; sys.exit('mxnet' in sys.modules or 'mxboard' in sys.modules)"
-    )
+    code = "import sys, training.records.run; sys.exit('mxnet' in sys.modules or 'mxboard' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -12,7 +12,7 @@ from typing import Any, Callable
 import pytest
 
 from training.checkpoint import STATE_FILE
-from training.run_folder import hold
+from training.records.run_folder import hold
 from training.script import Prepared, Script, exit_code
 from training.settings.errors import UserError
 from training.train_config import TrainConfig

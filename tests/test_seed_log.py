@@ -13,8 +13,8 @@ from PIL import Image
 
 import train_cifar
 from training import fit
-from training.metrics import read_metrics
-from training.seed_log import (
+from training.records.metrics import read_metrics
+from training.records.seed_log import (
     changed_settings,
     checkpoint_file,
     evaluation_lines,

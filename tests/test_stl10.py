@@ -17,8 +17,8 @@ from training import stl10
 from training.datasets import Dataset, load_dataset
 from training.downloads.digests import TABLE, FileDigest
 from training.loaders import build_loaders
-from training.metrics import read_metrics
 from training.recipes import RECIPES, with_recipe
+from training.records.metrics import read_metrics
 from training.settings.errors import UserError
 from training.train_config import TrainConfig
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import environment, launch
+from training import launch
 from training.announce import warn_late_threads
 from training.compute.cores import Cores
 from training.compute.thread_choice import (
@@ -31,7 +31,8 @@ from training.compute.thread_choice import (
     set_threads,
     take_threads,
 )
-from training.environment import describe_threads
+from training.records import environment
+from training.records.environment import describe_threads
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ import train_imagenet
 from formats.param_file import read_params
 from training.checkpoint import load_state
 from training.imagenet import ImageNetConfig
-from training.metrics import read_metrics
+from training.records.metrics import read_metrics
 from training.settings.schedules import schedule_of
 
 COLOURS = ((220, 40, 40), (40, 40, 220))

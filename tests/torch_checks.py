@@ -39,7 +39,7 @@ from bridge.torch_train.updater import FIRST_SCALE, StepSettings, Updater  # noq
 from training.augment import Augmentation  # noqa: E402
 from training.batches import TrainBatches  # noqa: E402
 from training.datasets import ImageData  # noqa: E402
-from training.metrics import read_metrics  # noqa: E402
+from training.records.metrics import read_metrics  # noqa: E402
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ from training.datasets import ImageData
 from training.distributed import ALONE, Group
 from training.engine import Updater, measure
 from training.fit import Fit
-from training.record import Run
+from training.records.run import Run
 from training.settings.run_config import RunConfig
 from training.shared_run import (
     Follower,

@@ -15,9 +15,9 @@ from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gp
 from training.compute.processor import cpu_name, instructions
 from training.compute.thread_choice import recorded_threads
 from training.distributed import DIST_SYNC, HOROVOD, NONE, Group
-from training.environment import describe_threads, threads_text
 from training.fit import Loaders, Result
-from training.run_folder import PathLike, read_env
+from training.records.environment import describe_threads, threads_text
+from training.records.run_folder import PathLike, read_env
 from training.settings.config import diff_from_default
 from training.settings.run_config import RunConfig
 
@@ -62,7 +62,7 @@ def warn_of_changes(
 ) -> None:
     """Warn when a resumed run is computed otherwise than before, which its numbers will show.
 
-    `now` is what `training.environment.describe` says of this process.
+    `now` is what `training.records.environment.describe` says of this process.
     """
     env = read_env(folder)
     warn_threads(recorded_threads(env) or progress.threads, now["threads"]["effective"])

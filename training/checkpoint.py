@@ -28,7 +28,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from formats.param_file import ParamFileError, read_params, verify_digest, write_params
-from training.run_progress import Progress, check_counters
+from training.records.run_progress import Progress, check_counters
 from training.settings.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]

@@ -14,8 +14,8 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar
 from formats.weight_file import read_weight_shapes
 from training.batches import parts_of_batch
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
+from training.records.seed_log import TORCH_ENDINGS
 from training.script import Prepared
-from training.seed_log import TORCH_ENDINGS
 from training.settings.errors import UserError
 from training.task import Method, Task
 from training.train_config import ClassifierConfig
@@ -270,7 +270,7 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
 
 def known_of(path: Path) -> dict[str, Any]:
     """Return what the index or the run folder says of a parameter file."""
-    from training.record import CONFIG_FILE, read_config
+    from training.records.run import CONFIG_FILE, read_config
     from training.results import find_result
 
     row = find_result(path)

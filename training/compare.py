@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from formats.param_file import write_atomically
-from training.metrics import PathLike
+from training.records.metrics import PathLike
 from training.run_results import RunResult, Spread, find_runs, read_result, spread
 from training.script import RESUMABLE
 from training.settings.errors import UserError

@@ -40,10 +40,10 @@ from training.engine import (
 from training.epoch_files import keep_last
 from training.fit_records import diverged, sample_images, trained_weights
 from training.fresh_statistics import measure_statistics, statistics_batches
-from training.interruption import DataLost, Interrupted, Interruption, readable
 from training.nonfinite import SkipGuard
-from training.progress import DurationNote, ProgressBar
-from training.record import Run
+from training.records.interruption import DataLost, Interrupted, Interruption, readable
+from training.records.progress import DurationNote, ProgressBar
+from training.records.run import Run
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 from training.settings.schedules import schedule_of

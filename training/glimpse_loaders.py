@@ -13,7 +13,7 @@ from training.glimpse_batches import GlimpseTrainBatches, draw_split
 from training.glimpse_config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse_tasks import GlimpseTask, draw_test, load_task
 from training.loaders import SPLIT_SEED
-from training.record import CONFIG_FILE, read_config
+from training.records.run import CONFIG_FILE, read_config
 from training.results import GLIMPSE_INDEX, find_result
 from training.rollouts import Draw
 

@@ -35,7 +35,7 @@ class View:
 
 
 def glimpse_images(path: GlimpsePath) -> np.ndarray:
-    """Draw the boxes of all glimpses over each image, for `training.record.Run.images`.
+    """Draw the boxes of all glimpses over each image, for `training.records.run.Run.images`.
 
     The size depends on the sizes of image and boxes only, so that pictures of different epochs
     have the same one.

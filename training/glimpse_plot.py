@@ -4,7 +4,7 @@
 `GlimpsePath`                                          the arrays behind all pictures
 `plot_paths`                                           PNG: path, patches, class probabilities
 `training.glimpse_gif.animate_paths`                   GIF: one frame per glimpse
-`training.glimpse_overlay.glimpse_images`              uint8 arrays for `training.record.Run.images`
+`training.glimpse_overlay.glimpse_images`              uint8 arrays for `training.records.run.Run.images`
 =====================================================  =====================================
 """
 

@@ -22,7 +22,7 @@ from training.compute.devices import device_names, probe_gpu, use_precision
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.compute.loss_scaling import with_loss_scaling
 from training.engine import Updater, measure
-from training.environment import describe
+from training.records.environment import describe
 from training.settings.errors import UserError
 
 IMAGES, EDGE, CLASSES, CHANNELS = 64, 32, 10, 32

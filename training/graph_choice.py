@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Optional
 
 from training.compute.devices import check_bfloat16
 from training.distributed import HOROVOD
-from training.environment import remember
+from training.records.environment import remember
 from training.settings.errors import UserError, last_line
 
 # A timing is only as good as the machine is quiet: bfloat16 must save this share of a step.

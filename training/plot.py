@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 
 from formats.param_file import write_atomically
-from training.metrics import METRICS_FILE, PathLike, read_metrics
-from training.record import read_config
+from training.records.metrics import METRICS_FILE, PathLike, read_metrics
+from training.records.run import read_config
 from training.settings.errors import UserError
 
 if TYPE_CHECKING:

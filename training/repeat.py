@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from formats.param_file import write_atomically
-from training.record import CONFIG_FILE
+from training.records.run import CONFIG_FILE
 from training.run_results import RunResult, read_result, spread
 from training.settings.errors import UserError
 

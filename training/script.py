@@ -19,7 +19,7 @@ from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 from formats.param_file import ParamFileError
 from training.checkpoint import Progress
 from training.distributed import NONE, Group
-from training.record import Run
+from training.records.run import Run
 from training.settings.config import from_dict, to_dict
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig, check_resume
@@ -97,7 +97,7 @@ class Script(Generic[C]):
         UserError
             For settings, data or a run folder that cannot be used.
         """
-        from training.run_folder import has_begun
+        from training.records.run_folder import has_begun
         from training.shared_run import OtherWorkerFailed, joined, shared_folder, together
 
         check_resume(given, AT_RESUME)
@@ -171,7 +171,7 @@ class Script(Generic[C]):
     ) -> Run:
         """Return the open record of a new or resumed run; the first worker alone keeps one."""
         from training.announce import default_folder, warn_of_changes, warn_unverified
-        from training.environment import describe
+        from training.records.environment import describe
         from training.shared_run import Follower
 
         if group.rank:
@@ -189,7 +189,7 @@ class Script(Generic[C]):
 
     def _saved(self, folder: Path, given: Mapping[str, Any]) -> C:
         """Return the settings of a run, with what may be another at a resume."""
-        from training.record import read_config
+        from training.records.run import read_config
 
         saved = from_dict(self.config_class, read_config(folder))
         here = {name: given[name] for name in (*RESUMABLE, "precision") if name in given}
@@ -222,7 +222,7 @@ def one_precision(config: C, group: Group) -> C:
 
 def take(folder: str) -> IO[bytes]:
     """Return the lock of a run that goes on."""
-    from training.run_folder import hold, read_config
+    from training.records.run_folder import hold, read_config
 
     read_config(folder)  # which says best that there is no run
     # Before all else is read: the process that has it open would go on writing.

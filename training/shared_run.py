@@ -16,7 +16,7 @@ import numpy as np
 
 from training.checkpoint import STATE_FILE
 from training.distributed import NONE, Group, open_group
-from training.record import CONFIG_FILE, PathLike, Run
+from training.records.run import CONFIG_FILE, PathLike, Run
 from training.settings.config import to_dict
 from training.settings.errors import UserError
 
@@ -178,7 +178,7 @@ def share_weights(group: Group, net: Any) -> None:
 
 
 class Follower(Run):
-    """In place of a `training.record.Run` on the workers that keep no record."""
+    """In place of a `training.records.run.Run` on the workers that keep no record."""
 
     def __init__(self, folder: PathLike) -> None:
         self.folder = Path(folder)

@@ -15,8 +15,8 @@ from bridge.torch_train.fit import Job
 from bridge.torch_train.settings import BridgeConfig
 from formats.atomic import write_atomically
 from training.checkpoint import Progress
-from training.environment import threads_text
-from training.record import ENV_FILE
+from training.records.environment import threads_text
+from training.records.run import ENV_FILE
 from training.settings.config import diff_from_default
 from training.task import Loaders
 

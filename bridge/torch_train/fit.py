@@ -26,8 +26,8 @@ from bridge.torch_train.status_line import SECONDS, StatusLine
 from bridge.torch_train.updater import Updater
 from training.checkpoint import BEST_FILE, LAST_FILE, Progress
 from training.evaluation import Scores
-from training.interruption import Interrupted, Interruption
-from training.record import Run
+from training.records.interruption import Interrupted, Interruption
+from training.records.run import Run
 from training.settings.errors import UserError
 from training.settings.schedules import schedule_of
 

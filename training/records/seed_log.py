@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from formats.param_file import write_atomically
-from training.metrics import PathLike, read_metrics
-from training.run_folder import CONFIG_FILE
+from training.records.metrics import PathLike, read_metrics
+from training.records.run_folder import CONFIG_FILE
 from training.settings.errors import UserError
 
 LOG_FILE = "log.txt"

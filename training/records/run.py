@@ -2,7 +2,7 @@
 
 ================  ==================================================================
 ``config.json``   the configuration, written once
-``env.json``      `training.environment.describe` at the start, and at every resume
+``env.json``      `training.records.environment.describe` at the start, and at every resume
 ``metrics.jsonl`` one JSON object per finished epoch
 event files       the same numbers, histograms, images and the graph for TensorBoard
 ``.lock``         held while a process has the run open
@@ -23,17 +23,19 @@ from typing import IO, Any, Optional, Union
 import numpy as np
 
 from formats.atomic import remove_leftovers, write_atomically
-from training.board import Board, NoBoard
-from training.environment import describe
-from training.event_file import cut_back_folder
-from training.metrics import (
-    MetricsTable,
-    append_metrics,
-    cut_back_metrics,
-    metrics_row,
+from training.records.board import Board, NoBoard
+from training.records.environment import describe
+from training.records.event_file import cut_back_folder
+from training.records.metrics import MetricsTable, append_metrics, cut_back_metrics, metrics_row
+from training.records.run_folder import (
+    CONFIG_FILE,
+    ENV_FILE,
+    has_begun,
+    hold,
+    read_config,
+    read_env,
 )
-from training.run_folder import CONFIG_FILE, ENV_FILE, has_begun, hold, read_config, read_env
-from training.seed_log import write_seed_files
+from training.records.seed_log import write_seed_files
 from training.settings.errors import UserError
 
 __all__ = ["CONFIG_FILE", "ENV_FILE", "Run", "read_config"]
@@ -126,7 +128,7 @@ class Run:
             Number of finished epochs in the checkpoint. ``metrics.jsonl`` and all event files are
             cut back to it.
         lock : file, optional
-            What `training.run_folder.hold` gave for the folder; default: it is locked here.
+            What `training.records.run_folder.hold` gave for the folder; default: it is locked here.
 
         Raises
         ------
@@ -162,7 +164,7 @@ class Run:
         epoch : int
             Number of finished epochs, from 1.
         values : mapping from str to number or None
-            `training.metrics.METRICS_ORDER` has the common keys. Losses are mean cross-entropy per
+            `training.records.metrics.METRICS_ORDER` has the common keys. Losses are mean cross-entropy per
             image in nats, accuracies are between 0 and 1. NaN and infinity become null in
             ``metrics.jsonl``: JSON has no name for them.
         """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Union
 
 from training.checkpoint import LAST_FILE, STATE_FILE
-from training.metrics import METRICS_FILE
+from training.records.metrics import METRICS_FILE
 from training.settings.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]

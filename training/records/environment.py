@@ -27,7 +27,7 @@ VARIABLE_PREFIXES = (
 )
 GIT_TIMEOUT_SEC = 10.0
 _facts: dict[str, str] = {}  # found out by this process, see `remember`
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def remember(name: str, fact: str) -> None:
