@@ -244,8 +244,8 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
     from formats.atomic import write_atomically
     from model.export.export_symbol import symbol_json
     from training.checkpoint import save_parameters
-    from training.cifar import CLASS_NAMES
     from training.classifier import OVERRIDES, start_network, start_stem
+    from training.data.cifar import CLASS_NAMES
     from training.loaders import build_loaders, open_dataset
 
     known = CLASS_NAMES.get(config.dataset)  # of these the data need not be here

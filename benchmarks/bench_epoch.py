@@ -61,7 +61,7 @@ def measure(config: Config, model: str) -> dict[str, float]:
     from training.batches import TrainBatches
     from training.compute.devices import hybridize_options
     from training.compute.optimizer import build_trainer
-    from training.datasets import load_dataset
+    from training.data.dataset import load_dataset
     from training.engine import Updater
     from training.engine import measure as finish
     from training.train_config import ClassifierConfig

@@ -31,7 +31,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 from training.augment import Augmentation, augment
 from training.batches import TrainBatches
 from training.compute.processor import cpu_name, instructions
-from training.datasets import Dataset, ImageData, load_dataset
+from training.data.dataset import Dataset, ImageData, load_dataset
 from training.settings.config import option, parse, to_dict
 from training.settings.errors import UserError
 

@@ -32,8 +32,8 @@ from bridge.pieces import MB, PieceError, piece_names, read_pieces, write_pieces
 from formats.atomic import write_atomically
 from formats.digest import digest_line, digest_path
 from formats.param_file import read_params, write_params
-from training.cifar import search_places
-from training.cifar_files import FORMATS, PIXELS, Format, find_source, read_source
+from training.data.cifar import search_places
+from training.data.cifar_files import FORMATS, PIXELS, Format, find_source, read_source
 from training.records.environment import describe
 from training.script import exit_code
 from training.settings.errors import UserError

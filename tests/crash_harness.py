@@ -39,7 +39,7 @@ from formats.param_file import read_params, verify_digest
 from training import plot
 from training.checkpoint import STATE_FILE, load_state
 from training.compute.optimizer import build_trainer
-from training.datasets import Dataset, ImageData
+from training.data.dataset import Dataset, ImageData
 from training.loaders import build_loaders
 from training.records import environment
 from training.records.metrics import METRICS_FILE, read_metrics

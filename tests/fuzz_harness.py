@@ -248,7 +248,7 @@ class IntoTraining:
 
 
 def picture(path: Path) -> dict[str, np.ndarray]:
-    from training.decode import decode_image
+    from training.data.decode import decode_image
 
     return {"pixels": decode_image(str(path), 16)}
 

@@ -18,7 +18,7 @@ from training.averaging import EVERY, WeightAverage
 from training.batches import Batch
 from training.checkpoint import Progress, load_state, restore
 from training.compute.optimizer import build_trainer
-from training.datasets import Dataset, ImageData
+from training.data.dataset import Dataset, ImageData
 from training.engine import Scores, Updater, evaluate
 from training.loaders import build_loaders
 from training.records.metrics import read_metrics

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from training.augment import Augmentation
 from training.batches import Batch, EvalBatches, TrainBatches, prefetched
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 from training.settings.errors import UserError
 
 PLAIN = Augmentation(pad=0, flip=False)

@@ -23,8 +23,8 @@ from model import create_model
 from model.export.export_symbol import symbol_json
 from model.weights.loading import load_parameters
 from train_cifar import test as score
+from training.data.shapes import load_shapes
 from training.settings.errors import UserError
-from training.shapes import load_shapes
 
 EXACT = 1e-9
 NETWORKS: dict[str, dict[str, Any]] = {

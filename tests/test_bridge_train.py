@@ -137,7 +137,7 @@ def test_mxnet_decides_as_pytorch_on_a_file_that_the_bridge_trained(
     checked: Any, run_torch: RunTorch
 ) -> None:
     from training.augment import normalize
-    from training.digits import load_digits
+    from training.data.digits import load_digits
 
     folder = checked[0]
     symbol, output = str(folder / "tiny-symbol.json"), folder / "logits.npz"

@@ -14,8 +14,9 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from training import cifar, datasets
-from training.cifar_files import FORMATS, PIXELS
+from training.data import cifar
+from training.data import dataset as datasets
+from training.data.cifar_files import FORMATS, PIXELS
 from training.downloads.digests import TABLE, FileDigest
 from training.preprocessing import preprocessing_of
 from training.settings.errors import UserError

@@ -25,7 +25,7 @@ from model.weights.loading import load_parameters
 from tests.processor import BFLOAT16, without_operators
 from training import graph_choice
 from training.checkpoint import load_state
-from training.cifar_files import FORMATS
+from training.data.cifar_files import FORMATS
 from training.loaders import evaluation_batches, open_dataset
 from training.records.metrics import read_metrics
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training import cifar, datasets
-from training.datasets import ImageData, load_dataset, split_validation, stratified_mask
+from training.data import cifar
+from training.data import dataset as datasets
+from training.data.dataset import ImageData, load_dataset, split_validation, stratified_mask
 from training.settings.errors import UserError
 
 

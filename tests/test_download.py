@@ -15,8 +15,8 @@ from typing import Optional
 import numpy as np
 import pytest
 
-from training import cifar
-from training.cifar_files import FORMATS
+from training.data import cifar
+from training.data.cifar_files import FORMATS
 from training.downloads import download, http_transfer
 from training.downloads.digests import TABLE, FileDigest
 from training.downloads.download import DownloadFailed, fetch

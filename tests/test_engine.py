@@ -14,7 +14,7 @@ from mxnet.gluon import nn
 
 from training.batches import Batch, EvalBatches
 from training.checkpoint import Progress
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 from training.engine import (
     EpochHooks,
     Measured,

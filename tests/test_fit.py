@@ -20,7 +20,7 @@ from training.augment import Augmentation
 from training.batches import TrainBatches
 from training.checkpoint import STATE_FILE, Progress, load_state, restore
 from training.compute.optimizer import build_trainer
-from training.datasets import Dataset, ImageData
+from training.data.dataset import Dataset, ImageData
 from training.engine import Scores, Updater, evaluate
 from training.loaders import build_loaders
 from training.preprocessing import IMAGENET_MEAN

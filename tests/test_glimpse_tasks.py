@@ -13,9 +13,9 @@ from PIL import Image
 from training import glimpse_sheet, glimpse_tasks
 from training.batches import Batch, EvalBatches
 from training.canvas import CANVASES, Canvas
-from training.datasets import Dataset, ImageData
+from training.data.dataset import Dataset, ImageData
+from training.data.digits import load_digits
 from training.deform import Deformation
-from training.digits import load_digits
 from training.glimpse_batches import GlimpseTrainBatches, draw_split
 from training.glimpse_tasks import TASKS, GlimpseTask, draw_test, load_task
 from training.settings.errors import UserError

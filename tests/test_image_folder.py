@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import decode as decoding
-from training import image_folder
-from training.datasets import load_dataset
-from training.decode import decode_image
-from training.image_folder import load_image_folder
+from training.data import decode as decoding
+from training.data import image_folder
+from training.data.dataset import load_dataset
+from training.data.decode import decode_image
+from training.data.image_folder import load_image_folder
 from training.settings.errors import UserError
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "emu": (30, 30, 200)}

@@ -17,7 +17,7 @@ from tests.exported import tiny_attention, tiny_resnet
 from tests.test_export import TINY_FLAGS
 from training import loaders
 from training.apply import int8
-from training.datasets import Dataset, ImageData
+from training.data.dataset import Dataset, ImageData
 from training.settings.errors import UserError
 
 

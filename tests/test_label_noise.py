@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.datasets import Dataset, ImageData
+from training.data.dataset import Dataset, ImageData
 from training.label_noise import NOISE_FILE, NoisyImageData, add_label_noise, noise_files
 from training.loaders import build_loaders
 from training.settings.errors import UserError

@@ -10,12 +10,12 @@ from typing import Callable, Optional
 import numpy as np
 import pytest
 
-from training import mnist
-from training.datasets import channel_statistics, load_dataset
-from training.digits import enlarge, load_digits
+from training.data import mnist
+from training.data.dataset import channel_statistics, load_dataset
+from training.data.digits import enlarge, load_digits
+from training.data.mnist import FILES, load_mnist
 from training.downloads.digests import TABLE, FileDigest
 from training.downloads.download import MNIST_URLS, candidates
-from training.mnist import FILES, load_mnist
 from training.settings.errors import UserError
 
 COUNTS = (7, 7, 3, 3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.image_folder import Files
+from training.data.image_folder import Files
 from training.imagenet import ImageNetConfig, open_imagenet
 from training.photo_augment import (
     GREY,

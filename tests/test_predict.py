@@ -13,7 +13,7 @@ from mxnet.gluon import nn
 from PIL import Image
 
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
-from training.cifar import CIFAR10_CLASSES, MEAN
+from training.data.cifar import CIFAR10_CLASSES, MEAN
 from training.preprocessing import (
     IMAGENET_MEAN,
     PREPROCESSING_FILE,

@@ -20,7 +20,7 @@ from model.execution.inference import prepare_inference
 from model.weights.loading import find_model
 from training.batches import EvalBatches
 from training.classifier import Opened, open_classifier
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 from training.evaluation import Scores, evaluate
 from training.loaders import evaluation_batches, normalized, open_dataset
 from training.recipes import RECIPES

@@ -13,7 +13,7 @@ import train_mnist_glimpse
 from model import create_model
 from training import rollouts as module
 from training.batches import EvalBatches
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 from training.engine import measure
 from training.glimpse_report import report_rollouts
 from training.rollouts import Draw, RolloutObjective, rollout_evaluation, score_rollouts

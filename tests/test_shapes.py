@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from training import shapes, shapes_draw
-from training.datasets import Dataset, ImageData
+from training.data import shapes, shapes_draw
+from training.data.dataset import Dataset, ImageData
 from training.settings.errors import UserError
 
 # A class must not show in single pixels, colours or nearest neighbours.

@@ -18,7 +18,7 @@ from tests.test_averaging import DATA, Crash, after, finish, images_of, network
 from tests.test_epoch_average import CONFIG
 from training.batches import EvalBatches
 from training.checkpoint import load_state, parameter_arrays
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 from training.engine import Updater
 from training.loaders import build_loaders
 from training.settings.errors import UserError

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import train_cifar
-from training import stl10
-from training.datasets import Dataset, load_dataset
+from training.data import stl10
+from training.data.dataset import Dataset, load_dataset
 from training.downloads.digests import TABLE, FileDigest
 from training.loaders import build_loaders
 from training.recipes import RECIPES, with_recipe

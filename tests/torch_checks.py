@@ -38,7 +38,7 @@ from bridge.torch_train.settings import BridgeConfig  # noqa: E402
 from bridge.torch_train.updater import FIRST_SCALE, StepSettings, Updater  # noqa: E402
 from training.augment import Augmentation  # noqa: E402
 from training.batches import TrainBatches  # noqa: E402
-from training.datasets import ImageData  # noqa: E402
+from training.data.dataset import ImageData  # noqa: E402
 from training.records.metrics import read_metrics  # noqa: E402
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()

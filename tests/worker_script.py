@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from training.augment import Augmentation
 from training.batches import Batch, EvalBatches, TrainBatches
 from training.checkpoint import Progress, load_state, restore
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 from training.distributed import ALONE, Group
 from training.engine import Updater, measure
 from training.fit import Fit

@@ -21,7 +21,7 @@ from typing import NamedTuple, Optional, TypeVar
 import numpy as np
 
 from training.augment import Augmentation, augment, mixup, normalize, smooth_labels
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 from training.draws import Draws, draw_batch, draw_first_flips
 from training.settings.errors import UserError
 from training.shrink import shrink

@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from training.batches import EvalBatches, TrainBatches, parts_of_batch
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 
 # Running statistics of a training, with MXNet's momentum of 0.9, are over about 20 batches.
 IMAGES = 5120

@@ -13,7 +13,7 @@ import numpy as np
 from training.augment import Augmentation, normalize
 from training.batches import Batch, TrainBatches
 from training.canvas import Canvas, draw_canvases
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 from training.deform import Deformation, deform
 
 # Canvases that are drawn together in draw_split. The draws follow one another, so the pictures of

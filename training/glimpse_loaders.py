@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.batches import EvalBatches
-from training.datasets import ImageData, split_validation
+from training.data.dataset import ImageData, split_validation
 from training.deform import Deformation
 from training.fit import Loaders
 from training.glimpse_batches import GlimpseTrainBatches, draw_split

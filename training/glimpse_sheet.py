@@ -9,7 +9,7 @@ from typing import Optional
 import numpy as np
 
 from formats.param_file import write_atomically
-from training.datasets import Dataset
+from training.data.dataset import Dataset
 from training.deform import Deformation
 from training.glimpse_batches import GlimpseTrainBatches
 from training.glimpse_tasks import TASKS, GlimpseTask, draw_test, load_task

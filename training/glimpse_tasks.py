@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Optional
 
 from training.canvas import CANVASES, Canvas
-from training.datasets import FOLDER_PREFIX, Dataset, ImageData, load_dataset
+from training.data.dataset import FOLDER_PREFIX, Dataset, ImageData, load_dataset
+from training.data.image_folder import load_image_folder
 from training.glimpse_batches import draw_split
-from training.image_folder import load_image_folder
 from training.settings.errors import UserError
 
 TEST_SEED = 0  # of the test canvases: they are the same for every training
@@ -71,9 +71,9 @@ def load_task(
     task : str
         ``mnist``, ``translated``, ``cluttered``, ``cluttered100`` (all from MNIST), ``digits``,
         ``digits-translated`` (embedded) or ``folder:PATH`` (a user's images, see
-        :func:`training.image_folder.load_image_folder`).
+        :func:`training.data.image_folder.load_image_folder`).
     data_dir, mirror, download
-        As for :func:`training.datasets.load_dataset`.
+        As for :func:`training.data.dataset.load_dataset`.
     size : int
         Height and width that the images of a folder get.
 

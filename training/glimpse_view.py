@@ -11,7 +11,7 @@ from typing import Any, Callable
 import numpy as np
 
 from formats.param_file import ParamFileError, read_params, write_params
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 from training.glimpse_config import GlimpseConfig
 from training.glimpse_loaders import Opened, test_batches
 from training.glimpse_overlay import glimpse_images

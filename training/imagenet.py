@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from training.data.image_folder import TEST_SHARE, Files, list_image_folder
 from training.fit import Loaders
-from training.image_folder import TEST_SHARE, Files, list_image_folder
 from training.loaders import SPLIT_SEED
 from training.photo_augment import PhotoAugmentation
 from training.photo_batches import (
@@ -127,7 +127,7 @@ def open_imagenet(config: ImageNetConfig) -> Photographs:
 
 def _split(files: Files) -> tuple[FolderSource, FolderSource]:
     """Return the images and a fifth of every class, held out for the test."""
-    from training.datasets import stratified_mask
+    from training.data.dataset import stratified_mask
 
     chosen = stratified_mask(files.labels, round(TEST_SHARE * len(files.paths)), SPLIT_SEED)
     parts = []

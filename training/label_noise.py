@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from training.datasets import ImageData
+from training.data.dataset import ImageData
 
 NOISE_FILE = "label_noise.json"
 # Beside the numbers of epochs in the seeds of training.batches, which no training reaches.

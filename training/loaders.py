@@ -8,7 +8,7 @@ import numpy as np
 
 from training.augment import check_crop
 from training.batches import EvalBatches, TrainBatches
-from training.datasets import Dataset, ImageData, load_dataset, split_validation
+from training.data.dataset import Dataset, ImageData, load_dataset, split_validation
 from training.fit import Loaders
 from training.label_noise import add_label_noise
 from training.preprocessing import FIGURES

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.decode import centre_square
+from training.data.decode import centre_square
 from training.settings.errors import UserError
 
 CROP_AREA = (0.08, 1.0)

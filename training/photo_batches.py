@@ -17,8 +17,8 @@ import numpy as np
 
 from training.augment import mixup, smooth_labels
 from training.batches import Batch, prefetched
-from training.decode import centre_square, check_file, open_rgb
-from training.image_folder import Files
+from training.data.decode import centre_square, check_file, open_rgb
+from training.data.image_folder import Files
 from training.photo_augment import PhotoAugmentation, augment_photo, normalize_photo
 from training.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD
 from training.settings.errors import UserError

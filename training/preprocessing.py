@@ -109,7 +109,7 @@ def preprocessing_of(path: Path, config: Any) -> Preprocessing:
     """
     if (path.parent / PREPROCESSING_FILE).is_file():
         return read_preprocessing(path.parent)
-    from training.cifar import CLASS_NAMES, MEAN, STD
+    from training.data.cifar import CLASS_NAMES, MEAN, STD
 
     if config.dataset == "imagenet":
         return Preprocessing(config.size, IMAGENET_MEAN, IMAGENET_STD, crop=IMAGENET_CROP)

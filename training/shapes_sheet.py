@@ -8,8 +8,8 @@ import sys
 import numpy as np
 
 from formats.param_file import write_atomically
+from training.data.shapes import CLASS_NAMES, draw_shapes
 from training.settings.errors import UserError
-from training.shapes import CLASS_NAMES, draw_shapes
 
 ENLARGED = 3
 GAP = 4

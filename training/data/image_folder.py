@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training.datasets import (
+from training.data.dataset import (
     FOLDER_PREFIX,
     Dataset,
     ImageData,
     channel_statistics,
     split_validation,
 )
-from training.decode import decode_image
+from training.data.decode import decode_image
 from training.settings.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -12,8 +12,8 @@ from typing import Optional
 import numpy as np
 
 from formats.param_file import write_atomically
-from training.cifar_files import FORMATS, Format, Source, find_source, read_source
-from training.datasets import Dataset, ImageData
+from training.data.cifar_files import FORMATS, Format, Source, find_source, read_source
+from training.data.dataset import Dataset, ImageData
 from training.downloads.digests import TABLE
 from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
 from training.downloads.places import base_folder, gluon_folder

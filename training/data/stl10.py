@@ -22,7 +22,7 @@ from typing import Any, Optional
 import numpy as np
 
 from formats.atomic import replacing
-from training.datasets import Dataset, ImageData, channel_statistics
+from training.data.dataset import Dataset, ImageData, channel_statistics
 from training.downloads.digests import TABLE, Hasher
 from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
 from training.downloads.places import base_folder, gluon_folder

@@ -113,7 +113,7 @@ def load_dataset(
         ``cifar10``, ``cifar100`` (100 fine classes), ``cifar100-coarse`` (the same images in 20
         classes), ``stl10`` (96x96), ``mnist``, ``shapes`` and ``digits`` (embedded, need no file)
         or ``folder:PATH``
-        (:func:`training.image_folder.load_image_folder`).
+        (:func:`training.data.image_folder.load_image_folder`).
     data_dir : str, optional
         Where CIFAR, STL-10 or MNIST is; it must exist when given. Without it: ``./data``, then
         ``$MXNET_HOME/datasets/<name>``, where Gluon keeps it.
@@ -129,29 +129,29 @@ def load_dataset(
     """
     # Each reader imports the classes above, hence the imports inside.
     if name in ("cifar10", "cifar100", "cifar100-coarse"):
-        from training.cifar import load_cifar
+        from training.data.cifar import load_cifar
 
         files, _, kind = name.partition("-")
         data = load_cifar(files, data_dir, mirror=mirror, download=download, coarse=bool(kind))
         return replace(data, name=name)
     if name == "stl10":
-        from training.stl10 import load_stl10
+        from training.data.stl10 import load_stl10
 
         return load_stl10(data_dir, mirror=mirror, download=download)
     if name == "mnist":
-        from training.mnist import load_mnist
+        from training.data.mnist import load_mnist
 
         return load_mnist(data_dir, mirror=mirror, download=download)
     if name == "digits":
-        from training.digits import load_digits
+        from training.data.digits import load_digits
 
         return load_digits()
     if name == "shapes":
-        from training.shapes import load_shapes
+        from training.data.shapes import load_shapes
 
         return load_shapes()
     if name.startswith(FOLDER_PREFIX):
-        from training.image_folder import load_image_folder
+        from training.data.image_folder import load_image_folder
 
         return load_image_folder(name[len(FOLDER_PREFIX) :])
     raise UserError(_unknown_name(name))

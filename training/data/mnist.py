@@ -15,7 +15,7 @@ from typing import Optional
 
 import numpy as np
 
-from training.datasets import Dataset, ImageData
+from training.data.dataset import Dataset, ImageData
 from training.downloads.digests import TABLE, mismatch
 from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
 from training.downloads.places import base_folder, gluon_folder

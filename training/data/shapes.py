@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.datasets import Dataset, ImageData, channel_statistics
-from training.settings.errors import UserError
-from training.shapes_draw import (
+from training.data.dataset import Dataset, ImageData, channel_statistics
+from training.data.shapes_draw import (
     IMAGE_SIZE,
     OUTLINES,
     Uniform,
@@ -25,6 +24,7 @@ from training.shapes_draw import (
     pixel_grid,
     rotate,
 )
+from training.settings.errors import UserError
 
 CLASS_NAMES = tuple(OUTLINES)
 

@@ -13,7 +13,7 @@ import os
 
 import numpy as np
 
-from training.datasets import Dataset, ImageData, channel_statistics, stratified_mask
+from training.data.dataset import Dataset, ImageData, channel_statistics, stratified_mask
 
 SIZE = 28
 TEST_COUNT = 500
