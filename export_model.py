@@ -122,7 +122,7 @@ def measure_int8(
         When the data set is unknown or not there.
     """
     from training.apply import int8
-    from training.augment import normalize
+    from training.augmentation.augment import normalize
     from training.loaders import evaluation_batches, normalized, open_dataset
     from training.settings.errors import UserError
 

@@ -173,8 +173,8 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
 
 
 def _prepare(config: CifarConfig) -> Prepared:
+    from training.augmentation.label_noise import noise_files
     from training.classifier import prepare_classifier
-    from training.label_noise import noise_files
     from training.loaders import build_loaders, open_dataset
 
     ready = prepare_classifier(config, networks(), open_dataset, build_loaders)

@@ -57,7 +57,7 @@ def measure(config: Config, model: str) -> dict[str, float]:
     import mxnet as mx
 
     from model import create_model
-    from training.augment import Augmentation
+    from training.augmentation.augment import Augmentation
     from training.batches import TrainBatches
     from training.compute.devices import hybridize_options
     from training.compute.optimizer import build_trainer

@@ -28,7 +28,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
-from training.augment import Augmentation, augment
+from training.augmentation.augment import Augmentation, augment
 from training.batches import TrainBatches
 from training.compute.processor import cpu_name, instructions
 from training.data.dataset import Dataset, ImageData, load_dataset

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.augment import (
+from training.augmentation.augment import (
     Augmentation,
     augment,
     cutout_square,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.augment import Augmentation
+from training.augmentation.augment import Augmentation
 from training.batches import Batch, EvalBatches, TrainBatches, prefetched
 from training.data.dataset import ImageData
 from training.settings.errors import UserError

@@ -136,7 +136,7 @@ def mxnet_logits(symbol: Path, params: Path, image: np.ndarray) -> np.ndarray:
 def test_mxnet_decides_as_pytorch_on_a_file_that_the_bridge_trained(
     checked: Any, run_torch: RunTorch
 ) -> None:
-    from training.augment import normalize
+    from training.augmentation.augment import normalize
     from training.data.digits import load_digits
 
     folder = checked[0]

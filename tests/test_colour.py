@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.augment import Augmentation, augment, pad_crop
-from training.colour import colour_jitter
+from training.augmentation.augment import Augmentation, augment, pad_crop
+from training.augmentation.colour import colour_jitter
 from training.settings.errors import UserError
 
 

@@ -16,7 +16,7 @@ from mxnet.gluon import nn
 
 from formats.param_file import read_params
 from training import fit
-from training.augment import Augmentation
+from training.augmentation.augment import Augmentation
 from training.batches import TrainBatches
 from training.checkpoint import STATE_FILE, Progress, load_state, restore
 from training.compute.optimizer import build_trainer

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from training import glimpse_sheet, glimpse_tasks
+from training.augmentation.deform import Deformation
 from training.batches import Batch, EvalBatches
 from training.canvas import CANVASES, Canvas
 from training.data.dataset import Dataset, ImageData
 from training.data.digits import load_digits
-from training.deform import Deformation
 from training.glimpse_batches import GlimpseTrainBatches, draw_split
 from training.glimpse_tasks import TASKS, GlimpseTask, draw_test, load_task
 from training.settings.errors import UserError

@@ -8,8 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from training.augmentation.label_noise import (
+    NOISE_FILE,
+    NoisyImageData,
+    add_label_noise,
+    noise_files,
+)
 from training.data.dataset import Dataset, ImageData
-from training.label_noise import NOISE_FILE, NoisyImageData, add_label_noise, noise_files
 from training.loaders import build_loaders
 from training.settings.errors import UserError
 from training.train_config import TrainConfig

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.image_folder import Files
-from training.imagenet import ImageNetConfig, open_imagenet
-from training.photo_augment import (
+from training.augmentation.photo_augment import (
     GREY,
     PhotoAugmentation,
     augment_photo,
@@ -21,6 +19,8 @@ from training.photo_augment import (
     pca_shift,
     random_resized_crop,
 )
+from training.data.image_folder import Files
+from training.imagenet import ImageNetConfig, open_imagenet
 from training.photo_batches import (
     FolderSource,
     PhotoEvalBatches,

@@ -16,13 +16,13 @@ from formats.param_file import read_params
 from model import create_model
 from tests.test_averaging import DATA, Crash, after, finish, images_of, network
 from tests.test_epoch_average import CONFIG
+from training.augmentation.shrink import shrink
 from training.batches import EvalBatches
 from training.checkpoint import load_state, parameter_arrays
 from training.data.dataset import ImageData
 from training.engine import Updater
 from training.loaders import build_loaders
 from training.settings.errors import UserError
-from training.shrink import shrink
 from training.whitening import whiten_stem, whitening_filters
 
 SMALL = replace(CONFIG, small_size=6, small_epochs=2)

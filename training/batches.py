@@ -20,11 +20,11 @@ from typing import NamedTuple, Optional, TypeVar
 
 import numpy as np
 
-from training.augment import Augmentation, augment, mixup, normalize, smooth_labels
+from training.augmentation.augment import Augmentation, augment, mixup, normalize, smooth_labels
+from training.augmentation.draws import Draws, draw_batch, draw_first_flips
+from training.augmentation.shrink import shrink
 from training.data.dataset import ImageData
-from training.draws import Draws, draw_batch, draw_first_flips
 from training.settings.errors import UserError
-from training.shrink import shrink
 
 T = TypeVar("T")
 

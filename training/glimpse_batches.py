@@ -10,11 +10,11 @@ from typing import Optional
 
 import numpy as np
 
-from training.augment import Augmentation, normalize
+from training.augmentation.augment import Augmentation, normalize
+from training.augmentation.deform import Deformation, deform
 from training.batches import Batch, TrainBatches
 from training.canvas import Canvas, draw_canvases
 from training.data.dataset import ImageData
-from training.deform import Deformation, deform
 
 # Canvases that are drawn together in draw_split. The draws follow one another, so the pictures of
 # a fixed test set depend on it.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training.augmentation.deform import Deformation
 from training.batches import EvalBatches
 from training.data.dataset import ImageData, split_validation
-from training.deform import Deformation
 from training.fit import Loaders
 from training.glimpse_batches import GlimpseTrainBatches, draw_split
 from training.glimpse_config import SPEC_FIELDS, GlimpseConfig

@@ -9,8 +9,8 @@ from typing import Optional
 import numpy as np
 
 from formats.param_file import write_atomically
+from training.augmentation.deform import Deformation
 from training.data.dataset import Dataset
-from training.deform import Deformation
 from training.glimpse_batches import GlimpseTrainBatches
 from training.glimpse_tasks import TASKS, GlimpseTask, draw_test, load_task
 from training.settings.errors import UserError

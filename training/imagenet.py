@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from training.augmentation.photo_augment import PhotoAugmentation
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
 from training.fit import Loaders
 from training.loaders import SPLIT_SEED
-from training.photo_augment import PhotoAugmentation
 from training.photo_batches import (
     FolderSource,
     PhotoEvalBatches,

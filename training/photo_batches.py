@@ -15,11 +15,11 @@ from typing import Callable, Optional, Protocol, Union
 
 import numpy as np
 
-from training.augment import mixup, smooth_labels
+from training.augmentation.augment import mixup, smooth_labels
+from training.augmentation.photo_augment import PhotoAugmentation, augment_photo, normalize_photo
 from training.batches import Batch, prefetched
 from training.data.decode import centre_square, check_file, open_rgb
 from training.data.image_folder import Files
-from training.photo_augment import PhotoAugmentation, augment_photo, normalize_photo
 from training.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD
 from training.settings.errors import UserError
 
@@ -119,7 +119,7 @@ class PhotoTrainBatches(_Photos):
     augmentation
         What is done to each photograph.
     mixup_alpha, label_smoothing
-        Those of `training.augment.Augmentation`.
+        Those of `training.augmentation.augment.Augmentation`.
     seed
         0 or larger.
 

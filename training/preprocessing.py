@@ -56,7 +56,7 @@ class Preprocessing:
 
     def normalize(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return uint8 images (H, W, 3) as one float32 batch (N, 3, H, W)."""
-        from training.augment import normalize
+        from training.augmentation.augment import normalize
 
         return normalize(np.stack(images), self.mean, self.std)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from training.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
+from training.augmentation.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
 from training.distributed import ENGINES, NONE
 from training.settings.config import option
 from training.settings.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from training.augment import normalize
+from training.augmentation.augment import normalize
 from training.batches import TrainBatches
 from training.settings.errors import UserError
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from training.augment import check_crop
+from training.augmentation.augment import check_crop
+from training.augmentation.draws import Jitter, Rectangles
+from training.augmentation.photo_augment import GREY
 from training.batches import EvalBatches, Plan, TrainBatches, prefetched
-from training.draws import Jitter, Rectangles
-from training.photo_augment import GREY
 
 Tensor = Any
 PLANS_AHEAD = 4
@@ -135,7 +135,7 @@ class DeviceBatches:
 
 
 class Normalizer:
-    """``(image / 255 - mean) / std`` as `training.augment.normalize` computes it, in N, H, W, C."""
+    """``(image / 255 - mean) / std`` as `training.augmentation.augment.normalize` computes it, in N, H, W, C."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         deviation = np.asarray(std, np.float64)
@@ -149,7 +149,7 @@ class Normalizer:
 
 
 def blend(values: Tensor, partner: Tensor, rest: float) -> Tensor:
-    """Return ``values + rest * (values[partner] - values)``, as `training.augment.mixup` does."""
+    """Return ``values + rest * (values[partner] - values)``, as `training.augmentation.augment.mixup` does."""
     return (values[partner] - values) * rest + values
 
 

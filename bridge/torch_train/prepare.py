@@ -26,9 +26,9 @@ from formats.atomic import write_atomically
 from formats.param_file import verify_digest
 from formats.weight_file import read_weights
 from training.announce import default_folder, warn_threads
+from training.augmentation.label_noise import noise_files
 from training.checkpoint import STATE_FILE, Progress, load_state
 from training.classifier import OVERRIDES as NOTED
-from training.label_noise import noise_files
 from training.loaders import build_loaders, open_dataset
 from training.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.records.environment import describe

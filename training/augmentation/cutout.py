@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.draws import Range, Rectangles, draw_erasing, draw_square
+from training.augmentation.draws import Range, Rectangles, draw_erasing, draw_square
 
 
 def cutout_square(

@@ -18,9 +18,9 @@ from typing import Optional
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from training.colour import colour_jitter
-from training.cutout import Range, cutout_square, random_erasing
-from training.draws import draw_flips, draw_mix, draw_places
+from training.augmentation.colour import colour_jitter
+from training.augmentation.cutout import Range, cutout_square, random_erasing
+from training.augmentation.draws import draw_flips, draw_mix, draw_places
 from training.settings.errors import UserError
 
 CUTOUT_KINDS = ("none", "square", "erasing")
@@ -46,7 +46,7 @@ class Augmentation:
         Largest shift as a fraction of height and width, in [0, 1); 0 switches it off.
     jitter
         Brightness, contrast and saturation are each scaled by 1 - jitter to 1 + jitter
-        (:func:`training.colour.colour_jitter`); 0 switches it off.
+        (:func:`training.augmentation.colour.colour_jitter`); 0 switches it off.
     cutout
         ``none``, ``square`` (:func:`cutout_square`) or ``erasing`` (:func:`random_erasing`).
     cutout_prob
@@ -58,7 +58,7 @@ class Augmentation:
         width).
     small_size, small_epochs
         In so many first epochs the images are shrunk to this edge at the end
-        (:func:`training.shrink.shrink`); 0: never.
+        (:func:`training.augmentation.shrink.shrink`); 0: never.
     mixup_alpha
         Both parameters of the beta distribution that mixup draws from; 0 switches it off.
     label_smoothing

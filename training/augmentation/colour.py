@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.draws import draw_jitter
-from training.photo_augment import GREY
+from training.augmentation.draws import draw_jitter
+from training.augmentation.photo_augment import GREY
 
 
 def colour_jitter(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:

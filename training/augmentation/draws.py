@@ -66,12 +66,12 @@ def draw_batch(
     rng: np.random.Generator,
     mirrored: Optional[np.ndarray] = None,
 ) -> Draws:
-    """Draw what `training.augment.augment` and `mixup` would draw, in their order.
+    """Draw what `training.augmentation.augment.augment` and `mixup` would draw, in their order.
 
     Parameters
     ----------
     chosen
-        What is done to a batch, a `training.augment.Augmentation`.
+        What is done to a batch, a `training.augmentation.augment.Augmentation`.
     count
         N, images in the batch.
     size
