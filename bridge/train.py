@@ -7,7 +7,7 @@
 
 The symbol and its weights come from ``python -m model.export.export_symbol``, where MXNet is. Here PyTorch
 and NumPy suffice. The run folder is that of ``train_cifar.py``: ``last.param`` and ``best.param``
-are MXNet's files, and ``training.plot`` and ``training.compare`` read its records.
+are MXNet's files, and ``training.reports.plot`` and ``training.reports.compare`` read its records.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _report(scores: Any, progress: Any, folder: Path, config: BridgeConfig) -> N
     print(f"best {judged} {progress.best_acc:.5f} at epoch {progress.best_epoch}")
     print(f"wrote {folder}/last.param, {folder}/best.param; where MXNet is:")
     print(f"  python train_cifar.py --test {folder}/last.param")
-    print(f"  python -m training.plot {folder}")
+    print(f"  python -m training.reports.plot {folder}")
 
 
 if __name__ == "__main__":

@@ -36,13 +36,13 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from formats.param_file import read_params, verify_digest
-from training import plot
 from training.checkpoint import STATE_FILE, load_state
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
 from training.loaders import build_loaders
 from training.records import environment
 from training.records.metrics import METRICS_FILE, read_metrics
+from training.reports import plot
 from training.script import Prepared, Script
 from training.task import Task
 from training.train_config import TrainConfig

@@ -183,7 +183,7 @@ def test_the_bridge_imports_without_mxnet_and_its_helpers(run_torch: RunTorch) -
         "for name in ('mxnet', 'gluoncv', 'mxboard', 'tqdm', 'requests', 'PIL', 'matplotlib'):\n"
         "    sys.modules[name] = None\n"
         "import bridge.train, bridge.bench, bridge.pack, bridge.score\n"
-        "import bridge.torch_train.prepare, training.compare\n"
+        "import bridge.torch_train.prepare, training.reports.compare\n"
     )
     done = run_torch("-c", code)
     assert done.returncode == 0, done.stderr

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import plot
-from training.plot import main, plot_runs
+from training.reports import plot
+from training.reports.plot import main, plot_runs
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,7 +128,7 @@ def test_what_cannot_be_drawn_is_one_error(
 def test_the_module_runs_without_mxnet(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 2)
     code = (
-        "import sys, training.plot as plot; plot.main(sys.argv[1:]); "
+        "import sys, training.reports.plot as plot; plot.main(sys.argv[1:]); "
         "sys.exit('mxnet' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(run)], cwd=ROOT).returncode == 0

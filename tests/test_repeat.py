@@ -15,10 +15,10 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 
-from training import compare, repeat
-from training.compare import comparison_csv, comparison_table, group_runs
-from training.compare_plot import curves, draw_groups
-from training.run_results import RunResult, find_runs, read_result, spread
+from training.reports import compare, repeat
+from training.reports.compare import comparison_csv, comparison_table, group_runs
+from training.reports.compare_plot import curves, draw_groups
+from training.reports.run_results import RunResult, find_runs, read_result, spread
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,7 +126,7 @@ def test_a_seed_that_stopped_is_resumed(
 def test_a_request_to_stop_reaches_the_training(trainer: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     flags = [f"--script={trainer}", f"--output={out}", "--seeds=2", "--", "--wait-0"]
-    command = [sys.executable, "-m", "training.repeat", *flags]
+    command = [sys.executable, "-m", "training.reports.repeat", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     metrics = out / "seed-0" / "metrics.jsonl"
     for _ in range(600):

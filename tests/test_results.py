@@ -24,8 +24,8 @@ from training.data.dataset import ImageData
 from training.evaluation import Scores, evaluate
 from training.loaders import evaluation_batches, normalized, open_dataset
 from training.recipes import RECIPES
+from training.reports.results_table import results_table
 from training.results import INDEX, find_result, read_index
-from training.results_table import results_table
 from training.settings.config import parse_overrides
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -118,7 +118,7 @@ class Script(Generic[C]):
         from training.announce import announce, report, restart_command
         from training.checkpoint import load_state, restore
         from training.fit import Fit
-        from training.plot import plot_runs
+        from training.reports.plot import plot_runs
         from training.shared_run import agree, own_devices, scaled, share_weights, together
 
         def ready() -> tuple[C, Prepared, Optional[tuple]]:

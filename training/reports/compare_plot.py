@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from training.plot import COLOURS, DPI
+from training.reports.plot import COLOURS, DPI
 
 Rows = Sequence[Mapping[str, Any]]
 PANELS = (("test_acc", "Test error (%)"), ("train_loss", "Training loss (nats per image)"))

@@ -1,6 +1,6 @@
 """Compare runs: last epoch, mean and spread over the seeds, as a table and as curves.
 
-    python -m training.compare runs/a runs/b runs/repeat-1234abcd --output compare.png
+    python -m training.reports.compare runs/a runs/b runs/repeat-1234abcd --output compare.png
 
 A folder that holds runs stands for all of them. Runs whose settings differ in nothing but the seed
 are one row; rows are named by the settings in which they differ.
@@ -20,7 +20,7 @@ from typing import Any, Optional
 
 from formats.param_file import write_atomically
 from training.records.metrics import PathLike
-from training.run_results import RunResult, Spread, find_runs, read_result, spread
+from training.reports.run_results import RunResult, Spread, find_runs, read_result, spread
 from training.script import RESUMABLE
 from training.settings.errors import UserError
 
@@ -155,7 +155,7 @@ def compare(folders: Sequence[PathLike]) -> tuple[list[Group], list[RunResult]]:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.compare",
+        prog="python -m training.reports.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -178,7 +178,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def _picture(path: str, groups: Sequence[Group]) -> bytes:
-    from training.compare_plot import draw_groups
+    from training.reports.compare_plot import draw_groups
 
     if not path.lower().endswith(".png"):
         raise UserError(f"cannot write {path}: curves are PNG images. Name a .png file")

@@ -1,4 +1,4 @@
-"""``python -m training.shapes_sheet FILE.png``: pictures of every class of ``shapes`` and masks."""
+"""``python -m training.reports.shapes_sheet FILE.png``: pictures of every class of ``shapes`` and masks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def main() -> int:
 
     try:
         if len(sys.argv) != 2 or not sys.argv[1].endswith(".png"):
-            raise UserError("give the file to write: python -m training.shapes_sheet FILE.png")
+            raise UserError(
+                "give the file to write: python -m training.reports.shapes_sheet FILE.png"
+            )
         buffer = io.BytesIO()
         Image.fromarray(contact_sheet()).save(buffer, "PNG", optimize=True)
         write_atomically(sys.argv[1], buffer.getvalue())

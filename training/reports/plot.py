@@ -1,6 +1,6 @@
 """Draw the curves of runs from their ``metrics.jsonl``.
 
-``python -m training.plot RUN`` writes ``RUN/curves.png``; with several runs, or with
+``python -m training.reports.plot RUN`` writes ``RUN/curves.png``; with several runs, or with
 ``--output FILE``, one figure compares them.
 """
 
@@ -95,7 +95,8 @@ def plot_runs(folders: Sequence[PathLike], output: Optional[PathLike] = None) ->
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.plot", description="Draw the curves of training runs as PNG."
+        prog="python -m training.reports.plot",
+        description="Draw the curves of training runs as PNG.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder; several are compared")
     parser.add_argument("--output", metavar="FILE", help=f"PNG file (default: {CURVES_FILE})")

@@ -1,6 +1,6 @@
 """One training with several seeds, one after the other: mean and spread of the last epoch.
 
-    python -m training.repeat --seeds 5 -- --recipe ram --model resnet20_ram --epochs 30
+    python -m training.reports.repeat --seeds 5 -- --recipe ram --model resnet20_ram --epochs 30
 
 What follows ``--`` goes to ``train_cifar.py``, or another ``--script``. The runs are ``seed-0`` to
 ``seed-4`` in one folder, which also gets ``summary.json`` and ``summary.csv``; all have the
@@ -25,10 +25,10 @@ from typing import Any, Optional
 
 from formats.param_file import write_atomically
 from training.records.run import CONFIG_FILE
-from training.run_results import RunResult, read_result, spread
+from training.reports.run_results import RunResult, read_result, spread
 from training.settings.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "train_cifar.py"
 COMMAND_FILE = "repeat.json"
 SUMMARY_FILE, TABLE_FILE = "summary.json", "summary.csv"
@@ -115,7 +115,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     place = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(
-        prog="python -m training.repeat",
+        prog="python -m training.reports.repeat",
         usage="%(prog)s [--flag value ...] -- ARGS...",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
