@@ -62,7 +62,7 @@ def work(config: Config) -> None:
     from mxnet import gluon
 
     from model import create_model
-    from training.batches import Batch
+    from training.batches.in_memory import Batch
     from training.compute.devices import choose_contexts, hybridize_options
     from training.engine import Updater, measure
     from training.shared_run import joined, share_weights

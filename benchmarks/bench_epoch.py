@@ -58,7 +58,7 @@ def measure(config: Config, model: str) -> dict[str, float]:
 
     from model import create_model
     from training.augmentation.augment import Augmentation
-    from training.batches import TrainBatches
+    from training.batches.in_memory import TrainBatches
     from training.compute.devices import hybridize_options
     from training.compute.optimizer import build_trainer
     from training.data.dataset import load_dataset

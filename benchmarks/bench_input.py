@@ -29,7 +29,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     take_threads([])
 
 from training.augmentation.augment import Augmentation, augment
-from training.batches import TrainBatches
+from training.batches.in_memory import TrainBatches
 from training.compute.processor import cpu_name, instructions
 from training.data.dataset import Dataset, ImageData, load_dataset
 from training.settings.config import option, parse, to_dict

@@ -89,7 +89,7 @@ class Steps(Mapping[str, Step]):
         import mxnet as mx
 
         from model.execution.fused_training import Unavailable, fuse
-        from training.batches import Batch
+        from training.batches.in_memory import Batch
         from training.compute.devices import hybridize_options, use_precision
         from training.compute.optimizer import build_trainer
         from training.engine import Updater, measure

@@ -73,7 +73,7 @@ def build_steps(config: Config, net: Any, loss: Any) -> dict[str, Callable[[], o
     import mxnet as mx
     from mxnet import gluon
 
-    from training.batches import Batch
+    from training.batches.in_memory import Batch
     from training.engine import Updater, measure
     from training.rollouts import Draw, RolloutObjective, score_rollouts
 

@@ -15,7 +15,7 @@ from mxnet.gluon import nn
 from formats.param_file import read_params
 from training import fit
 from training.averaging import EVERY, WeightAverage
-from training.batches import Batch
+from training.batches.in_memory import Batch
 from training.checkpoint import Progress, load_state, restore
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData

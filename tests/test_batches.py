@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.augmentation.augment import Augmentation
-from training.batches import Batch, EvalBatches, TrainBatches, prefetched
+from training.batches.in_memory import Batch, EvalBatches, TrainBatches, prefetched
 from training.data.dataset import ImageData
 from training.settings.errors import UserError
 

@@ -16,7 +16,7 @@ from mxnet import gluon
 from mxnet.gluon import nn
 
 from formats.param_file import read_params, write_params
-from training.batches import Batch
+from training.batches.in_memory import Batch
 from training.checkpoint import (
     STATE_FILE,
     Progress,

@@ -14,11 +14,11 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
+from training.batches.preprocessing import preprocessing_of
 from training.data import cifar
 from training.data import dataset as datasets
 from training.data.cifar_files import FORMATS, PIXELS
 from training.downloads.digests import TABLE, FileDigest
-from training.preprocessing import preprocessing_of
 from training.settings.errors import UserError
 
 IMAGES = 20

@@ -12,7 +12,7 @@ import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
-from training.batches import Batch, EvalBatches
+from training.batches.in_memory import Batch, EvalBatches
 from training.checkpoint import Progress
 from training.data.dataset import ImageData
 from training.engine import (

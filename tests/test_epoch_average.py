@@ -18,7 +18,7 @@ from model.execution.fused_training import fuse
 from tests.test_averaging import DATA, Crash, after, change, finish, network, values
 from training import fit, fresh_statistics
 from training.averaging import EpochAverage
-from training.batches import Batch
+from training.batches.in_memory import Batch
 from training.checkpoint import load_state
 from training.compute.optimizer import build_trainer, freeze_except
 from training.engine import Updater, evaluate

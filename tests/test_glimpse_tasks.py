@@ -12,7 +12,7 @@ from PIL import Image
 
 from training import glimpse_sheet, glimpse_tasks
 from training.augmentation.deform import Deformation
-from training.batches import Batch, EvalBatches
+from training.batches.in_memory import Batch, EvalBatches
 from training.canvas import CANVASES, Canvas
 from training.data.dataset import Dataset, ImageData
 from training.data.digits import load_digits

@@ -20,6 +20,8 @@ from PIL import Image, ImageFile
 from formats.param_file import write_params
 from model import create_model
 from model.weights.loading import LoadError, load_parameters
+from training.batches.photos import FolderSource
+from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing, read_preprocessing
 from training.data import decode, stl10
 from training.data.cifar import load_cifar
 from training.data.cifar_files import FORMATS
@@ -28,8 +30,6 @@ from training.data.decode import decode_image, open_rgb
 from training.data.image_folder import Files
 from training.downloads.digests import TABLE, FileDigest
 from training.downloads.tar_members import MAX_HEADER_BYTES
-from training.photo_batches import FolderSource
-from training.preprocessing import PREPROCESSING_FILE, Preprocessing, read_preprocessing
 from training.records.run import Run
 from training.settings.errors import UserError
 

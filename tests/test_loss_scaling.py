@@ -13,7 +13,7 @@ import pytest
 from mxnet import gluon
 from mxnet.contrib.amp import amp
 
-from training.batches import Batch
+from training.batches.in_memory import Batch
 from training.compute.devices import use_precision
 from training.compute.loss_scaling import loss_scale, with_loss_scaling
 from training.engine import Updater

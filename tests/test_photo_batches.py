@@ -19,16 +19,16 @@ from training.augmentation.photo_augment import (
     pca_shift,
     random_resized_crop,
 )
-from training.data.image_folder import Files
-from training.imagenet import ImageNetConfig, open_imagenet
-from training.photo_batches import (
+from training.batches.photos import (
     FolderSource,
     PhotoEvalBatches,
     PhotoTrainBatches,
     Shape,
     held_out,
 )
-from training.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from training.batches.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from training.data.image_folder import Files
+from training.imagenet import ImageNetConfig, open_imagenet
 from training.settings.errors import UserError
 
 NOTHING = PhotoAugmentation(flip=False, jitter=0.0, pca_noise=0.0, crop_area=1.0)

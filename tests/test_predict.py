@@ -13,13 +13,13 @@ from mxnet.gluon import nn
 from PIL import Image
 
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
-from training.data.cifar import CIFAR10_CLASSES, MEAN
-from training.preprocessing import (
+from training.batches.preprocessing import (
     IMAGENET_MEAN,
     PREPROCESSING_FILE,
     Preprocessing,
     preprocessing_of,
 )
+from training.data.cifar import CIFAR10_CLASSES, MEAN
 from training.settings.errors import UserError
 
 PLAIN = Preprocessing(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ("red", "green", "blue"))

@@ -10,7 +10,7 @@ from typing import Callable
 import mxnet as mx
 import pytest
 
-from training.record_io import MAGIC, RecordFile
+from training.batches.record_io import MAGIC, RecordFile
 from training.settings.errors import UserError
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)

@@ -18,7 +18,7 @@ import train_cifar
 from formats.param_file import read_shapes, verify_digest
 from model.execution.inference import prepare_inference
 from model.weights.loading import find_model
-from training.batches import EvalBatches
+from training.batches.in_memory import EvalBatches
 from training.classifier import Opened, open_classifier
 from training.data.dataset import ImageData
 from training.evaluation import Scores, evaluate

@@ -12,7 +12,7 @@ import pytest
 import train_mnist_glimpse
 from model import create_model
 from training import rollouts as module
-from training.batches import EvalBatches
+from training.batches.in_memory import EvalBatches
 from training.data.dataset import ImageData
 from training.engine import measure
 from training.glimpse_report import report_rollouts

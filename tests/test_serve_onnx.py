@@ -22,7 +22,7 @@ from model.export.onnx_graph import to_onnx
 from model.export.tracing import trace
 from tests.exported import tiny_attention
 from training.apply.predict import probabilities, read_pictures
-from training.preprocessing import Preprocessing
+from training.batches.preprocessing import Preprocessing
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "serve_onnx.py"
 NAMES = tuple(f"name {i}" for i in range(9))  # the tenth class has none

@@ -17,7 +17,7 @@ from model import create_model
 from tests.test_averaging import DATA, Crash, after, finish, images_of, network
 from tests.test_epoch_average import CONFIG
 from training.augmentation.shrink import shrink
-from training.batches import EvalBatches
+from training.batches.in_memory import EvalBatches
 from training.checkpoint import load_state, parameter_arrays
 from training.data.dataset import ImageData
 from training.engine import Updater

@@ -37,7 +37,7 @@ from bridge.torch_train.optimizer import OPTIMIZERS, clip_norm  # noqa: E402
 from bridge.torch_train.settings import BridgeConfig  # noqa: E402
 from bridge.torch_train.updater import FIRST_SCALE, StepSettings, Updater  # noqa: E402
 from training.augmentation.augment import Augmentation  # noqa: E402
-from training.batches import TrainBatches  # noqa: E402
+from training.batches.in_memory import TrainBatches  # noqa: E402
 from training.data.dataset import ImageData  # noqa: E402
 from training.records.metrics import read_metrics  # noqa: E402
 

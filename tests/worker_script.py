@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.augmentation.augment import Augmentation
-from training.batches import Batch, EvalBatches, TrainBatches
+from training.batches.in_memory import Batch, EvalBatches, TrainBatches
 from training.checkpoint import Progress, load_state, restore
 from training.data.dataset import ImageData
 from training.distributed import ALONE, Group

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from formats.weight_file import read_weight_shapes
-from training.batches import parts_of_batch
-from training.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
+from training.batches.in_memory import parts_of_batch
+from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
 from training.records.seed_log import TORCH_ENDINGS
 from training.script import Prepared
 from training.settings.errors import UserError
@@ -197,7 +197,7 @@ def _start(net: Any, config: Any, networks: Networks, contexts: Sequence[Any], t
 def start_stem(net: Any, config: Any, train: Any) -> None:
     """Give the first convolution the first weights that the settings ask for, if they do.
 
-    `train` are the `training.batches.TrainBatches` that it will be trained on.
+    `train` are the `training.batches.in_memory.TrainBatches` that it will be trained on.
     """
     if getattr(config, "stem_init", "usual") == "whitened":
         from training.whitening import whiten_stem

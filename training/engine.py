@@ -14,7 +14,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
-from training.batches import Batch, parts_of_batch
+from training.batches.in_memory import Batch, parts_of_batch
 from training.checkpoint import Progress
 from training.compute.loss_scaling import backward, is_scaled, loss_scale
 from training.distributed import ALONE, Group

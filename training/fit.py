@@ -15,7 +15,7 @@ import numpy as np
 
 from formats.digest import digest_path
 from training.averaging import average_of
-from training.batches import EvalBatches
+from training.batches.in_memory import EvalBatches
 from training.checkpoint import (
     BEST_FILE,
     LAST_FILE,

@@ -7,7 +7,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from training.batches import EvalBatches, TrainBatches, parts_of_batch
+from training.batches.in_memory import EvalBatches, TrainBatches, parts_of_batch
 from training.data.dataset import ImageData
 
 # Running statistics of a training, with MXNet's momentum of 0.9, are over about 20 batches.
@@ -42,7 +42,7 @@ def measure_statistics(
         its parts of batches, in its precision and by its operators, backwards too, because MXNet
         keeps them then.
     batches
-        `training.batches.Batch` objects.
+        `training.batches.in_memory.Batch` objects.
     advance
         Called with the number of images of each batch when it is done.
     """

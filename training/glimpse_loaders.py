@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.augmentation.deform import Deformation
-from training.batches import EvalBatches
+from training.batches.in_memory import EvalBatches
 from training.data.dataset import ImageData, split_validation
 from training.fit import Loaders
 from training.glimpse_batches import GlimpseTrainBatches, draw_split

@@ -17,7 +17,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
-from training.batches import Batch
+from training.batches.in_memory import Batch
 from training.compute.devices import device_names, probe_gpu, use_precision
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.compute.loss_scaling import with_loss_scaling

@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from training.augmentation.photo_augment import PhotoAugmentation
-from training.data.image_folder import TEST_SHARE, Files, list_image_folder
-from training.fit import Loaders
-from training.loaders import SPLIT_SEED
-from training.photo_batches import (
+from training.batches.photos import (
     FolderSource,
     PhotoEvalBatches,
     PhotoTrainBatches,
@@ -20,7 +17,10 @@ from training.photo_batches import (
     Source,
     held_out,
 )
-from training.record_io import RecordFile
+from training.batches.record_io import RecordFile
+from training.data.image_folder import TEST_SHARE, Files, list_image_folder
+from training.fit import Loaders
+from training.loaders import SPLIT_SEED
 from training.settings.config import option
 from training.settings.errors import UserError
 from training.settings.run_config import check_least

@@ -8,10 +8,10 @@ import numpy as np
 
 from training.augmentation.augment import check_crop
 from training.augmentation.label_noise import add_label_noise
-from training.batches import EvalBatches, TrainBatches
+from training.batches.in_memory import EvalBatches, TrainBatches
+from training.batches.preprocessing import FIGURES
 from training.data.dataset import Dataset, ImageData, load_dataset, split_validation
 from training.fit import Loaders
-from training.preprocessing import FIGURES
 from training.settings.errors import UserError
 from training.train_config import TrainConfig
 

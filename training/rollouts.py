@@ -126,7 +126,7 @@ def score_rollouts(
     net
         Network that gives logits (B, R, T, classes) first.
     batches
-        `training.batches.Batch` objects, or (image, label) pairs as a gluon ``DataLoader`` yields
+        `training.batches.in_memory.Batch` objects, or (image, label) pairs as a gluon ``DataLoader`` yields
         them. The last may be short.
     contexts
         The first one computes.

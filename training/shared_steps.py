@@ -82,7 +82,7 @@ def evaluate_together(
     """Return the scores over exactly all images of `batches`, of which each worker scores a share.
 
     Parameters are those of `training.evaluation.evaluate`, which `score` is like; `batches` have
-    the method `training.batches.EvalBatches.share`.
+    the method `training.batches.in_memory.EvalBatches.share`.
     """
     own = batches.share(group.rank, group.size)
     mine = score(net, own, contexts, advance) if own else Scores(0.0, 0.0, 0)

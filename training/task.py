@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Optional
 
-from training.batches import EvalBatches, TrainBatches
+from training.batches.in_memory import EvalBatches, TrainBatches
 from training.evaluation import Scores
 
 

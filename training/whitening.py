@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from training.augmentation.augment import normalize
-from training.batches import TrainBatches
+from training.batches.in_memory import TrainBatches
 from training.settings.errors import UserError
 
 IMAGES = 2000  # with about two million patches for 378 numbers

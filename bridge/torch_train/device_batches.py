@@ -1,6 +1,6 @@
 """Images in device memory, and training batches made of them there.
 
-The random numbers are those of `training.batches.TrainBatches`, drawn by the same generator in the
+The random numbers are those of `training.batches.in_memory.TrainBatches`, drawn by the same generator in the
 same order, so a batch here has the pixels that ``train_cifar.py`` trains on with the same seed:
 exactly, but for the rounding of colour jitter on another processor. Crop, shift and flip move
 pixels along one axis each; they become one index per row and per column, and one gather.
@@ -17,7 +17,7 @@ import torch  # type: ignore[import-not-found]
 from training.augmentation.augment import check_crop
 from training.augmentation.draws import Jitter, Rectangles
 from training.augmentation.photo_augment import GREY
-from training.batches import EvalBatches, Plan, TrainBatches, prefetched
+from training.batches.in_memory import EvalBatches, Plan, TrainBatches, prefetched
 
 Tensor = Any
 PLANS_AHEAD = 4

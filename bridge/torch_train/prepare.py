@@ -27,10 +27,10 @@ from formats.param_file import verify_digest
 from formats.weight_file import read_weights
 from training.announce import default_folder, warn_threads
 from training.augmentation.label_noise import noise_files
+from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.checkpoint import STATE_FILE, Progress, load_state
 from training.classifier import OVERRIDES as NOTED
 from training.loaders import build_loaders, open_dataset
-from training.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.records.environment import describe
 from training.records.run import Run
 from training.settings.config import from_dict, to_dict

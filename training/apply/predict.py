@@ -7,7 +7,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from training.preprocessing import Preprocessing
+from training.batches.preprocessing import Preprocessing
 from training.settings.errors import UserError
 
 TOP = 5

@@ -17,10 +17,10 @@ import numpy as np
 
 from training.augmentation.augment import mixup, smooth_labels
 from training.augmentation.photo_augment import PhotoAugmentation, augment_photo, normalize_photo
-from training.batches import Batch, prefetched
+from training.batches.in_memory import Batch, prefetched
+from training.batches.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD
 from training.data.decode import centre_square, check_file, open_rgb
 from training.data.image_folder import Files
-from training.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD
 from training.settings.errors import UserError
 
 READERS = min(16, os.cpu_count() or 1)
@@ -171,7 +171,7 @@ class PhotoTrainBatches(_Photos):
     ) -> Iterator[Batch]:
         """Return an iterator over batches ``start`` to the last of an epoch.
 
-        Parameters are those of `training.batches.TrainBatches.epoch`.
+        Parameters are those of `training.batches.in_memory.TrainBatches.epoch`.
         """
         batches = self._epoch(epoch, mixup, start)
         return prefetched(batches, prefetch) if prefetch else batches
