@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.report import begin, headline, store
-from training.distributed import DIST_SYNC, ENGINES, HOROVOD, NONE
+from training.distributed.group import DIST_SYNC, ENGINES, HOROVOD, NONE
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 
@@ -64,8 +64,8 @@ def work(config: Config) -> None:
     from model import create_model
     from training.batches.in_memory import Batch
     from training.compute.devices import choose_contexts, hybridize_options
+    from training.distributed.shared_run import joined, share_weights
     from training.engine import Updater, measure
-    from training.shared_run import joined, share_weights
 
     with joined(config) as group:
         mx.random.seed(0)

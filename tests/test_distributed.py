@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from training.compute.devices import check_kvstore, choose_contexts, norm_arguments
-from training.distributed import ALONE, Group, open_group
+from training.distributed.group import ALONE, Group, open_group
+from training.distributed.shared_run import agree, own_devices, scaled, together
 from training.graph_choice import choose_graph
 from training.nonfinite import SkipGuard
 from training.settings.errors import UserError
-from training.shared_run import agree, own_devices, scaled, together
 from training.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent

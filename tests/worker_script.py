@@ -23,12 +23,8 @@ from training.augmentation.augment import Augmentation
 from training.batches.in_memory import Batch, EvalBatches, TrainBatches
 from training.checkpoint import Progress, load_state, restore
 from training.data.dataset import ImageData
-from training.distributed import ALONE, Group
-from training.engine import Updater, measure
-from training.fit import Fit
-from training.records.run import Run
-from training.settings.run_config import RunConfig
-from training.shared_run import (
+from training.distributed.group import ALONE, Group
+from training.distributed.shared_run import (
     Follower,
     OtherWorkerFailed,
     joined,
@@ -36,7 +32,11 @@ from training.shared_run import (
     shared_folder,
     together,
 )
-from training.shared_steps import evaluate_together, statistics_everywhere
+from training.distributed.shared_steps import evaluate_together, statistics_everywhere
+from training.engine import Updater, measure
+from training.fit import Fit
+from training.records.run import Run
+from training.settings.run_config import RunConfig
 from training.task import Loaders, Task
 
 CLASSES, STEPS, IMAGES, TEST_IMAGES = 3, 4, 7, 10

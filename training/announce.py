@@ -14,7 +14,7 @@ from training.compute.devices import device_names
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.compute.processor import cpu_name, instructions
 from training.compute.thread_choice import recorded_threads
-from training.distributed import DIST_SYNC, HOROVOD, NONE, Group
+from training.distributed.group import DIST_SYNC, HOROVOD, NONE, Group
 from training.fit import Loaders, Result
 from training.records.environment import describe_threads, threads_text
 from training.records.run_folder import PathLike, read_env

@@ -17,7 +17,7 @@ import numpy as np
 from training.batches.in_memory import Batch, parts_of_batch
 from training.checkpoint import Progress
 from training.compute.loss_scaling import backward, is_scaled, loss_scale
-from training.distributed import ALONE, Group
+from training.distributed.group import ALONE, Group
 from training.evaluation import Scores, evaluate
 from training.nonfinite import SkipGuard
 from training.parameters import average_statistics, plain_layout

@@ -27,7 +27,8 @@ from training.checkpoint import (
     write_state,
 )
 from training.collector import only_new_objects
-from training.distributed import ALONE, Group
+from training.distributed.group import ALONE, Group
+from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
 from training.engine import (
     EpochHooks,
     Scores,
@@ -47,7 +48,6 @@ from training.records.run import Run
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 from training.settings.schedules import schedule_of
-from training.shared_steps import Agreement, evaluate_together, statistics_everywhere
 from training.task import Loaders, Method, Task
 
 __all__ = ["Fit", "Loaders", "Method", "Result", "Task"]

@@ -6,7 +6,7 @@ import time
 from typing import Any, NamedTuple, Optional
 
 from training.compute.devices import check_bfloat16
-from training.distributed import HOROVOD
+from training.distributed.group import HOROVOD
 from training.records.environment import remember
 from training.settings.errors import UserError, last_line
 

@@ -28,7 +28,7 @@ from typing import Any, Optional
 
 from training.compute.cores import physical_cores
 from training.compute.thread_choice import VARIABLE, set_threads, share_of
-from training.distributed import DIST_SYNC, LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
+from training.distributed.group import DIST_SYNC, LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 from training.launch_peers import Plan, gather_machines, join_first_machine
 from training.processes import Crew, Ended
 from training.settings.errors import UserError

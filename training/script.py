@@ -18,7 +18,7 @@ from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
 from formats.param_file import ParamFileError
 from training.checkpoint import Progress
-from training.distributed import NONE, Group
+from training.distributed.group import NONE, Group
 from training.records.run import Run
 from training.settings.config import from_dict, to_dict
 from training.settings.errors import UserError
@@ -97,8 +97,13 @@ class Script(Generic[C]):
         UserError
             For settings, data or a run folder that cannot be used.
         """
+        from training.distributed.shared_run import (
+            OtherWorkerFailed,
+            joined,
+            shared_folder,
+            together,
+        )
         from training.records.run_folder import has_begun
-        from training.shared_run import OtherWorkerFailed, joined, shared_folder, together
 
         check_resume(given, AT_RESUME)
         try:
@@ -117,9 +122,15 @@ class Script(Generic[C]):
         """Train as one of the workers of `group`; a resume reads the run from `place`."""
         from training.announce import announce, report, restart_command
         from training.checkpoint import load_state, restore
+        from training.distributed.shared_run import (
+            agree,
+            own_devices,
+            scaled,
+            share_weights,
+            together,
+        )
         from training.fit import Fit
         from training.reports.plot import plot_runs
-        from training.shared_run import agree, own_devices, scaled, share_weights, together
 
         def ready() -> tuple[C, Prepared, Optional[tuple]]:
             chosen, state = scaled(config, group), None
@@ -171,8 +182,8 @@ class Script(Generic[C]):
     ) -> Run:
         """Return the open record of a new or resumed run; the first worker alone keeps one."""
         from training.announce import default_folder, warn_of_changes, warn_unverified
+        from training.distributed.shared_run import Follower
         from training.records.environment import describe
-        from training.shared_run import Follower
 
         if group.rank:
             return Follower(str(place.source))

@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from training.distributed import Group
+from training.distributed.group import Group
 from training.evaluation import Scores
 
 

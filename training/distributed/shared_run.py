@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional, TypeVar
 import numpy as np
 
 from training.checkpoint import STATE_FILE
-from training.distributed import NONE, Group, open_group
+from training.distributed.group import NONE, Group, open_group
 from training.records.run import CONFIG_FILE, PathLike, Run
 from training.settings.config import to_dict
 from training.settings.errors import UserError
@@ -38,7 +38,7 @@ def joined(config: Any) -> Iterator[Group]:
     Raises
     ------
     UserError
-        As `training.distributed.open_group`; and when another worker is lost while it runs.
+        As `training.distributed.group.open_group`; and when another worker is lost while it runs.
     """
     import mxnet as mx
 
