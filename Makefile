@@ -70,7 +70,7 @@ gpu:  ## set up .venv-gpu: MXNet for CUDA 11.7 with its libraries, 3 GB
 	@.ci/setup.sh gpu $(VENV_GPU)
 
 gpu-check: gpu  ## check this machine's GPUs, and print a report to paste into an issue
-	$(VENV_GPU)/bin/python -m training.gpu_checklist
+	$(VENV_GPU)/bin/python -m training.loop.gpu_checklist
 
 test-gpu-install: gpu  ## check that .venv-gpu finds its CUDA libraries, also without a GPU (needs gcc)
 	@.ci/test_gpu_install.sh $(VENV_GPU)

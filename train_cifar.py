@@ -28,6 +28,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:])
 
+from training.loop.train import Prepared, Script, check_settings, exit_code
 from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.recipes import RECIPES, with_recipe
 from training.records.seed_log import (
@@ -36,7 +37,6 @@ from training.records.seed_log import (
     evaluation_lines,
     refuse_torch_file,
 )
-from training.script import Prepared, Script, check_settings, exit_code
 from training.settings.config import option, parse_overrides
 from training.settings.errors import UserError
 from training.settings.run_config import flags_of
@@ -99,9 +99,9 @@ def test(
     UserError
         When the loader is empty or its images and labels do not fit the network.
     """
-    from training.checkpoint import save_parameters
     from training.compute.devices import usable_contexts
-    from training.engine import evaluate
+    from training.loop.checkpoint import save_parameters
+    from training.loop.engine import evaluate
 
     contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
     parameters = test_net.collect_params()
@@ -243,10 +243,10 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
 
     from formats.atomic import write_atomically
     from model.export.export_symbol import symbol_json
-    from training.checkpoint import save_parameters
     from training.classifier import OVERRIDES, start_network, start_stem
     from training.data.cifar import CLASS_NAMES
     from training.loaders import build_loaders, open_dataset
+    from training.loop.checkpoint import save_parameters
 
     known = CLASS_NAMES.get(config.dataset)  # of these the data need not be here
     classes = config.classes or (len(known[-1]) if known else open_dataset(config).classes)

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
 from train_cifar import list_names, networks, summarize, test
 from training.imagenet import ImageNetConfig
-from training.script import Prepared, Script, check_settings, exit_code
+from training.loop.train import Prepared, Script, check_settings, exit_code
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
 from training.train_config import ACTIONS

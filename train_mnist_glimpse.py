@@ -27,7 +27,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     take_threads(sys.argv[1:])
 
 from training.glimpse_config import TASK_SETTINGS, GlimpseConfig
-from training.script import RESUMABLE, Prepared, Script, exit_code
+from training.loop.train import RESUMABLE, Prepared, Script, exit_code
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
 
@@ -123,7 +123,7 @@ def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
 
 def _sweep(config: GlimpseConfig, argv: Sequence[str]) -> int:
     """Train with each deviation of the policy and say which is best on the held-out images."""
-    from training.announce import default_folder
+    from training.loop.announce import default_folder
     from training.records.metrics import read_metrics
 
     base = config.run_dir or default_folder(config.dataset, "std")
@@ -180,7 +180,7 @@ def _prepare(config: GlimpseConfig) -> Prepared:
     from training.compute.devices import choose_contexts
     from training.compute.optimizer import build_trainer
     from training.glimpse_loaders import glimpse_loaders, load_data
-    from training.task import Task
+    from training.loop.task import Task
 
     contexts = choose_contexts(config.gpus)
     data = load_data(config)
@@ -215,11 +215,11 @@ def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
 
 
 def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: Any) -> Any:
-    """Return how the network is trained and scored, as `training.task.Method`."""
+    """Return how the network is trained and scored, as `training.loop.task.Method`."""
     from model.hybrid_loss import HybridLoss, LossWeights
     from training.glimpse_view import keeper
+    from training.loop.task import Method
     from training.rollouts import Draw, RolloutObjective, rollout_evaluation
-    from training.task import Method
 
     weights = LossWeights(
         config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward

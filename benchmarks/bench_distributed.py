@@ -65,7 +65,7 @@ def work(config: Config) -> None:
     from training.batches.in_memory import Batch
     from training.compute.devices import choose_contexts, hybridize_options
     from training.distributed.shared_run import joined, share_weights
-    from training.engine import Updater, measure
+    from training.loop.engine import Updater, measure
 
     with joined(config) as group:
         mx.random.seed(0)

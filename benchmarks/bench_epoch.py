@@ -62,8 +62,8 @@ def measure(config: Config, model: str) -> dict[str, float]:
     from training.compute.devices import hybridize_options
     from training.compute.optimizer import build_trainer
     from training.data.dataset import load_dataset
-    from training.engine import Updater
-    from training.engine import measure as finish
+    from training.loop.engine import Updater
+    from training.loop.engine import measure as finish
     from training.train_config import ClassifierConfig
 
     name = config.dataset if config.data_dir else "shapes"

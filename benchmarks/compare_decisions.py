@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads(sys.argv[1:])
 
-from training.script import exit_code
+from training.loop.train import exit_code
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
 

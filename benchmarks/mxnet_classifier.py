@@ -1,6 +1,6 @@
 """A network of this project as it is trained and used: a worker of bench_networks.py.
 
-A training step is `training.engine.Updater.step` with the trainer, the precision and the settings
+A training step is `training.loop.engine.Updater.step` with the trainer, the precision and the settings
 of hybridize that the scripts use, and the reading of its sums. Inference is what
 `model.execution.inference.prepare_inference` returns. MXNet's own bfloat16 cannot be switched off again in a
 process, so a worker that trains in it does nothing else.
@@ -92,7 +92,7 @@ class Steps(Mapping[str, Step]):
         from training.batches.in_memory import Batch
         from training.compute.devices import hybridize_options, use_precision
         from training.compute.optimizer import build_trainer
-        from training.engine import Updater, measure
+        from training.loop.engine import Updater, measure
         from training.threads import copy_on_one_thread
         from training.train_config import ClassifierConfig
 

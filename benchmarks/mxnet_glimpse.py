@@ -1,7 +1,7 @@
 """Our recurrent attention model as it is trained and scored: a worker of bench_glimpse.py.
 
 It takes the operator in C++ where that was compiled (`model.native.build`), as the training does.
-A training step is `training.engine.Updater.step` with the objective that ``train_mnist_glimpse.py``
+A training step is `training.loop.engine.Updater.step` with the objective that ``train_mnist_glimpse.py``
 minimizes, and the reading of its sums; an evaluation is `training.rollouts.score_rollouts` of one
 batch, one rollout of each image with mean locations.
 """
@@ -74,7 +74,7 @@ def build_steps(config: Config, net: Any, loss: Any) -> dict[str, Callable[[], o
     from mxnet import gluon
 
     from training.batches.in_memory import Batch
-    from training.engine import Updater, measure
+    from training.loop.engine import Updater, measure
     from training.rollouts import Draw, RolloutObjective, score_rollouts
 
     task = TASKS[config.task]

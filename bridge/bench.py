@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 from bridge.torch_train.settings import ENGINES, PRECISIONS
 from formats.atomic import write_atomically
-from training.script import exit_code
+from training.loop.train import exit_code
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 from training.settings.run_config import check_least

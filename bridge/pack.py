@@ -34,8 +34,8 @@ from formats.digest import digest_line, digest_path
 from formats.param_file import read_params, write_params
 from training.data.cifar import search_places
 from training.data.cifar_files import FORMATS, PIXELS, Format, find_source, read_source
+from training.loop.train import exit_code
 from training.records.environment import describe
-from training.script import exit_code
 from training.settings.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent

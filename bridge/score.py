@@ -21,7 +21,7 @@ import numpy as np
 
 from bridge.pieces import PieceError
 from formats.atomic import write_atomically
-from training.script import exit_code
+from training.loop.train import exit_code
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 from training.train_config import NORMALIZATIONS

@@ -36,15 +36,15 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from formats.param_file import read_params, verify_digest
-from training.checkpoint import STATE_FILE, load_state
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
 from training.loaders import build_loaders
+from training.loop.checkpoint import STATE_FILE, load_state
+from training.loop.task import Task
+from training.loop.train import Prepared, Script
 from training.records import environment
 from training.records.metrics import METRICS_FILE, read_metrics
 from training.reports import plot
-from training.script import Prepared, Script
-from training.task import Task
 from training.train_config import TrainConfig
 
 TIMES = ("images_per_sec", "wall_sec")
@@ -171,7 +171,7 @@ def prepare(config: TrainConfig) -> Prepared:
 
 def train(folder: Path) -> int:
     """Start the run in `folder`, or go on with the one that is there; return the exit code."""
-    from training.script import exit_code
+    from training.loop.train import exit_code
 
     if (folder / "config.json").exists():
         given: dict[str, Any] = {"resume": str(folder)}
@@ -230,7 +230,7 @@ def run(folder: Path, fault: Fault, after: Optional[float] = None) -> tuple[int,
 
 def import_everything() -> None:
     """Import what a training does, once and before the forks."""
-    for name in ("gluoncv", "mxboard.writer", "PIL.Image", "tqdm", "training.fit"):
+    for name in ("gluoncv", "mxboard.writer", "PIL.Image", "tqdm", "training.loop.fit"):
         importlib.import_module(name)
 
 

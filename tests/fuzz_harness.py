@@ -32,7 +32,7 @@ import numpy as np
 from formats.digest import digest_line, digest_path, sha256_hex
 from formats.param_file import ParamFileError, read_params, read_shapes, verify_digest, write_params
 from formats.weight_file import read_weight_shapes, read_weights
-from training.checkpoint import STATE_FILE, load_state, restore, save_state
+from training.loop.checkpoint import STATE_FILE, load_state, restore, save_state
 from training.settings.errors import UserError
 
 MEMORY = 300 * 2**20
@@ -217,7 +217,7 @@ class IntoNetwork:
 
     def __call__(self, path: Path) -> dict[str, np.ndarray]:
         from model.weights.loading import LoadError, load_parameters
-        from training.checkpoint import parameter_arrays
+        from training.loop.checkpoint import parameter_arrays
 
         if self.net is None:
             self.net = network()[0]
@@ -267,7 +267,7 @@ def state_sample() -> bytes:
     """Return a ``resume.state``, made in another process: MXNet must not run before the forks."""
     with tempfile.TemporaryDirectory() as folder:
         if not os.fork():
-            from training.checkpoint import Progress
+            from training.loop.checkpoint import Progress
 
             progress = Progress(epoch=1, batch=2, step=5, images=10, loss_sum=3.5, threads=1)
             save_state(folder, *network(), progress, {"0.weight": np.ones((3, 4), "f4")})

@@ -119,8 +119,8 @@ def test_reading_files_needs_no_training(trees: dict[Path, ast.Module]) -> None:
 @pytest.mark.parametrize(
     ("code", "found"),
     [
-        ("import training.fit as x", {"training.fit"}),
-        ("def f():\n    from training import fit", {"training", "training.fit"}),
+        ("import training.loop.fit as x", {"training.loop.fit"}),
+        ("def f():\n    from training.loop import fit", {"training", "training.loop.fit"}),
         ("if True:\n    from . import loading", {"model", "model.weights.loading"}),
         ("importlib.import_module('training')", {"training"}),
     ],

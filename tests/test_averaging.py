@@ -13,14 +13,14 @@ import pytest
 from mxnet.gluon import nn
 
 from formats.param_file import read_params
-from training import fit
-from training.averaging import EVERY, WeightAverage
 from training.batches.in_memory import Batch
-from training.checkpoint import Progress, load_state, restore
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
-from training.engine import Scores, Updater, evaluate
 from training.loaders import build_loaders
+from training.loop import fit
+from training.loop.averaging import EVERY, WeightAverage
+from training.loop.checkpoint import Progress, load_state, restore
+from training.loop.engine import Scores, Updater, evaluate
 from training.records.metrics import read_metrics
 from training.records.run import Run
 from training.settings.config import to_dict

@@ -17,7 +17,7 @@ from mxnet.gluon import nn
 
 from formats.param_file import read_params, write_params
 from training.batches.in_memory import Batch
-from training.checkpoint import (
+from training.loop.checkpoint import (
     STATE_FILE,
     Progress,
     load_state,
@@ -26,7 +26,7 @@ from training.checkpoint import (
     save_parameters,
     save_state,
 )
-from training.engine import Updater, measure
+from training.loop.engine import Updater, measure
 from training.settings.errors import UserError
 
 OPTIMIZERS = {

@@ -23,7 +23,7 @@ from training.compute.devices import check_kvstore, choose_contexts, norm_argume
 from training.distributed.group import ALONE, Group, open_group
 from training.distributed.shared_run import agree, own_devices, scaled, together
 from training.graph_choice import choose_graph
-from training.nonfinite import SkipGuard
+from training.loop.nonfinite import SkipGuard
 from training.settings.errors import UserError
 from training.train_config import TrainConfig
 

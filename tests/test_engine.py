@@ -13,9 +13,9 @@ from mxnet import gluon
 from mxnet.gluon import nn
 
 from training.batches.in_memory import Batch, EvalBatches
-from training.checkpoint import Progress
 from training.data.dataset import ImageData
-from training.engine import (
+from training.loop.checkpoint import Progress
+from training.loop.engine import (
     EpochHooks,
     Measured,
     Updater,

@@ -16,14 +16,14 @@ from formats.param_file import read_params
 from model import create_model
 from model.execution.fused_training import fuse
 from tests.test_averaging import DATA, Crash, after, change, finish, network, values
-from training import fit, fresh_statistics
-from training.averaging import EpochAverage
 from training.batches.in_memory import Batch
-from training.checkpoint import load_state
 from training.compute.optimizer import build_trainer, freeze_except
-from training.engine import Updater, evaluate
-from training.fresh_statistics import measure_statistics, statistics_batches
 from training.loaders import build_loaders
+from training.loop import fit, fresh_statistics
+from training.loop.averaging import EpochAverage
+from training.loop.checkpoint import load_state
+from training.loop.engine import Updater, evaluate
+from training.loop.fresh_statistics import measure_statistics, statistics_batches
 from training.records.interruption import Interrupted
 from training.records.metrics import read_metrics
 from training.settings.errors import UserError

@@ -15,15 +15,15 @@ import pytest
 from mxnet.gluon import nn
 
 from formats.param_file import read_params
-from training import fit
 from training.augmentation.augment import Augmentation
 from training.batches.in_memory import TrainBatches
 from training.batches.preprocessing import IMAGENET_MEAN
-from training.checkpoint import STATE_FILE, Progress, load_state, restore
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
-from training.engine import Scores, Updater, evaluate
 from training.loaders import build_loaders
+from training.loop import fit
+from training.loop.checkpoint import STATE_FILE, Progress, load_state, restore
+from training.loop.engine import Scores, Updater, evaluate
 from training.records.interruption import Interruption
 from training.records.metrics import read_metrics
 from training.records.run import Run

@@ -11,8 +11,8 @@ from PIL import Image
 
 import train_mnist_glimpse
 from formats.param_file import read_params
-from training import engine
-from training.checkpoint import load_state
+from training.loop import engine
+from training.loop.checkpoint import load_state
 from training.records.metrics import read_metrics
 
 SETTINGS = """

@@ -8,8 +8,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from training import gpu_checklist
-from training.gpu_checklist import Check, check_convolution, loaded_libraries, main, report
+from training.loop import gpu_checklist
+from training.loop.gpu_checklist import Check, check_convolution, loaded_libraries, main, report
 
 
 @pytest.fixture(autouse=True)

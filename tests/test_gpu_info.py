@@ -8,9 +8,9 @@ from typing import Any
 import mxnet as mx
 import pytest
 
-from training import announce
 from training.compute import devices
 from training.compute.gpu_info import gpu_lines, list_gpus, parse_gpus, visible_gpus
+from training.loop import announce
 from training.settings.errors import UserError
 
 TABLE = """\
@@ -105,8 +105,8 @@ def test_a_gpu_without_kernels_is_explained(smi: Path, monkeypatch: pytest.Monke
 
 
 def test_a_training_says_it_at_its_start(smi: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from training.checkpoint import Progress
-    from training.task import Loaders
+    from training.loop.checkpoint import Progress
+    from training.loop.task import Loaders
     from training.train_config import TrainConfig
 
     class Batches:

@@ -19,9 +19,9 @@ from PIL import Image
 
 from formats.param_file import read_params, verify_digest
 from training import launch_peers
-from training.checkpoint import load_state
 from training.launch import main, worker_command
 from training.launch_peers import free_port, gather_machines, join_first_machine
+from training.loop.checkpoint import load_state
 from training.processes import Crew, Ended
 from training.settings.errors import UserError
 

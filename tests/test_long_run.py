@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from formats.param_file import verify_digest
-from training.checkpoint import STATE_FILE, load_state
-from training.engine import Updater, evaluate
+from training.loop.checkpoint import STATE_FILE, load_state
+from training.loop.engine import Updater, evaluate
 from training.records.interruption import Interruption
 from training.records.metrics import read_metrics
 from training.settings.errors import UserError
@@ -28,7 +28,7 @@ import sys
 from dataclasses import replace
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 import test_fit as t
-from training.fit import Fit
+from training.loop.fit import Fit
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -16,8 +16,8 @@ from mxnet.contrib.amp import amp
 from training.batches.in_memory import Batch
 from training.compute.devices import use_precision
 from training.compute.loss_scaling import loss_scale, with_loss_scaling
-from training.engine import Updater
-from training.nonfinite import SkipGuard
+from training.loop.engine import Updater
+from training.loop.nonfinite import SkipGuard
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

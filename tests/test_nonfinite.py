@@ -12,9 +12,9 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from training.checkpoint import load_state, parameter_arrays
-from training.engine import Measured, Updater
-from training.nonfinite import SkipGuard
+from training.loop.checkpoint import load_state, parameter_arrays
+from training.loop.engine import Measured, Updater
+from training.loop.nonfinite import SkipGuard
 from training.records.metrics import read_metrics
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig

@@ -15,13 +15,13 @@ import pytest
 from benchmarks import bench_train_variants, interleave, report
 from model.native import processor as networks
 from train_cifar import CifarConfig
-from training.announce import announce
 from training.compute import processor
 from training.compute.processor import Processor
+from training.loop.announce import announce
+from training.loop.task import Loaders
 from training.records.environment import describe
 from training.records.run_progress import Progress
 from training.settings.errors import UserError
-from training.task import Loaders
 
 AVX512 = "avx avx2 avx512f avx512bw avx512vl avx512dq"
 VARIABLES = (

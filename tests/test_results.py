@@ -21,8 +21,8 @@ from model.weights.loading import find_model
 from training.batches.in_memory import EvalBatches
 from training.classifier import Opened, open_classifier
 from training.data.dataset import ImageData
-from training.evaluation import Scores, evaluate
 from training.loaders import evaluation_batches, normalized, open_dataset
+from training.loop.evaluation import Scores, evaluate
 from training.recipes import RECIPES
 from training.reports.results_table import results_table
 from training.results import INDEX, find_result, read_index

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import train_cifar
-from training.announce import warn_of_changes
-from training.checkpoint import Progress
+from training.loop.announce import warn_of_changes
+from training.loop.checkpoint import Progress
 from training.records.metrics import read_metrics
 
 SETTINGS = "--recipe quick --dataset shapes --model resnet20_basic --depth 8 --train-count 64"

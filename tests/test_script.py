@@ -11,9 +11,9 @@ from typing import Any, Callable
 
 import pytest
 
-from training.checkpoint import STATE_FILE
+from training.loop.checkpoint import STATE_FILE
+from training.loop.train import Prepared, Script, exit_code
 from training.records.run_folder import hold
-from training.script import Prepared, Script, exit_code
 from training.settings.errors import UserError
 from training.train_config import TrainConfig
 
@@ -140,7 +140,7 @@ def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str])
 
 def test_a_reader_that_has_gone_is_no_error() -> None:
     code = (
-        "import sys; from training.script import exit_code\n"
+        "import sys; from training.loop.train import exit_code\n"
         "sys.exit(exit_code(lambda: print('x' * 10**6, flush=True) or 0))"
     )
     read, write = os.pipe()

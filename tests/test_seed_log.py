@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import train_cifar
-from training import fit
+from training.loop import fit
 from training.records.metrics import read_metrics
 from training.records.seed_log import (
     changed_settings,

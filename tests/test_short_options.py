@@ -18,10 +18,10 @@ from tests.test_averaging import DATA, Crash, after, finish, images_of, network
 from tests.test_epoch_average import CONFIG
 from training.augmentation.shrink import shrink
 from training.batches.in_memory import EvalBatches
-from training.checkpoint import load_state, parameter_arrays
 from training.data.dataset import ImageData
-from training.engine import Updater
 from training.loaders import build_loaders
+from training.loop.checkpoint import load_state, parameter_arrays
+from training.loop.engine import Updater
 from training.settings.errors import UserError
 from training.whitening import whiten_stem, whitening_filters
 

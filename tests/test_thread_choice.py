@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 
 from training import launch
-from training.announce import warn_late_threads
 from training.compute.cores import Cores
 from training.compute.thread_choice import (
     WAIT_POLICY,
@@ -31,6 +30,7 @@ from training.compute.thread_choice import (
     set_threads,
     take_threads,
 )
+from training.loop.announce import warn_late_threads
 from training.records import environment
 from training.records.environment import describe_threads
 from training.settings.errors import UserError
@@ -246,7 +246,7 @@ def test_importing_a_script_changes_nothing() -> None:
     code = (
         "import os; before = dict(os.environ)\n"
         "import train_cifar, train_imagenet, train_mnist_glimpse, export_model, model\n"
-        "import training.compute.thread_choice, training.launch, training.announce\n"
+        "import training.compute.thread_choice, training.launch, training.loop.announce\n"
         f"print([n for n in {OURS} if os.environ.get(n) != before.get(n)])"
     )
     done = subprocess.run(

@@ -13,8 +13,8 @@ from PIL import Image
 
 import train_imagenet
 from formats.param_file import read_params
-from training.checkpoint import load_state
 from training.imagenet import ImageNetConfig
+from training.loop.checkpoint import load_state
 from training.records.metrics import read_metrics
 from training.settings.schedules import schedule_of
 

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.augmentation.augment import Augmentation
 from training.batches.in_memory import Batch, EvalBatches, TrainBatches
-from training.checkpoint import Progress, load_state, restore
 from training.data.dataset import ImageData
 from training.distributed.group import ALONE, Group
 from training.distributed.shared_run import (
@@ -33,11 +32,12 @@ from training.distributed.shared_run import (
     together,
 )
 from training.distributed.shared_steps import evaluate_together, statistics_everywhere
-from training.engine import Updater, measure
-from training.fit import Fit
+from training.loop.checkpoint import Progress, load_state, restore
+from training.loop.engine import Updater, measure
+from training.loop.fit import Fit
+from training.loop.task import Loaders, Task
 from training.records.run import Run
 from training.settings.run_config import RunConfig
-from training.task import Loaders, Task
 
 CLASSES, STEPS, IMAGES, TEST_IMAGES = 3, 4, 7, 10
 
@@ -168,7 +168,7 @@ def data() -> ImageData:
 
 def scored(group: Group, contexts: Sequence[Any], images: int) -> list[float]:
     """Loss, accuracy and number of the first test images, scored by all workers together."""
-    from training.evaluation import evaluate
+    from training.loop.evaluation import evaluate
 
     net, _ = build(contexts, frozen=True)
     test = data()

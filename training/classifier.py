@@ -14,10 +14,10 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar
 from formats.weight_file import read_weight_shapes
 from training.batches.in_memory import parts_of_batch
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
+from training.loop.task import Method, Task
+from training.loop.train import Prepared
 from training.records.seed_log import TORCH_ENDINGS
-from training.script import Prepared
 from training.settings.errors import UserError
-from training.task import Method, Task
 from training.train_config import ClassifierConfig
 
 C = TypeVar("C", bound=ClassifierConfig)
@@ -81,7 +81,7 @@ def prepare_classifier(
     open_data
         Gives the data set, with its ``name``, ``classes`` and ``class_names``.
     build_loaders
-        Gives `training.fit.Loaders` from settings, data set and number of classes.
+        Gives `training.loop.fit.Loaders` from settings, data set and number of classes.
 
     Raises
     ------

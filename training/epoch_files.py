@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import save_parameters
+from training.loop.checkpoint import save_parameters
 
 NAME = "epoch-{:04d}.param"
 _PATTERN = re.compile(r"epoch-(\d{4,})\.param(\.sha256)?")

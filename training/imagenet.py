@@ -19,8 +19,8 @@ from training.batches.photos import (
 )
 from training.batches.record_io import RecordFile
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
-from training.fit import Loaders
 from training.loaders import SPLIT_SEED
+from training.loop.fit import Loaders
 from training.settings.config import option
 from training.settings.errors import UserError
 from training.settings.run_config import check_least

@@ -11,7 +11,7 @@ from training.augmentation.label_noise import add_label_noise
 from training.batches.in_memory import EvalBatches, TrainBatches
 from training.batches.preprocessing import FIGURES
 from training.data.dataset import Dataset, ImageData, load_dataset, split_validation
-from training.fit import Loaders
+from training.loop.fit import Loaders
 from training.settings.errors import UserError
 from training.train_config import TrainConfig
 

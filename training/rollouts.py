@@ -13,8 +13,8 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
-from training.engine import Measured, Part
-from training.evaluation import Scores, check_labels, image_and_label
+from training.loop.engine import Measured, Part
+from training.loop.evaluation import Scores, check_labels, image_and_label
 from training.settings.errors import UserError
 
 MAX_ROWS = 4096  # rollouts that are evaluated at once
@@ -59,7 +59,7 @@ class Draw:
 
 
 class RolloutObjective:
-    """The objective of `training.engine.Updater` for such networks.
+    """The objective of `training.loop.engine.Updater` for such networks.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def _log_probabilities(
 
 
 def rollout_evaluation(draw: Draw) -> Callable[..., Scores]:
-    """Return the ``evaluate`` of a `training.fit.Method`: one rollout, mean locations."""
+    """Return the ``evaluate`` of a `training.loop.fit.Method`: one rollout, mean locations."""
 
     def evaluate(
         net: Any,

@@ -14,11 +14,11 @@ import torch  # type: ignore[import-not-found]
 from bridge.torch_train.fit import Job
 from bridge.torch_train.settings import BridgeConfig
 from formats.atomic import write_atomically
-from training.checkpoint import Progress
+from training.loop.checkpoint import Progress
+from training.loop.task import Loaders
 from training.records.environment import threads_text
 from training.records.run import ENV_FILE
 from training.settings.config import diff_from_default
-from training.task import Loaders
 
 PACKED_FROM = "packed_from.json"  # the commit, in a zip that bridge.pack made
 

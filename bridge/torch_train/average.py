@@ -1,4 +1,4 @@
-"""The moving average of `training.averaging`, of tensors."""
+"""The moving average of `training.loop.averaging`, of tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from training.averaging import EVERY
+from training.loop.averaging import EVERY
 from training.settings.errors import UserError
 
 Tensor = Any
@@ -18,7 +18,7 @@ Tensor = Any
 class TensorAverage:
     """Exponential moving average of `tensors` by name, running statistics included.
 
-    `decay` and the steps are those of `training.averaging.WeightAverage`.
+    `decay` and the steps are those of `training.loop.averaging.WeightAverage`.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:

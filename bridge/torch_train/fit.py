@@ -1,6 +1,6 @@
 """A whole training run in PyTorch: epochs, evaluation, records, checkpoints, interruption.
 
-The counterpart of `training.fit` for MXNet: the same rules for the best epoch, for early stopping
+The counterpart of `training.loop.fit` for MXNet: the same rules for the best epoch, for early stopping
 and for a plateau, the same records.
 """
 
@@ -24,8 +24,8 @@ from bridge.torch_train.settings import BridgeConfig
 from bridge.torch_train.state import save_state, write_file
 from bridge.torch_train.status_line import SECONDS, StatusLine
 from bridge.torch_train.updater import Updater
-from training.checkpoint import BEST_FILE, LAST_FILE, Progress
-from training.evaluation import Scores
+from training.loop.checkpoint import BEST_FILE, LAST_FILE, Progress
+from training.loop.evaluation import Scores
 from training.records.interruption import Interrupted, Interruption
 from training.records.run import Run
 from training.settings.errors import UserError

@@ -25,17 +25,17 @@ from bridge.torch_train.updater import StepSettings, Updater
 from formats.atomic import write_atomically
 from formats.param_file import verify_digest
 from formats.weight_file import read_weights
-from training.announce import default_folder, warn_threads
 from training.augmentation.label_noise import noise_files
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
-from training.checkpoint import STATE_FILE, Progress, load_state
 from training.classifier import OVERRIDES as NOTED
 from training.loaders import build_loaders, open_dataset
+from training.loop.announce import default_folder, warn_threads
+from training.loop.checkpoint import STATE_FILE, Progress, load_state
+from training.loop.task import Loaders
 from training.records.environment import describe
 from training.records.run import Run
 from training.settings.config import from_dict, to_dict
 from training.settings.errors import UserError
-from training.task import Loaders
 
 SYMBOL_FILE = "symbol.json"
 HALF = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -1,4 +1,4 @@
-"""What a run needs to go on, in the format of `training.checkpoint`, whole or in pieces."""
+"""What a run needs to go on, in the format of `training.loop.checkpoint`, whole or in pieces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bridge.torch_train.updater import Updater
 from formats.atomic import write_atomically
 from formats.digest import digest_path
 from formats.param_file import write_params
-from training.checkpoint import FORMAT, STATE_FILE, Progress
+from training.loop.checkpoint import FORMAT, STATE_FILE, Progress
 from training.settings.errors import UserError
 
 Tensor = Any
@@ -109,7 +109,7 @@ def save_state(
 
 @torch.no_grad()
 def restore(updater: Updater, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Put the arrays of `training.checkpoint.load_state` into a network and its optimizer.
+    """Put the arrays of `training.loop.checkpoint.load_state` into a network and its optimizer.
 
     Raises
     ------

@@ -14,8 +14,8 @@ from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
 
-from training.checkpoint import STATE_FILE
 from training.distributed.group import NONE, Group, open_group
+from training.loop.checkpoint import STATE_FILE
 from training.records.run import CONFIG_FILE, PathLike, Run
 from training.settings.config import to_dict
 from training.settings.errors import UserError

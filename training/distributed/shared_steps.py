@@ -8,7 +8,7 @@ from typing import Any, Callable
 import numpy as np
 
 from training.distributed.group import Group
-from training.evaluation import Scores
+from training.loop.evaluation import Scores
 
 
 def statistics_everywhere(group: Group, net: Any) -> dict[str, np.ndarray]:
@@ -51,7 +51,7 @@ class Agreement:
         self._stopped = self._saving = False
 
     def total(self, sums: Any) -> Any:
-        """Return the sums of a step (`training.engine.StepSums`) over all workers."""
+        """Return the sums of a step (`training.loop.engine.StepSums`) over all workers."""
         if self.group.size == 1:
             return sums
         names = sorted(sums.terms)
@@ -81,7 +81,7 @@ def evaluate_together(
 ) -> Scores:
     """Return the scores over exactly all images of `batches`, of which each worker scores a share.
 
-    Parameters are those of `training.evaluation.evaluate`, which `score` is like; `batches` have
+    Parameters are those of `training.loop.evaluation.evaluate`, which `score` is like; `batches` have
     the method `training.batches.in_memory.EvalBatches.share`.
     """
     own = batches.share(group.rank, group.size)

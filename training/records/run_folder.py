@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import IO, Any, Union
 
-from training.checkpoint import LAST_FILE, STATE_FILE
+from training.loop.checkpoint import LAST_FILE, STATE_FILE
 from training.records.metrics import METRICS_FILE
 from training.settings.errors import UserError
 

@@ -39,7 +39,7 @@ class Progress:
     workers: int = 1
 
     def add(self, sums: Any) -> None:
-        """Count the images of a step and its `training.engine.StepSums`."""
+        """Count the images of a step and its `training.loop.engine.StepSums`."""
         self.loss_sum += sums.loss
         self.correct_sum += sums.correct
         self.images += sums.images

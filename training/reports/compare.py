@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 from formats.param_file import write_atomically
+from training.loop.train import RESUMABLE
 from training.records.metrics import PathLike
 from training.reports.run_results import RunResult, Spread, find_runs, read_result, spread
-from training.script import RESUMABLE
 from training.settings.errors import UserError
 
 # Settings that say where a run is and what is recorded, not what is computed.

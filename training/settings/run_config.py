@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from training.nonfinite import ON_NONFINITE
+from training.loop.nonfinite import ON_NONFINITE
 from training.settings.config import option
 from training.settings.errors import UserError
 from training.settings.schedules import check_schedule

@@ -38,7 +38,7 @@ def measure_statistics(
     Parameters
     ----------
     updater
-        The `training.engine.Updater` of the network: statistics are computed as in training, of
+        The `training.loop.engine.Updater` of the network: statistics are computed as in training, of
         its parts of batches, in its precision and by its operators, backwards too, because MXNet
         keeps them then.
     batches

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Optional
 
 from training.batches.in_memory import EvalBatches, TrainBatches
-from training.evaluation import Scores
+from training.loop.evaluation import Scores
 
 
 class Loaders(NamedTuple):
@@ -25,7 +25,7 @@ class Method:
     Parameters
     ----------
     objective
-        See `training.engine.Updater`.
+        See `training.loop.engine.Updater`.
     evaluate
         ``evaluate(net, batches, contexts, advance)`` returns `Scores`; None: of logits
         ``net(image)``.

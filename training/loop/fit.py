@@ -14,9 +14,14 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from formats.digest import digest_path
-from training.averaging import average_of
 from training.batches.in_memory import EvalBatches
-from training.checkpoint import (
+from training.collector import only_new_objects
+from training.distributed.group import ALONE, Group
+from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
+from training.epoch_files import keep_last
+from training.fit_records import diverged, sample_images, trained_weights
+from training.loop.averaging import average_of
+from training.loop.checkpoint import (
     BEST_FILE,
     LAST_FILE,
     STATE_FILE,
@@ -26,10 +31,7 @@ from training.checkpoint import (
     save_parameters,
     write_state,
 )
-from training.collector import only_new_objects
-from training.distributed.group import ALONE, Group
-from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
-from training.engine import (
+from training.loop.engine import (
     EpochHooks,
     Scores,
     Updater,
@@ -38,17 +40,15 @@ from training.engine import (
     plain_layout,
     train_one_epoch,
 )
-from training.epoch_files import keep_last
-from training.fit_records import diverged, sample_images, trained_weights
-from training.fresh_statistics import measure_statistics, statistics_batches
-from training.nonfinite import SkipGuard
+from training.loop.fresh_statistics import measure_statistics, statistics_batches
+from training.loop.nonfinite import SkipGuard
+from training.loop.task import Loaders, Method, Task
 from training.records.interruption import DataLost, Interrupted, Interruption, readable
 from training.records.progress import DurationNote, ProgressBar
 from training.records.run import Run
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 from training.settings.schedules import schedule_of
-from training.task import Loaders, Method, Task
 
 __all__ = ["Fit", "Loaders", "Method", "Result", "Task"]
 

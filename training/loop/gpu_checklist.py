@@ -1,4 +1,4 @@
-"""A check of a machine's GPUs in some minutes: ``python -m training.gpu_checklist``.
+"""A check of a machine's GPUs in some minutes: ``python -m training.loop.gpu_checklist``.
 
 Prints a report to paste into an issue: driver, cards, libraries, a convolution and its gradients
 against the CPU, training steps in float32 and float16, a step on two GPUs, memory and images/s.
@@ -21,7 +21,7 @@ from training.batches.in_memory import Batch
 from training.compute.devices import device_names, probe_gpu, use_precision
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.compute.loss_scaling import with_loss_scaling
-from training.engine import Updater, measure
+from training.loop.engine import Updater, measure
 from training.records.environment import describe
 from training.settings.errors import UserError
 
@@ -161,7 +161,13 @@ def check_float16(context: Any) -> Check:
     name = f"{STEPS} training steps float16, {device_names([context])}"
     if context.device_type != "gpu":
         return Check(name, None, "MXNet has no float16 matrix product for the CPU")
-    command = [sys.executable, "-m", "training.gpu_checklist", "--float16", str(context.device_id)]
+    command = [
+        sys.executable,
+        "-m",
+        "training.loop.gpu_checklist",
+        "--float16",
+        str(context.device_id),
+    ]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=FLOAT16_TIMEOUT_SEC, check=False

@@ -15,12 +15,12 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from training.batches.in_memory import Batch, parts_of_batch
-from training.checkpoint import Progress
 from training.compute.loss_scaling import backward, is_scaled, loss_scale
 from training.distributed.group import ALONE, Group
-from training.evaluation import Scores, evaluate
-from training.nonfinite import SkipGuard
-from training.parameters import average_statistics, plain_layout
+from training.loop.checkpoint import Progress
+from training.loop.evaluation import Scores, evaluate
+from training.loop.nonfinite import SkipGuard
+from training.loop.parameters import average_statistics, plain_layout
 from training.settings.errors import UserError
 
 __all__ = [

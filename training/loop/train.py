@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
 from formats.param_file import ParamFileError
-from training.checkpoint import Progress
 from training.distributed.group import NONE, Group
+from training.loop.checkpoint import Progress
+from training.loop.task import Task
 from training.records.run import Run
 from training.settings.config import from_dict, to_dict
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig, check_resume
-from training.task import Task
 
 WRONG_INPUT_EXIT = 2
 PATCHED = ("mxnet", "gluoncv", "mxboard")  # what compat/ makes run on newer Pythons and NumPy
@@ -120,8 +120,6 @@ class Script(Generic[C]):
         self, config: C, given: Mapping[str, Any], argv: Sequence[str], group: Group, place: Place
     ) -> int:
         """Train as one of the workers of `group`; a resume reads the run from `place`."""
-        from training.announce import announce, report, restart_command
-        from training.checkpoint import load_state, restore
         from training.distributed.shared_run import (
             agree,
             own_devices,
@@ -129,7 +127,9 @@ class Script(Generic[C]):
             share_weights,
             together,
         )
-        from training.fit import Fit
+        from training.loop.announce import announce, report, restart_command
+        from training.loop.checkpoint import load_state, restore
+        from training.loop.fit import Fit
         from training.reports.plot import plot_runs
 
         def ready() -> tuple[C, Prepared, Optional[tuple]]:
@@ -181,8 +181,8 @@ class Script(Generic[C]):
         progress: Progress,
     ) -> Run:
         """Return the open record of a new or resumed run; the first worker alone keeps one."""
-        from training.announce import default_folder, warn_of_changes, warn_unverified
         from training.distributed.shared_run import Follower
+        from training.loop.announce import default_folder, warn_of_changes, warn_unverified
         from training.records.environment import describe
 
         if group.rank:

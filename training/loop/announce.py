@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from training.checkpoint import STATE_FILE, Progress
 from training.compute.devices import device_names
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.compute.processor import cpu_name, instructions
 from training.compute.thread_choice import recorded_threads
 from training.distributed.group import DIST_SYNC, HOROVOD, NONE, Group
-from training.fit import Loaders, Result
+from training.loop.checkpoint import STATE_FILE, Progress
+from training.loop.fit import Loaders, Result
 from training.records.environment import describe_threads, threads_text
 from training.records.run_folder import PathLike, read_env
 from training.settings.config import diff_from_default
