@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from formats.param_file import read_params, verify_digest
-from training import launch_peers
-from training.launch import main, worker_command
-from training.launch_peers import free_port, gather_machines, join_first_machine
+from training.launch import peers as launch_peers
+from training.launch.__main__ import main, worker_command
+from training.launch.peers import free_port, gather_machines, join_first_machine
+from training.launch.processes import Crew, Ended
 from training.loop.checkpoint import load_state
-from training.processes import Crew, Ended
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

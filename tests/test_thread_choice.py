@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import launch
 from training.compute.cores import Cores
 from training.compute.thread_choice import (
     WAIT_POLICY,
@@ -30,6 +29,7 @@ from training.compute.thread_choice import (
     set_threads,
     take_threads,
 )
+from training.launch import __main__ as launch
 from training.loop.announce import warn_late_threads
 from training.records import environment
 from training.records.environment import describe_threads

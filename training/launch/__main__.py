@@ -29,11 +29,11 @@ from typing import Any, Optional
 from training.compute.cores import physical_cores
 from training.compute.thread_choice import VARIABLE, set_threads, share_of
 from training.distributed.group import DIST_SYNC, LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
-from training.launch_peers import Plan, gather_machines, join_first_machine
-from training.processes import Crew, Ended
+from training.launch.peers import Plan, gather_machines, join_first_machine
+from training.launch.processes import Crew, Ended
 from training.settings.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "train_cifar.py"
 GRACE_SEC = 3.0  # for the others to end by themselves after one has failed
 LAST_SEC = 15.0  # for scheduler and servers after the last worker
