@@ -75,7 +75,7 @@ def preprocessing(path: Path) -> Optional[str]:
 def _settings(path: Path, data_dir: Optional[str] = None) -> Optional[Any]:
     """Return the data set and normalization of a file, as settings; None when they are unknown."""
     from train_cifar import CifarConfig
-    from training.classifier import known_of
+    from training.classifier.task import known_of
 
     known = known_of(path)
     if not {"dataset", "normalization"} <= known.keys():
@@ -123,7 +123,7 @@ def measure_int8(
     """
     from training.apply import int8
     from training.augmentation.augment import normalize
-    from training.loaders import evaluation_batches, normalized, open_dataset
+    from training.classifier.loaders import evaluation_batches, normalized, open_dataset
     from training.settings.errors import UserError
 
     config = _settings(path, data_dir)

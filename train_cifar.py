@@ -28,9 +28,10 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:])
 
+from training.classifier.config import ACTIONS, ClassifierConfig, TrainConfig
+from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
+from training.classifier.recipes import RECIPES, with_recipe
 from training.loop.train import Prepared, Script, check_settings, exit_code
-from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
-from training.recipes import RECIPES, with_recipe
 from training.records.seed_log import (
     changed_settings,
     checkpoint_file,
@@ -40,7 +41,6 @@ from training.records.seed_log import (
 from training.settings.config import option, parse_overrides
 from training.settings.errors import UserError
 from training.settings.run_config import flags_of
-from training.train_config import ACTIONS, ClassifierConfig, TrainConfig
 
 PROG = "train_cifar.py"
 
@@ -162,7 +162,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
         return summarize(config.summary, config)
     if config.predict or config.masks or config.mask_score:
         from training.apply.actions import inspect
-        from training.loaders import open_dataset
+        from training.classifier.loaders import open_dataset
 
         return inspect(config, given, networks(), lambda settings: open_dataset(settings).test)
     if config.test:
@@ -174,8 +174,8 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
 
 def _prepare(config: CifarConfig) -> Prepared:
     from training.augmentation.label_noise import noise_files
-    from training.classifier import prepare_classifier
-    from training.loaders import build_loaders, open_dataset
+    from training.classifier.loaders import build_loaders, open_dataset
+    from training.classifier.task import prepare_classifier
 
     ready = prepare_classifier(config, networks(), open_dataset, build_loaders)
     noise = noise_files(ready.task.loaders.train.data, config.label_noise, config.seed)
@@ -183,11 +183,11 @@ def _prepare(config: CifarConfig) -> Prepared:
 
 
 def networks() -> Any:
-    """Return what `training` needs to know of the networks, a `training.classifier.Networks`."""
+    """Return what `training` needs to know of the networks, a `training.classifier.task.Networks`."""
     from model.execution.fused_training import Unavailable, fuse
     from model.gate_report import watch_gates
     from model.weights.loading import find_model, load_parameters
-    from training.classifier import Networks
+    from training.classifier.task import Networks
 
     return Networks(create_classifier, load_parameters, find_model, fuse, Unavailable, watch_gates)
 
@@ -195,7 +195,7 @@ def networks() -> Any:
 def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
     """Return what `model.create_model` does; UserError for a glimpse model or another's flag."""
     from model.registry import FAMILIES, GLIMPSE, create_model, overrides_of
-    from training.classifier import OVERRIDES, VARIANT
+    from training.classifier.task import OVERRIDES, VARIANT
 
     if name in GLIMPSE:
         raise UserError(f"{name} is a glimpse model: use train_mnist_glimpse.py for it")
@@ -214,8 +214,8 @@ def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
-    from training.classifier import open_classifier
-    from training.loaders import evaluation_batches, normalized, open_dataset
+    from training.classifier.loaders import evaluation_batches, normalized, open_dataset
+    from training.classifier.task import open_classifier
 
     if config.seed_format:
         path = checkpoint_file(path)
@@ -243,9 +243,9 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
 
     from formats.atomic import write_atomically
     from model.export.export_symbol import symbol_json
-    from training.classifier import OVERRIDES, start_network, start_stem
+    from training.classifier.loaders import build_loaders, open_dataset
+    from training.classifier.task import OVERRIDES, start_network, start_stem
     from training.data.cifar import CLASS_NAMES
-    from training.loaders import build_loaders, open_dataset
     from training.loop.checkpoint import save_parameters
 
     known = CLASS_NAMES.get(config.dataset)  # of these the data need not be here

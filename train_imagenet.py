@@ -23,11 +23,11 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     take_threads(sys.argv[1:])
 
 from train_cifar import list_names, networks, summarize, test
-from training.imagenet import ImageNetConfig
+from training.classifier.config import ACTIONS
+from training.classifier.imagenet import ImageNetConfig
 from training.loop.train import Prepared, Script, check_settings, exit_code
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
-from training.train_config import ACTIONS
 
 PROG = "train_imagenet.py"
 
@@ -66,8 +66,8 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
 
 
 def _prepare(config: ImageNetConfig) -> Prepared:
-    from training.classifier import prepare_classifier
-    from training.imagenet import build_photo_loaders, open_imagenet
+    from training.classifier.imagenet import build_photo_loaders, open_imagenet
+    from training.classifier.task import prepare_classifier
 
     return prepare_classifier(config, networks(), open_imagenet, build_photo_loaders)
 
@@ -77,8 +77,8 @@ def _no_test_images(config: ImageNetConfig) -> NoReturn:
 
 
 def _test_file(path: str, config: ImageNetConfig, given: Mapping[str, Any]) -> int:
-    from training.classifier import open_classifier
-    from training.imagenet import open_imagenet, photo_test_batches
+    from training.classifier.imagenet import open_imagenet, photo_test_batches
+    from training.classifier.task import open_classifier
 
     net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
     data = open_imagenet(config)

@@ -59,12 +59,12 @@ def measure(config: Config, model: str) -> dict[str, float]:
     from model import create_model
     from training.augmentation.augment import Augmentation
     from training.batches.in_memory import TrainBatches
+    from training.classifier.config import ClassifierConfig
     from training.compute.devices import hybridize_options
     from training.compute.optimizer import build_trainer
     from training.data.dataset import load_dataset
     from training.loop.engine import Updater
     from training.loop.engine import measure as finish
-    from training.train_config import ClassifierConfig
 
     name = config.dataset if config.data_dir else "shapes"
     data = load_dataset(name, config.data_dir, download=False)

@@ -65,8 +65,8 @@ def mxnet_logits(path: str, argv: Sequence[str], count: int) -> tuple[np.ndarray
     import mxnet as mx
 
     from train_cifar import CifarConfig, networks
-    from training.classifier import open_classifier
-    from training.loaders import evaluation_batches, normalized, open_dataset
+    from training.classifier.loaders import evaluation_batches, normalized, open_dataset
+    from training.classifier.task import open_classifier
 
     given = {"gpus": "cpu", **parse_overrides(CifarConfig, argv)}
     net, _, config, _, _ = open_classifier(path, CifarConfig(**given), given, networks())

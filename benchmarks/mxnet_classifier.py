@@ -90,14 +90,14 @@ class Steps(Mapping[str, Step]):
 
         from model.execution.fused_training import Unavailable, fuse
         from training.batches.in_memory import Batch
+        from training.classifier.config import ClassifierConfig
         from training.compute.devices import hybridize_options, use_precision
         from training.compute.optimizer import build_trainer
         from training.loop.engine import Updater, measure
         from training.threads import copy_on_one_thread
-        from training.train_config import ClassifierConfig
 
         copy_on_one_thread()  # as every training does
-        # As training.graph_choice: fused operators bring their own precision.
+        # As training.classifier.graph_choice: fused operators bring their own precision.
         net = create(self.config)
         try:
             self.trained_by, amp = f"{fuse(net, precision)}, {precision}", "float32"

@@ -21,10 +21,10 @@ import numpy as np
 
 from bridge.pieces import PieceError
 from formats.atomic import write_atomically
+from training.classifier.config import NORMALIZATIONS
 from training.loop.train import exit_code
 from training.settings.config import option, parse
 from training.settings.errors import UserError
-from training.train_config import NORMALIZATIONS
 
 PROG = "python -m bridge.score"
 
@@ -72,7 +72,7 @@ def _run(config: Any) -> int:
     from bridge.torch_train.device_batches import DeviceImages
     from bridge.torch_train.prepare import choose_device, default_weights
     from bridge.torch_train.scoring import compute_logits, scores_of
-    from training.loaders import evaluation_batches, normalized, open_dataset
+    from training.classifier.loaders import evaluation_batches, normalized, open_dataset
 
     path = config.start or default_weights(config.symbol)
     module = SymbolModule.from_files(config.symbol, path)

@@ -36,16 +36,16 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from formats.param_file import read_params, verify_digest
+from training.classifier.config import TrainConfig
+from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
-from training.loaders import build_loaders
 from training.loop.checkpoint import STATE_FILE, load_state
 from training.loop.task import Task
 from training.loop.train import Prepared, Script
 from training.records import environment
 from training.records.metrics import METRICS_FILE, read_metrics
 from training.reports import plot
-from training.train_config import TrainConfig
 
 TIMES = ("images_per_sec", "wall_sec")
 WRITE, KILL, HALF, FULL, RANDOM = "write", "before", "in the middle", "full disk", "random"

@@ -14,9 +14,10 @@ from mxnet.gluon import nn
 
 from formats.param_file import read_params
 from training.batches.in_memory import Batch
+from training.classifier.config import TrainConfig
+from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
-from training.loaders import build_loaders
 from training.loop import fit
 from training.loop.averaging import EVERY, WeightAverage
 from training.loop.checkpoint import Progress, load_state, restore
@@ -25,7 +26,6 @@ from training.records.metrics import read_metrics
 from training.records.run import Run
 from training.settings.config import to_dict
 from training.settings.errors import UserError
-from training.train_config import TrainConfig
 
 CONFIG = TrainConfig(
     epochs=6,

@@ -13,8 +13,8 @@ import train_cifar
 from bridge.torch_train.settings import LEFT_OUT, BridgeConfig, check_resume
 from bridge.torch_train.status_line import StatusLine, clock
 from formats.param_file import read_params
+from training.classifier.recipes import RECIPES, with_recipe
 from training.compute.optimizer import UNDECAYED
-from training.recipes import RECIPES, with_recipe
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
 

@@ -23,9 +23,9 @@ from model import create_model
 from model.gate_report import gate_statistics
 from model.weights.loading import load_parameters
 from tests.processor import BFLOAT16, without_operators
-from training import graph_choice
+from training.classifier import graph_choice
+from training.classifier.loaders import evaluation_batches, open_dataset
 from training.data.cifar_files import FORMATS
-from training.loaders import evaluation_batches, open_dataset
 from training.loop.checkpoint import load_state
 from training.records.metrics import read_metrics
 

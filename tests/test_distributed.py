@@ -19,13 +19,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from training.classifier.config import TrainConfig
+from training.classifier.graph_choice import choose_graph
 from training.compute.devices import check_kvstore, choose_contexts, norm_arguments
 from training.distributed.group import ALONE, Group, open_group
 from training.distributed.shared_run import agree, own_devices, scaled, together
-from training.graph_choice import choose_graph
 from training.loop.nonfinite import SkipGuard
 from training.settings.errors import UserError
-from training.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = Path(__file__).with_name("worker_script.py")

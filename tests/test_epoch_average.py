@@ -17,8 +17,9 @@ from model import create_model
 from model.execution.fused_training import fuse
 from tests.test_averaging import DATA, Crash, after, change, finish, network, values
 from training.batches.in_memory import Batch
+from training.classifier.config import TrainConfig
+from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer, freeze_except
-from training.loaders import build_loaders
 from training.loop import fit, fresh_statistics
 from training.loop.averaging import EpochAverage
 from training.loop.checkpoint import load_state
@@ -27,7 +28,6 @@ from training.loop.fresh_statistics import measure_statistics, statistics_batche
 from training.records.interruption import Interrupted
 from training.records.metrics import read_metrics
 from training.settings.errors import UserError
-from training.train_config import TrainConfig
 
 CONFIG = TrainConfig(
     epochs=5,

@@ -18,9 +18,10 @@ from formats.param_file import read_params
 from training.augmentation.augment import Augmentation
 from training.batches.in_memory import TrainBatches
 from training.batches.preprocessing import IMAGENET_MEAN
+from training.classifier.config import TrainConfig
+from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
-from training.loaders import build_loaders
 from training.loop import fit
 from training.loop.checkpoint import STATE_FILE, Progress, load_state, restore
 from training.loop.engine import Scores, Updater, evaluate
@@ -29,7 +30,6 @@ from training.records.metrics import read_metrics
 from training.records.run import Run
 from training.settings.config import to_dict
 from training.settings.errors import UserError
-from training.train_config import TrainConfig
 
 KEYS = [
     "epoch",

@@ -9,8 +9,8 @@ import mxnet as mx
 import pytest
 
 from tests.processor import BFLOAT16
-from training import graph_choice
-from training.graph_choice import choose_graph
+from training.classifier import graph_choice
+from training.classifier.graph_choice import choose_graph
 from training.records.environment import describe
 from training.settings.errors import UserError
 

@@ -15,8 +15,8 @@ from model.export.onnx_graph import onnx_session, to_onnx
 from model.export.tracing import trace
 from tests.exported import tiny_attention, tiny_resnet
 from tests.test_export import TINY_FLAGS
-from training import loaders
 from training.apply import int8
+from training.classifier import loaders
 from training.data.dataset import Dataset, ImageData
 from training.settings.errors import UserError
 

@@ -14,10 +14,10 @@ from training.augmentation.label_noise import (
     add_label_noise,
     noise_files,
 )
+from training.classifier.config import TrainConfig
+from training.classifier.loaders import build_loaders
 from training.data.dataset import Dataset, ImageData
-from training.loaders import build_loaders
 from training.settings.errors import UserError
-from training.train_config import TrainConfig
 
 CLASSES = 5
 

@@ -27,8 +27,8 @@ from training.batches.photos import (
     held_out,
 )
 from training.batches.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from training.classifier.imagenet import ImageNetConfig, open_imagenet
 from training.data.image_folder import Files
-from training.imagenet import ImageNetConfig, open_imagenet
 from training.settings.errors import UserError
 
 NOTHING = PhotoAugmentation(flip=False, jitter=0.0, pca_noise=0.0, crop_area=1.0)

@@ -6,13 +6,13 @@ import pytest
 
 import train_cifar
 from model import list_models
-from training.ram_flags import (
+from training.classifier.flags import (
     NAMED_DEPTHS,
     is_ram_command,
     note_on_ram_flags,
     translate_ram_flags,
 )
-from training.recipes import RECIPES, with_recipe
+from training.classifier.recipes import RECIPES, with_recipe
 from training.settings.config import parse
 from training.settings.errors import UserError
 from training.settings.schedules import schedule_of

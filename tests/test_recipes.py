@@ -6,7 +6,7 @@ import pytest
 
 import train_cifar
 from model import create_model, list_models
-from training.recipes import RECIPES, epochs_of, with_recipe
+from training.classifier.recipes import RECIPES, epochs_of, with_recipe
 from training.settings.errors import UserError
 from training.settings.schedules import schedule_of
 

@@ -19,11 +19,11 @@ from formats.param_file import read_shapes, verify_digest
 from model.execution.inference import prepare_inference
 from model.weights.loading import find_model
 from training.batches.in_memory import EvalBatches
-from training.classifier import Opened, open_classifier
+from training.classifier.loaders import evaluation_batches, normalized, open_dataset
+from training.classifier.recipes import RECIPES
+from training.classifier.task import Opened, open_classifier
 from training.data.dataset import ImageData
-from training.loaders import evaluation_batches, normalized, open_dataset
 from training.loop.evaluation import Scores, evaluate
-from training.recipes import RECIPES
 from training.reports.results_table import results_table
 from training.results import INDEX, find_result, read_index
 from training.settings.config import parse_overrides

@@ -11,11 +11,11 @@ from typing import Any, Callable
 
 import pytest
 
+from training.classifier.config import TrainConfig
 from training.loop.checkpoint import STATE_FILE
 from training.loop.train import Prepared, Script, exit_code
 from training.records.run_folder import hold
 from training.settings.errors import UserError
-from training.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 Train = Callable[..., int]

@@ -18,12 +18,12 @@ from tests.test_averaging import DATA, Crash, after, finish, images_of, network
 from tests.test_epoch_average import CONFIG
 from training.augmentation.shrink import shrink
 from training.batches.in_memory import EvalBatches
+from training.classifier.loaders import build_loaders
+from training.classifier.whitening import whiten_stem, whitening_filters
 from training.data.dataset import ImageData
-from training.loaders import build_loaders
 from training.loop.checkpoint import load_state, parameter_arrays
 from training.loop.engine import Updater
 from training.settings.errors import UserError
-from training.whitening import whiten_stem, whitening_filters
 
 SMALL = replace(CONFIG, small_size=6, small_epochs=2)
 

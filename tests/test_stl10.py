@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import train_cifar
+from training.classifier.config import TrainConfig
+from training.classifier.loaders import build_loaders
+from training.classifier.recipes import RECIPES, with_recipe
 from training.data import stl10
 from training.data.dataset import Dataset, load_dataset
 from training.downloads.digests import TABLE, FileDigest
-from training.loaders import build_loaders
-from training.recipes import RECIPES, with_recipe
 from training.records.metrics import read_metrics
 from training.settings.errors import UserError
-from training.train_config import TrainConfig
 
 COUNTS = {"train": 20, "test": 10, "unlabeled": 7}
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import train_imagenet
 from formats.param_file import read_params
-from training.imagenet import ImageNetConfig
+from training.classifier.imagenet import ImageNetConfig
 from training.loop.checkpoint import load_state
 from training.records.metrics import read_metrics
 from training.settings.schedules import schedule_of

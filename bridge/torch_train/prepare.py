@@ -27,8 +27,8 @@ from formats.param_file import verify_digest
 from formats.weight_file import read_weights
 from training.augmentation.label_noise import noise_files
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
-from training.classifier import OVERRIDES as NOTED
-from training.loaders import build_loaders, open_dataset
+from training.classifier.loaders import build_loaders, open_dataset
+from training.classifier.task import OVERRIDES as NOTED
 from training.loop.announce import default_folder, warn_threads
 from training.loop.checkpoint import STATE_FILE, Progress, load_state
 from training.loop.task import Loaders

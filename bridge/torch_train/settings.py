@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from training.recipes import RECIPES
+from training.classifier.config import TrainConfig
+from training.classifier.recipes import RECIPES
 from training.settings import run_config
 from training.settings.config import option
 from training.settings.errors import UserError
-from training.train_config import TrainConfig
 
 ENGINES = ("auto", "eager", "graph", "compile", "compile-graph")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")

@@ -11,7 +11,7 @@ import numpy as np
 from formats.param_file import write_atomically
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.batches.preprocessing import Preprocessing
-from training.classifier import Networks, Opened, open_classifier
+from training.classifier.task import Networks, Opened, open_classifier
 from training.settings.errors import UserError
 
 MASK_BATCH = 100

@@ -118,7 +118,7 @@ def preprocessing_of(path: Path, config: Any) -> Preprocessing:
         names = CLASS_NAMES[files][0 if labels else -1]
         known = Preprocessing(CIFAR_SIZE, MEAN[files], STD[files], names)
     else:
-        from training.loaders import open_dataset
+        from training.classifier.loaders import open_dataset
 
         data = open_dataset(config)
         known = Preprocessing(data.train.images.shape[1], data.mean, data.std, data.class_names)

@@ -18,13 +18,13 @@ from training.batches.photos import (
     held_out,
 )
 from training.batches.record_io import RecordFile
+from training.classifier.config import ClassifierConfig
+from training.classifier.loaders import SPLIT_SEED
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
-from training.loaders import SPLIT_SEED
 from training.loop.fit import Loaders
 from training.settings.config import option
 from training.settings.errors import UserError
 from training.settings.run_config import check_least
-from training.train_config import ClassifierConfig
 
 IMAGENET_CLASSES = 1000
 EVAL_BATCH = 32

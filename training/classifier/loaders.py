@@ -10,10 +10,10 @@ from training.augmentation.augment import check_crop
 from training.augmentation.label_noise import add_label_noise
 from training.batches.in_memory import EvalBatches, TrainBatches
 from training.batches.preprocessing import FIGURES
+from training.classifier.config import TrainConfig
 from training.data.dataset import Dataset, ImageData, load_dataset, split_validation
 from training.loop.fit import Loaders
 from training.settings.errors import UserError
-from training.train_config import TrainConfig
 
 EVAL_BATCH = 128
 SPLIT_SEED = 0  # held-out images stay the same whatever the seed of a run, so runs can be compared

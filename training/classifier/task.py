@@ -14,11 +14,11 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar
 from formats.weight_file import read_weight_shapes
 from training.batches.in_memory import parts_of_batch
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
+from training.classifier.config import ClassifierConfig
 from training.loop.task import Method, Task
 from training.loop.train import Prepared
 from training.records.seed_log import TORCH_ENDINGS
 from training.settings.errors import UserError
-from training.train_config import ClassifierConfig
 
 C = TypeVar("C", bound=ClassifierConfig)
 # Settings that change the network; None leaves what its name says.
@@ -88,6 +88,7 @@ def prepare_classifier(
     UserError
         For data, classes or devices that cannot be used; and whatever `networks` raises.
     """
+    from training.classifier.graph_choice import choose_graph
     from training.compute.devices import (
         choose_contexts,
         hybridize_options,
@@ -96,7 +97,6 @@ def prepare_classifier(
     )
     from training.compute.loss_scaling import with_loss_scaling
     from training.compute.optimizer import build_trainer, freeze_except
-    from training.graph_choice import choose_graph
 
     contexts = choose_contexts(config.gpus)
     # Looked at before the data is loaded, so that a wrong name does not first download a data set.
@@ -200,7 +200,7 @@ def start_stem(net: Any, config: Any, train: Any) -> None:
     `train` are the `training.batches.in_memory.TrainBatches` that it will be trained on.
     """
     if getattr(config, "stem_init", "usual") == "whitened":
-        from training.whitening import whiten_stem
+        from training.classifier.whitening import whiten_stem
 
         print(f"{whiten_stem(net, train)} starts with filters that whiten training images")
 

@@ -59,7 +59,7 @@ def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) 
     contexts
         Devices of the training.
     networks
-        A `training.classifier.Networks`.
+        A `training.classifier.task.Networks`.
     classes
         Number of classes.
 
