@@ -26,7 +26,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:])
 
-from training.glimpse_config import TASK_SETTINGS, GlimpseConfig
+from training.glimpse.config import TASK_SETTINGS, GlimpseConfig
 from training.loop.train import RESUMABLE, Prepared, Script, exit_code
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
@@ -73,7 +73,7 @@ def test(
         When the loader is empty or gives something else.
     """
     from training.compute.devices import usable_contexts
-    from training.rollouts import Draw, score_rollouts
+    from training.glimpse.rollouts import Draw, score_rollouts
 
     contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
     test_net.collect_params().reset_ctx(contexts)
@@ -90,7 +90,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     from model.native.processor import Unavailable, limit_onednn
     from model.registry import ModelError
     from model.weights.loading import LoadError
-    from training.glimpse_flags import note_on_seed_flags, translate_seed_flags
+    from training.glimpse.flags import note_on_seed_flags, translate_seed_flags
 
     def run() -> int:
         given = parse_overrides(GlimpseConfig, translate_seed_flags(words), PROG, __doc__)
@@ -107,7 +107,7 @@ def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
     config = GlimpseConfig(**{**TASK_SETTINGS.get(dataset, {}), **given})
     config.check()
     if config.plot and Path(config.plot).is_dir():
-        from training.glimpse_view import draw_run
+        from training.glimpse.view import draw_run
 
         return draw_run(config)
     if config.plot or config.test:
@@ -146,7 +146,7 @@ def _in_named_folder(
 ) -> tuple[GlimpseConfig, dict[str, Any]]:
     """Name the run folder after the network, as the seed does, where that is asked for."""
     from model.registry import spec_of
-    from training.glimpse_flags import RESUME_THIS_MODEL
+    from training.glimpse.flags import RESUME_THIS_MODEL
 
     again = config.resume == RESUME_THIS_MODEL
     if config.resume and not again and not config.is_train:
@@ -179,7 +179,7 @@ def _prepare(config: GlimpseConfig) -> Prepared:
 
     from training.compute.devices import choose_contexts
     from training.compute.optimizer import build_trainer
-    from training.glimpse_loaders import glimpse_loaders, load_data
+    from training.glimpse.loaders import glimpse_loaders, load_data
     from training.loop.task import Task
 
     contexts = choose_contexts(config.gpus)
@@ -217,9 +217,9 @@ def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
 def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: Any) -> Any:
     """Return how the network is trained and scored, as `training.loop.task.Method`."""
     from model.hybrid_loss import HybridLoss, LossWeights
-    from training.glimpse_view import keeper
+    from training.glimpse.rollouts import Draw, RolloutObjective, rollout_evaluation
+    from training.glimpse.view import keeper
     from training.loop.task import Method
-    from training.rollouts import Draw, RolloutObjective, rollout_evaluation
 
     weights = LossWeights(
         config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward
@@ -264,7 +264,7 @@ def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
     from model.weights.loading import load_parameters
     from model.weights.seed_checkpoint import POLICY_STD, from_seed
     from training.compute.devices import choose_contexts
-    from training.glimpse_loaders import Opened, known_settings, load_data
+    from training.glimpse.loaders import Opened, known_settings, load_data
 
     contexts = choose_contexts(config.gpus)
     arrays = None
@@ -285,8 +285,8 @@ def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
 
 def _open_and(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
     """Score or draw a saved file."""
-    from training.glimpse_report import print_report
-    from training.glimpse_view import draw_file
+    from training.glimpse.report import print_report
+    from training.glimpse.view import draw_file
 
     path = str(config.plot or config.test)
     opened = _open(path, config, given)

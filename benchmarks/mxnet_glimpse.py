@@ -2,7 +2,7 @@
 
 It takes the operator in C++ where that was compiled (`model.native.build`), as the training does.
 A training step is `training.loop.engine.Updater.step` with the objective that ``train_mnist_glimpse.py``
-minimizes, and the reading of its sums; an evaluation is `training.rollouts.score_rollouts` of one
+minimizes, and the reading of its sums; an evaluation is `training.glimpse.rollouts.score_rollouts` of one
 batch, one rollout of each image with mean locations.
 """
 
@@ -74,8 +74,8 @@ def build_steps(config: Config, net: Any, loss: Any) -> dict[str, Callable[[], o
     from mxnet import gluon
 
     from training.batches.in_memory import Batch
+    from training.glimpse.rollouts import Draw, RolloutObjective, score_rollouts
     from training.loop.engine import Updater, measure
-    from training.rollouts import Draw, RolloutObjective, score_rollouts
 
     task = TASKS[config.task]
     images, labels = glimpse_inputs.random_images(task, TRAIN_BATCHES * task.batch_size, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.canvas import CANVASES, Canvas, draw_canvases
+from training.glimpse.canvas import CANVASES, Canvas, draw_canvases
 from training.settings.errors import UserError
 
 

@@ -7,7 +7,7 @@ from typing import Optional
 
 import pytest
 
-from training.glimpse_flags import note_on_seed_flags, translate_seed_flags
+from training.glimpse.flags import note_on_seed_flags, translate_seed_flags
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 
@@ -123,7 +123,7 @@ def test_one_note_names_what_has_no_effect() -> None:
     ("words", "message"),
     [
         (["--shuffle=False"], "--shuffle False: training in a fixed order is not supported"),
-        (["--show_sample", "true"], "no window .* training.glimpse_sheet"),
+        (["--show_sample", "true"], "no window .* training.glimpse.sheet"),
         (["--use_gpu=maybe"], "--use_gpu maybe: must be True or False"),
         (["--is_train", ""], "must be True or False"),
     ],

@@ -15,11 +15,13 @@ import pytest
 import train_mnist_glimpse
 from formats.param_file import read_shapes, verify_digest
 from model.registry import create_model
-from training import glimpse_loaders  # its `test_batches` by name would be taken for a test
-from training.glimpse_config import TASK_SETTINGS, GlimpseConfig
+from training.glimpse import (
+    loaders as glimpse_loaders,  # its `test_batches` by name would be taken for a test
+)
+from training.glimpse.config import TASK_SETTINGS, GlimpseConfig
+from training.glimpse.rollouts import score_rollouts
 from training.reports.results_table import glimpse_table
 from training.results import GLIMPSE_INDEX, find_result, read_index
-from training.rollouts import score_rollouts
 from training.settings.config import parse_overrides
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import glimpse_sheet, glimpse_tasks
 from training.augmentation.deform import Deformation
 from training.batches.in_memory import Batch, EvalBatches
-from training.canvas import CANVASES, Canvas
 from training.data.dataset import Dataset, ImageData
 from training.data.digits import load_digits
-from training.glimpse_batches import GlimpseTrainBatches, draw_split
-from training.glimpse_tasks import TASKS, GlimpseTask, draw_test, load_task
+from training.glimpse import data as glimpse_tasks
+from training.glimpse import sheet as glimpse_sheet
+from training.glimpse.batches import GlimpseTrainBatches, draw_split
+from training.glimpse.canvas import CANVASES, Canvas
+from training.glimpse.data import TASKS, GlimpseTask, draw_test, load_task
 from training.settings.errors import UserError
 
 SOME = Deformation(rotate=10, scale=0.1, shift=1, elastic=0.5)

@@ -13,7 +13,7 @@ import pytest
 from model import create_model
 from model.hybrid_loss import REWARDS, HybridLoss, LossWeights
 from model.recurrent_attention import Rollouts
-from training.glimpse_config import REWARDS as CONFIG_REWARDS
+from training.glimpse.config import REWARDS as CONFIG_REWARDS
 
 SMALL = {
     "height": 12,

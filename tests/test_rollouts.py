@@ -11,12 +11,12 @@ import pytest
 
 import train_mnist_glimpse
 from model import create_model
-from training import rollouts as module
 from training.batches.in_memory import EvalBatches
 from training.data.dataset import ImageData
-from training.glimpse_report import report_rollouts
+from training.glimpse import rollouts as module
+from training.glimpse.report import report_rollouts
+from training.glimpse.rollouts import Draw, RolloutObjective, rollout_evaluation, score_rollouts
 from training.loop.engine import measure
-from training.rollouts import Draw, RolloutObjective, rollout_evaluation, score_rollouts
 from training.settings.errors import UserError
 
 CPU = [mx.cpu()]

@@ -9,13 +9,13 @@ from training.augmentation.deform import Deformation
 from training.batches.in_memory import EvalBatches
 from training.classifier.loaders import SPLIT_SEED
 from training.data.dataset import ImageData, split_validation
-from training.glimpse_batches import GlimpseTrainBatches, draw_split
-from training.glimpse_config import SPEC_FIELDS, GlimpseConfig
-from training.glimpse_tasks import GlimpseTask, draw_test, load_task
+from training.glimpse.batches import GlimpseTrainBatches, draw_split
+from training.glimpse.config import SPEC_FIELDS, GlimpseConfig
+from training.glimpse.data import GlimpseTask, draw_test, load_task
+from training.glimpse.rollouts import Draw
 from training.loop.fit import Loaders
 from training.records.run import CONFIG_FILE, read_config
 from training.results import GLIMPSE_INDEX, find_result
-from training.rollouts import Draw
 
 EVAL_BATCH = 500
 # What a run folder says of a file in it, beside its network.

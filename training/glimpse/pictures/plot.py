@@ -3,8 +3,8 @@
 =====================================================  =====================================
 `GlimpsePath`                                          the arrays behind all pictures
 `plot_paths`                                           PNG: path, patches, class probabilities
-`training.glimpse_gif.animate_paths`                   GIF: one frame per glimpse
-`training.glimpse_overlay.glimpse_images`              uint8 arrays for `training.records.run.Run.images`
+`training.glimpse.pictures.gif.animate_paths`                   GIF: one frame per glimpse
+`training.glimpse.pictures.overlay.glimpse_images`              uint8 arrays for `training.records.run.Run.images`
 =====================================================  =====================================
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.glimpse_gif import (
+from training.glimpse.pictures.gif import (
     RIGHT,
     WRONG,
     Colour,
@@ -26,8 +26,8 @@ from training.glimpse_gif import (
     short_name,
     write_picture,
 )
-from training.glimpse_overlay import OUTSIDE, choose_view, glimpse_images, step_colours
-from training.glimpse_path import GlimpsePath
+from training.glimpse.pictures.overlay import OUTSIDE, choose_view, glimpse_images, step_colours
+from training.glimpse.pictures.path import GlimpsePath
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

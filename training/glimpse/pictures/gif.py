@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from formats.param_file import write_atomically
-from training.glimpse_overlay import (
+from training.glimpse.pictures.overlay import (
     INK,
     Colour,
     View,
@@ -20,7 +20,7 @@ from training.glimpse_overlay import (
     load_font,
     step_colours,
 )
-from training.glimpse_path import GlimpsePath
+from training.glimpse.pictures.path import GlimpsePath
 from training.settings.errors import UserError
 
 if TYPE_CHECKING:

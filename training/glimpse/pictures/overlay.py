@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
-from training.glimpse_path import GlimpsePath
+from training.glimpse.pictures.path import GlimpsePath
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw

@@ -162,7 +162,7 @@ def _translate_boolean(name: str, value: bool) -> Sequence[str]:
     if name == "--show_sample" and value:
         raise UserError(
             "--show_sample True: no window is opened here; leave it out, and draw samples into a "
-            "file with python -m training.glimpse_sheet"
+            "file with python -m training.glimpse.sheet"
         )
     return []
 

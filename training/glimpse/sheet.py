@@ -1,4 +1,4 @@
-"""``python -m training.glimpse_sheet FILE.png [DATA_DIR]``: pictures of every glimpse task."""
+"""``python -m training.glimpse.sheet FILE.png [DATA_DIR]``: pictures of every glimpse task."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from formats.param_file import write_atomically
 from training.augmentation.deform import Deformation
 from training.data.dataset import Dataset
-from training.glimpse_batches import GlimpseTrainBatches
-from training.glimpse_tasks import TASKS, GlimpseTask, draw_test, load_task
+from training.glimpse.batches import GlimpseTrainBatches
+from training.glimpse.data import TASKS, GlimpseTask, draw_test, load_task
 from training.settings.errors import UserError
 
 COLUMNS = 10
@@ -69,7 +69,7 @@ def main() -> int:
     try:
         if len(sys.argv) not in (2, 3) or not sys.argv[1].endswith(".png"):
             raise UserError(
-                "give the file to write: python -m training.glimpse_sheet FILE.png [DATA_DIR]"
+                "give the file to write: python -m training.glimpse.sheet FILE.png [DATA_DIR]"
             )
         sheet = contact_sheet(_load(sys.argv[2] if len(sys.argv) > 2 else None))
         buffer = io.BytesIO()

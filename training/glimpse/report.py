@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from training.glimpse_config import GlimpseConfig
-from training.glimpse_loaders import Opened, test_batches
-from training.rollouts import Draw, RolloutScores, score_rollouts
+from training.glimpse.config import GlimpseConfig
+from training.glimpse.loaders import Opened, test_batches
+from training.glimpse.rollouts import Draw, RolloutScores, score_rollouts
 
 
 class MeanStd(NamedTuple):
@@ -80,7 +80,7 @@ def report_rollouts(
     Parameters
     ----------
     net
-        See `training.rollouts.score_rollouts`.
+        See `training.glimpse.rollouts.score_rollouts`.
     control
         The same weights in a network whose noise is the location; None leaves the control out.
     batches, contexts

@@ -12,11 +12,11 @@ import numpy as np
 
 from formats.param_file import ParamFileError, read_params, write_params
 from training.data.dataset import ImageData
-from training.glimpse_config import GlimpseConfig
-from training.glimpse_loaders import Opened, test_batches
-from training.glimpse_overlay import glimpse_images
-from training.glimpse_path import GlimpsePath
-from training.rollouts import Draw
+from training.glimpse.config import GlimpseConfig
+from training.glimpse.loaders import Opened, test_batches
+from training.glimpse.pictures.overlay import glimpse_images
+from training.glimpse.pictures.path import GlimpsePath
+from training.glimpse.rollouts import Draw
 from training.settings.errors import UserError
 
 FOLDER = "glimpses"  # in a run folder
@@ -153,8 +153,8 @@ def _files(run_folder: Path) -> list[Path]:
 
 def write_pictures(path: GlimpsePath, output: Path) -> list[Path]:
     """Write OUTPUT.png and OUTPUT.gif and return both."""
-    from training.glimpse_gif import animate_paths
-    from training.glimpse_plot import plot_paths
+    from training.glimpse.pictures.gif import animate_paths
+    from training.glimpse.pictures.plot import plot_paths
 
     output.parent.mkdir(parents=True, exist_ok=True)
     still, moving = (output.with_name(output.name + ending) for ending in (".png", ".gif"))

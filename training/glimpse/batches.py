@@ -13,8 +13,8 @@ import numpy as np
 from training.augmentation.augment import Augmentation, normalize
 from training.augmentation.deform import Deformation, deform
 from training.batches.in_memory import Batch, TrainBatches
-from training.canvas import Canvas, draw_canvases
 from training.data.dataset import ImageData
+from training.glimpse.canvas import Canvas, draw_canvases
 
 # Canvases that are drawn together in draw_split. The draws follow one another, so the pictures of
 # a fixed test set depend on it.

@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from training.canvas import CANVASES, Canvas
 from training.data.dataset import FOLDER_PREFIX, Dataset, ImageData, load_dataset
 from training.data.image_folder import load_image_folder
-from training.glimpse_batches import draw_split
+from training.glimpse.batches import draw_split
+from training.glimpse.canvas import CANVASES, Canvas
 from training.settings.errors import UserError
 
 TEST_SEED = 0  # of the test canvases: they are the same for every training
