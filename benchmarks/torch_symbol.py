@@ -1,4 +1,4 @@
-"""An exported symbol in PyTorch: a worker that runs `bridge.symbol_module.SymbolModule`.
+"""An exported symbol in PyTorch: a worker that runs `bridge.graph.symbol_module.SymbolModule`.
 
 Runs in the environment of requirements/bench-torch-py311.txt, where neither MXNet nor gluoncv is.
 Arrays come and go as .npz files: ``param/NAME`` values, ``input/NAME`` inputs, ``grad/I`` gradients
@@ -21,8 +21,8 @@ from torch.nn import functional  # type: ignore[import-not-found]
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.worker import Action, serve
-from bridge.symbol_module import SymbolModule, read_symbol
-from bridge.torch_train.optimizer import Nag
+from bridge.graph.symbol_module import SymbolModule, read_symbol
+from bridge.loop.optimizer import Nag
 
 
 def read_part(path: str, part: str) -> dict[str, np.ndarray]:

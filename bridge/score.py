@@ -19,7 +19,7 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 import numpy as np
 
-from bridge.pieces import PieceError
+from bridge.carry.pieces import PieceError
 from formats.atomic import write_atomically
 from training.classifier.config import NORMALIZATIONS
 from training.loop.train import exit_code
@@ -60,7 +60,7 @@ class ScoreConfig:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     config = parse(ScoreConfig, sys.argv[1:] if argv is None else argv, PROG, __doc__)
-    from bridge.symbol_graph import SymbolError
+    from bridge.graph.symbol_graph import SymbolError
 
     return exit_code(lambda: _run(config), SymbolError, PieceError)
 
@@ -68,10 +68,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _run(config: Any) -> int:
     import torch  # type: ignore[import-not-found]
 
-    from bridge.symbol_module import SymbolModule
-    from bridge.torch_train.device_batches import DeviceImages
-    from bridge.torch_train.prepare import choose_device, default_weights
-    from bridge.torch_train.scoring import compute_logits, scores_of
+    from bridge.graph.symbol_module import SymbolModule
+    from bridge.loop.device_batches import DeviceImages
+    from bridge.loop.prepare import choose_device, default_weights
+    from bridge.loop.scoring import compute_logits, scores_of
     from training.classifier.loaders import evaluation_batches, normalized, open_dataset
 
     path = config.start or default_weights(config.symbol)

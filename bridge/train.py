@@ -28,8 +28,8 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
     take_threads(sys.argv[1:], wait_policy={})
 
-from bridge.pieces import PieceError  # noqa: E402
-from bridge.torch_train.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
+from bridge.carry.pieces import PieceError  # noqa: E402
+from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
 from training.classifier.recipes import RECIPES, with_recipe  # noqa: E402
 from training.loop.train import INTERRUPTED_EXIT, exit_code  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
@@ -42,7 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     given = parse_overrides(BridgeConfig, argv, PROG, __doc__, LEFT_OUT)
-    from bridge.symbol_graph import SymbolError
+    from bridge.graph.symbol_graph import SymbolError
 
     return exit_code(lambda: _run(given, argv), SymbolError, PieceError)
 
@@ -51,7 +51,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     check_resume(given)
     config = _saved(given) if given.get("resume") else _chosen(given)
     config.check()
-    from bridge.torch_train.prepare import prepare
+    from bridge.loop.prepare import prepare
 
     prepared = prepare(config, argv, STARTED)
     with prepared.run:

@@ -1,4 +1,4 @@
-"""Checks of `bridge.symbol_module`, run by test_bridge_module.py where PyTorch is.
+"""Checks of `bridge.graph.symbol_module`, run by test_bridge_module.py where PyTorch is.
 
     .venv-torch/bin/python tests/symbol_checks.py FOLDER
 
@@ -23,9 +23,9 @@ import torch  # type: ignore[import-not-found]
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bridge import symbol_layers  # noqa: E402
-from bridge.symbol_graph import SymbolError  # noqa: E402
-from bridge.symbol_module import SymbolModule, read_symbol  # noqa: E402
+from bridge.graph import symbol_layers  # noqa: E402
+from bridge.graph.symbol_graph import SymbolError  # noqa: E402
+from bridge.graph.symbol_module import SymbolModule, read_symbol  # noqa: E402
 from formats.param_file import ParamFileError, read_params, write_params  # noqa: E402
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()

@@ -25,10 +25,10 @@ FORBIDDEN = {
 }
 # What trains with PyTorch knows settings and records of `training`, unlike the rest of `bridge`.
 BRIDGE_TRAINING = (
-    "bridge/torch_train/",
+    "bridge/loop/",
     "bridge/train.py",
     "bridge/bench.py",
-    "bridge/pack.py",
+    "bridge/carry/pack.py",
     "bridge/score.py",
 )
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 50, 7
@@ -40,10 +40,10 @@ BRIDGE_ENTRANCE = "formats/param_file.py"
 MANY_PARAMETERS = {
     "training/settings/schedules.py build_schedule",
     "model/layers/attention_module.py __init__",
-    "bridge/symbol_layers.py batch_norm",
-    "bridge/symbol_layers.py bilinear_resize",
-    "bridge/symbol_layers.py convolution",
-    "bridge/symbol_layers.py pooling",
+    "bridge/graph/symbol_layers.py batch_norm",
+    "bridge/graph/symbol_layers.py bilinear_resize",
+    "bridge/graph/symbol_layers.py convolution",
+    "bridge/graph/symbol_layers.py pooling",
 }
 
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]

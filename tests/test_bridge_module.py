@@ -1,4 +1,4 @@
-"""`bridge.symbol_module` where PyTorch is: each function of symbol_checks.py is a test here.
+"""`bridge.graph.symbol_module` where PyTorch is: each function of symbol_checks.py is a test here.
 
 PyTorch is in an environment of its own, .venv-torch; without it (make test-bridge makes it) they
 skip.

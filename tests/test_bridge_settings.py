@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import train_cifar
-from bridge.torch_train.settings import LEFT_OUT, BridgeConfig, check_resume
-from bridge.torch_train.status_line import StatusLine, clock
+from bridge.loop.settings import LEFT_OUT, BridgeConfig, check_resume
+from bridge.loop.status_line import StatusLine, clock
 from formats.param_file import read_params
 from training.classifier.recipes import RECIPES, with_recipe
 from training.compute.optimizer import UNDECAYED

@@ -182,8 +182,8 @@ def test_the_bridge_imports_without_mxnet_and_its_helpers(run_torch: RunTorch) -
         "import sys\n"
         "for name in ('mxnet', 'gluoncv', 'mxboard', 'tqdm', 'requests', 'PIL', 'matplotlib'):\n"
         "    sys.modules[name] = None\n"
-        "import bridge.train, bridge.bench, bridge.pack, bridge.score\n"
-        "import bridge.torch_train.prepare, training.reports.compare\n"
+        "import bridge.train, bridge.bench, bridge.carry.pack, bridge.score\n"
+        "import bridge.loop.prepare, training.reports.compare\n"
     )
     done = run_torch("-c", code)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from bridge.torch_train.settings import BridgeConfig
+from bridge.loop.settings import BridgeConfig
 from formats.param_file import read_params
 from model import create_model
 from model.execution.fused_training import fuse

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridge import pack
-from bridge.image_codec import pack_images, unpack_images
-from bridge.pieces import write_pieces
+from bridge.carry import pack
+from bridge.carry.image_codec import pack_images, unpack_images
+from bridge.carry.pieces import write_pieces
 from formats.param_file import read_params, verify_digest, write_params
 from training.data.cifar_files import CIFAR100, Source
 
@@ -176,7 +176,7 @@ def test_the_code_runs_where_its_zip_is_unpacked(tmp_path: Path) -> None:
         commit = json.loads(archive.read("bridge/packed_from.json"))
     assert (tmp_path / "code/bridge/train.py").exists()
     assert commit is None or len(commit["commit"]) == 40
-    code = "import bridge.pack, training.data.digits as d; print(len(d.load_digits().test))"
+    code = "import bridge.carry.pack, training.data.digits as d; print(len(d.load_digits().test))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "code",

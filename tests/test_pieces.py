@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bridge.pieces import PieceError, piece_names, read_pieces, remove_pieces, write_pieces
+from bridge.carry.pieces import PieceError, piece_names, read_pieces, remove_pieces, write_pieces
 
 DATA = np.random.default_rng(0).bytes(20_000)
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.symbol_graph import SymbolError, parse_attribute, parse_symbol
-from bridge.symbol_shapes import reshaped, reshaped_like
+from bridge.graph.symbol_graph import SymbolError, parse_attribute, parse_symbol
+from bridge.graph.symbol_shapes import reshaped, reshaped_like
 
 x = mx.sym.var("x", shape=(0, 3))
 

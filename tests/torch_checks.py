@@ -27,15 +27,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import bridge.train  # noqa: E402
-from bridge.pieces import piece_names  # noqa: E402
-from bridge.symbol_module import SymbolModule  # noqa: E402
-from bridge.torch_train import fit as torch_fit  # noqa: E402
-from bridge.torch_train.average import TensorAverage  # noqa: E402
-from bridge.torch_train.device_batches import DeviceBatches  # noqa: E402
-from bridge.torch_train.engine import unchanged  # noqa: E402
-from bridge.torch_train.optimizer import OPTIMIZERS, clip_norm  # noqa: E402
-from bridge.torch_train.settings import BridgeConfig  # noqa: E402
-from bridge.torch_train.updater import FIRST_SCALE, StepSettings, Updater  # noqa: E402
+from bridge.carry.pieces import piece_names  # noqa: E402
+from bridge.graph.symbol_module import SymbolModule  # noqa: E402
+from bridge.loop import fit as torch_fit  # noqa: E402
+from bridge.loop.average import TensorAverage  # noqa: E402
+from bridge.loop.device_batches import DeviceBatches  # noqa: E402
+from bridge.loop.engine import unchanged  # noqa: E402
+from bridge.loop.optimizer import OPTIMIZERS, clip_norm  # noqa: E402
+from bridge.loop.settings import BridgeConfig  # noqa: E402
+from bridge.loop.updater import FIRST_SCALE, StepSettings, Updater  # noqa: E402
 from training.augmentation.augment import Augmentation  # noqa: E402
 from training.batches.in_memory import TrainBatches  # noqa: E402
 from training.data.dataset import ImageData  # noqa: E402

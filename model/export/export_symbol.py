@@ -2,7 +2,7 @@
 
 The file is a symbol as ``net.export`` writes it, with one difference: the arguments have the names
 that ``save_parameters`` gives them (``conv1.0.weight``), not those with the prefixes of blocks. So
-a ``.param`` file fits by name, and `bridge.symbol_module.SymbolModule` can read one and write one.
+a ``.param`` file fits by name, and `bridge.graph.symbol_module.SymbolModule` can read one and write one.
 ``mx.gluon.SymbolBlock.imports`` reads both files as well.
 """
 

@@ -1,7 +1,7 @@
 """The random numbers of augmentation, drawn apart from the pixels that they change.
 
 ``augment.py``, ``cutout.py`` and ``colour.py`` apply them to NumPy arrays; PyTorch's side of the
-bridge (``bridge/torch_train/device_batches.py``) draws the same numbers in the same order and
+bridge (``bridge/loop/device_batches.py``) draws the same numbers in the same order and
 applies them on a GPU. So both train on the same batches.
 """
 

@@ -12,9 +12,9 @@ from typing import Any, Optional
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from bridge.pieces import MB, read_pieces, remove_pieces, write_pieces
-from bridge.torch_train.average import TensorAverage
-from bridge.torch_train.updater import Updater
+from bridge.carry.pieces import MB, read_pieces, remove_pieces, write_pieces
+from bridge.loop.average import TensorAverage
+from bridge.loop.updater import Updater
 from formats.atomic import write_atomically
 from formats.digest import digest_path
 from formats.param_file import write_params

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from bridge.torch_train.device_batches import DeviceImages
+from bridge.loop.device_batches import DeviceImages
 from training.loop.evaluation import Scores, check_labels
 
 EVAL_BATCH = 500  # divides the 10,000 test images of CIFAR

@@ -11,9 +11,9 @@ from typing import Any, Optional
 import torch  # type: ignore[import-not-found]
 from torch.nn import functional  # type: ignore[import-not-found]
 
-from bridge.symbol_arrays import Axes, as_tuple, with_axes
-from bridge.symbol_elementwise import DTYPES
-from bridge.symbol_table import Tensor, operator
+from bridge.graph.symbol_arrays import Axes, as_tuple, with_axes
+from bridge.graph.symbol_elementwise import DTYPES
+from bridge.graph.symbol_table import Tensor, operator
 
 
 def reduced_axes(x: Tensor, axis: Axes, exclude: bool) -> tuple[int, ...]:

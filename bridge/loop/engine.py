@@ -18,7 +18,7 @@ from typing import Any
 
 import torch  # type: ignore[import-not-found]
 
-from bridge.torch_train.updater import Updater
+from bridge.loop.updater import Updater
 from training.settings.errors import UserError
 
 Tensor = Any

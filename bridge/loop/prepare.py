@@ -12,16 +12,16 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from bridge.symbol_module import SymbolModule, read_symbol
-from bridge.torch_train.announce import announce, describe_device, note_in_env
-from bridge.torch_train.average import TensorAverage
-from bridge.torch_train.device_batches import DeviceBatches, DeviceImages
-from bridge.torch_train.engine import choose_step
-from bridge.torch_train.fit import Job, TorchFit
-from bridge.torch_train.optimizer import OPTIMIZERS
-from bridge.torch_train.settings import BridgeConfig
-from bridge.torch_train.state import join_file, named_tensors, restore, trained_tensors
-from bridge.torch_train.updater import StepSettings, Updater
+from bridge.graph.symbol_module import SymbolModule, read_symbol
+from bridge.loop.announce import announce, describe_device, note_in_env
+from bridge.loop.average import TensorAverage
+from bridge.loop.device_batches import DeviceBatches, DeviceImages
+from bridge.loop.engine import choose_step
+from bridge.loop.fit import Job, TorchFit
+from bridge.loop.optimizer import OPTIMIZERS
+from bridge.loop.settings import BridgeConfig
+from bridge.loop.state import join_file, named_tensors, restore, trained_tensors
+from bridge.loop.updater import StepSettings, Updater
 from formats.atomic import write_atomically
 from formats.param_file import verify_digest
 from formats.weight_file import read_weights

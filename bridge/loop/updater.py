@@ -9,7 +9,7 @@ import numpy as np
 import torch  # type: ignore[import-not-found]
 from torch.nn import functional  # type: ignore[import-not-found]
 
-from bridge.torch_train.optimizer import Optimizer, clip_norm
+from bridge.loop.optimizer import Optimizer, clip_norm
 
 Tensor = Any
 # MXNet's own figures of loss scaling (mxnet.contrib.amp.loss_scaler).

@@ -13,8 +13,8 @@ from typing import Optional, Union
 import torch  # type: ignore[import-not-found]
 from torch.nn import functional  # type: ignore[import-not-found]
 
-from bridge.symbol_shapes import pooled_length
-from bridge.symbol_table import Tensor, operator
+from bridge.graph.symbol_shapes import pooled_length
+from bridge.graph.symbol_table import Tensor, operator
 
 Sizes = tuple[int, ...]
 CHANNELS_FIRST = (None, "None", "NCW", "NCHW", "NCDHW")

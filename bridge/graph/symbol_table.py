@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from bridge.symbol_graph import Node, SymbolError, parse_attribute
+from bridge.graph.symbol_graph import Node, SymbolError, parse_attribute
 
 Tensor = Any
 # Attributes that choose between kernels with the same result, or name MXNet's device.

@@ -13,7 +13,7 @@ from typing import Any, Optional
 import torch  # type: ignore[import-not-found]
 from torch.nn import functional  # type: ignore[import-not-found]
 
-from bridge.symbol_table import Tensor, operator
+from bridge.graph.symbol_table import Tensor, operator
 
 DTYPES = {
     "float32": torch.float32,

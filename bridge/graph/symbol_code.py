@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bridge.symbol_graph import Graph, SymbolError
-from bridge.symbol_table import Call, prepare
+from bridge.graph.symbol_graph import Graph, SymbolError
+from bridge.graph.symbol_table import Call, prepare
 
 LITERALS = (int, float, bool, str, type(None))
 

@@ -1,11 +1,11 @@
 """Carry data, code and runs to a machine without a network and back, in files of a bounded size.
 
-    python -m bridge.pack data cifar10 --data-dir DIR --output carry      pieces below 55 MB
-    python -m bridge.pack code --output carry                             code.zip
-    python -m bridge.pack run runs/NAME --output back --max-file-mb 15    weights and records
-    python -m bridge.pack run runs/NAME --output back --what state        what a resume needs
-    python -m bridge.pack half net.param                                  first weights as float16
-    python -m bridge.pack unpack carry --output DIR                       whatever is in the pieces
+    python -m bridge.carry.pack data cifar10 --data-dir DIR --output carry      pieces below 55 MB
+    python -m bridge.carry.pack code --output carry                             code.zip
+    python -m bridge.carry.pack run runs/NAME --output back --max-file-mb 15    weights and records
+    python -m bridge.carry.pack run runs/NAME --output back --what state        what a resume needs
+    python -m bridge.carry.pack half net.param                                  first weights as float16
+    python -m bridge.carry.pack unpack carry --output DIR                       whatever is in the pieces
 
 Data becomes ``DIR/cifar10/*.bin``, for ``--data-dir DIR``; a run becomes ``DIR/NAME``. The code is
 unpacked by ``python -m zipfile -e code.zip DIR`` and runs in that folder. Digests are checked
@@ -27,8 +27,8 @@ from typing import Optional
 
 import numpy as np
 
-from bridge.image_codec import pack_images, unpack_images
-from bridge.pieces import MB, PieceError, piece_names, read_pieces, write_pieces
+from bridge.carry.image_codec import pack_images, unpack_images
+from bridge.carry.pieces import MB, PieceError, piece_names, read_pieces, write_pieces
 from formats.atomic import write_atomically
 from formats.digest import digest_line, digest_path
 from formats.param_file import read_params, write_params
@@ -38,7 +38,7 @@ from training.loop.train import exit_code
 from training.records.environment import describe
 from training.settings.errors import UserError
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 META = "packed.json"
 BLOCK = 5_000  # images that are coded at once
 MAX_CONTENT = 2 * 2**30
@@ -59,7 +59,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bridge.pack",
+        prog="python -m bridge.carry.pack",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

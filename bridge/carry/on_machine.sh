@@ -17,7 +17,7 @@ mkdir -p "$lend/pieces" "$lend/code" "$lend/data" "$lend/runs"
 
 back() { # RUN WHAT FIRST
     rm -rf "$lend/back"
-    (cd "$lend/code" && "$python" -m bridge.pack run "$lend/runs/$1" --what "$2" --output "$lend/back")
+    (cd "$lend/code" && "$python" -m bridge.carry.pack run "$lend/runs/$1" --what "$2" --output "$lend/back")
     ls "$lend/back" | tail -n "+$3" | head -n 4 | while read -r piece; do
         cp "$lend/back/$piece" "$out/"
     done
@@ -35,7 +35,7 @@ receive)
     if [ -e "$load/code.zip" ]; then
         "$python" -m zipfile -e "$load/code.zip" "$lend/code"
         cp -r "$load/start" "$lend/"
-        (cd "$lend/code" && "$python" -m bridge.pack unpack "$lend/pieces" --output "$lend/data")
+        (cd "$lend/code" && "$python" -m bridge.carry.pack unpack "$lend/pieces" --output "$lend/data")
     fi
     ;;
 bench)
@@ -67,7 +67,7 @@ state)
     mkdir -p "$lend/state"
     cp "$1"/*.piece-* "$lend/state/"
     cd "$lend/code"
-    "$python" -m bridge.pack unpack "$lend/state" --output "$lend/runs"
+    "$python" -m bridge.carry.pack unpack "$lend/state" --output "$lend/runs"
     ;;
 back)
     back "$1" "$2" "$3"

@@ -7,8 +7,8 @@ from typing import Optional, Union
 import torch  # type: ignore[import-not-found]
 from torch.nn import functional  # type: ignore[import-not-found]
 
-from bridge.symbol_shapes import reshaped, reshaped_like, span
-from bridge.symbol_table import Tensor, operator
+from bridge.graph.symbol_shapes import reshaped, reshaped_like, span
+from bridge.graph.symbol_table import Tensor, operator
 
 Axes = Union[None, int, tuple[int, ...]]
 Ends = tuple[Optional[int], ...]

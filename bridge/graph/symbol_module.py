@@ -16,12 +16,12 @@ import numpy as np
 import torch  # type: ignore[import-not-found]
 from torch import nn
 
-import bridge.symbol_arrays
-import bridge.symbol_elementwise
-import bridge.symbol_layers
-import bridge.symbol_reductions  # noqa: F401  (these four fill the table of operators)
-from bridge.symbol_code import generate
-from bridge.symbol_graph import MAX_JSON_CHARACTERS, Graph, SymbolError, parse_symbol
+import bridge.graph.symbol_arrays
+import bridge.graph.symbol_elementwise
+import bridge.graph.symbol_layers
+import bridge.graph.symbol_reductions  # noqa: F401  (these four fill the table of operators)
+from bridge.graph.symbol_code import generate
+from bridge.graph.symbol_graph import MAX_JSON_CHARACTERS, Graph, SymbolError, parse_symbol
 from formats.param_file import PathLike, verify_digest, write_params
 from formats.weight_file import read_weights
 

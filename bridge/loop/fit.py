@@ -16,14 +16,14 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from bridge.torch_train.average import TensorAverage
-from bridge.torch_train.device_batches import DeviceBatches, DeviceImages
-from bridge.torch_train.engine import Pace, Step
-from bridge.torch_train.scoring import score
-from bridge.torch_train.settings import BridgeConfig
-from bridge.torch_train.state import save_state, write_file
-from bridge.torch_train.status_line import SECONDS, StatusLine
-from bridge.torch_train.updater import Updater
+from bridge.loop.average import TensorAverage
+from bridge.loop.device_batches import DeviceBatches, DeviceImages
+from bridge.loop.engine import Pace, Step
+from bridge.loop.scoring import score
+from bridge.loop.settings import BridgeConfig
+from bridge.loop.state import save_state, write_file
+from bridge.loop.status_line import SECONDS, StatusLine
+from bridge.loop.updater import Updater
 from training.loop.checkpoint import BEST_FILE, LAST_FILE, Progress
 from training.loop.evaluation import Scores
 from training.records.interruption import Interrupted, Interruption

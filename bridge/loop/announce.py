@@ -11,8 +11,8 @@ from typing import Any
 
 import torch  # type: ignore[import-not-found]
 
-from bridge.torch_train.fit import Job
-from bridge.torch_train.settings import BridgeConfig
+from bridge.loop.fit import Job
+from bridge.loop.settings import BridgeConfig
 from formats.atomic import write_atomically
 from training.loop.checkpoint import Progress
 from training.loop.task import Loaders
@@ -20,7 +20,7 @@ from training.records.environment import threads_text
 from training.records.run import ENV_FILE
 from training.settings.config import diff_from_default
 
-PACKED_FROM = "packed_from.json"  # the commit, in a zip that bridge.pack made
+PACKED_FROM = "packed_from.json"  # the commit, in a zip that bridge.carry.pack made
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
