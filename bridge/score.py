@@ -1,7 +1,7 @@
 """Score a file of weights with PyTorch over all test images, and keep what it decides.
 
 python -m bridge.score --symbol net-symbol.json --start runs/NAME/last.param --dataset cifar10
-python -m bridge.score ... --output logits.npz        for benchmarks/compare_decisions.py
+python -m bridge.score ... --output logits.npz        for benchmarks/bridge/compare_decisions.py
 """
 
 from __future__ import annotations

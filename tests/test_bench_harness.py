@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import bench_glimpse, glimpse_inputs, interleave
-from benchmarks.glimpse_inputs import OUTPUTS, TASKS, parameter_shapes, parity_inputs
-from benchmarks.interleave import Plan, Worker
-from benchmarks.report import header, row
-from benchmarks.series import Series, compare, ratio
+from benchmarks.glimpse import bench_glimpse, glimpse_inputs
+from benchmarks.glimpse.glimpse_inputs import OUTPUTS, TASKS, parameter_shapes, parity_inputs
+from benchmarks.harness import interleave
+from benchmarks.harness.interleave import Plan, Worker
+from benchmarks.harness.report import header, row
+from benchmarks.harness.series import Series, compare, ratio
 from training.settings.errors import UserError
 
 PLAN = Plan(rounds=3, warm_up=1, round_sec=0.0, timeout_sec=20)
@@ -23,7 +24,7 @@ PLAN = Plan(rounds=3, warm_up=1, round_sec=0.0, timeout_sec=20)
 # A worker whose n-th answer says n * SECONDS, and that notes each request in LOG.
 COUNTING = """
 import sys
-from benchmarks.worker import serve
+from benchmarks.harness.worker import serve
 name, log, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 count = 0
 def answer(case, repeat):
@@ -101,7 +102,7 @@ def test_a_worker_that_does_not_start_is_named(code: str, message: str) -> None:
 
 CRASHING = """
 import os
-from benchmarks.worker import serve
+from benchmarks.harness.worker import serve
 def die(case, repeat):
     if case == "raise":
         raise ValueError("odd")
@@ -175,8 +176,8 @@ def test_the_layouts_have_the_published_numbers_of_parameters() -> None:
 
 ANSWERING = """
 import numpy as np
-from benchmarks import glimpse_inputs
-from benchmarks.worker import serve
+from benchmarks.glimpse import glimpse_inputs
+from benchmarks.harness.worker import serve
 offset = float(sys.argv[1])
 def forward(inputs, outputs):
     with np.load(inputs) as file:
@@ -204,7 +205,7 @@ def test_parity_is_measured_and_demanded() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_our_worker_gives_what_the_formulas_say(task: str, tmp_path: Path) -> None:
     """One forward pass against float64 NumPy, which knows nothing of either framework."""
-    from benchmarks import mxnet_glimpse
+    from benchmarks.glimpse import mxnet_glimpse
 
     arrays = parity_inputs(TASKS[task])
     inputs, outputs = str(tmp_path / "in.npz"), str(tmp_path / "out.npz")

@@ -8,13 +8,13 @@ from typing import Any, Optional
 
 import pytest
 
-from benchmarks import bench_networks, bench_scaling, network_rows, network_workers
-from benchmarks.bench_networks import Config
-from benchmarks.interleave import Plan
-from benchmarks.network_report import judged, markdown, processor
-from benchmarks.network_table import Table, others, paths
-from benchmarks.report import headline, machine
-from benchmarks.series import Series
+from benchmarks.harness.interleave import Plan
+from benchmarks.harness.report import headline, machine
+from benchmarks.harness.series import Series
+from benchmarks.networks import bench_networks, bench_scaling, network_rows, network_workers
+from benchmarks.networks.bench_networks import Config
+from benchmarks.networks.network_report import judged, markdown, processor
+from benchmarks.networks.network_table import Table, others, paths
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

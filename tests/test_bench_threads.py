@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_threads
-from benchmarks.bench_threads import Config, beside, combinations, main, table, worst
+from benchmarks.networks import bench_threads
+from benchmarks.networks.bench_threads import Config, beside, combinations, main, table, worst
 
 
 def row(median: float, ratio: float) -> dict[str, Any]:

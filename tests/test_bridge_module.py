@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bridge_cases import make_case
+from benchmarks.bridge.bridge_cases import make_case
 from formats.param_file import write_params
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from benchmarks.bridge_pair import Pair
-from benchmarks.interleave import Worker
+from benchmarks.bridge.bridge_pair import Pair
+from benchmarks.harness.interleave import Worker
 
 S = mx.sym
 x, y, z = S.var("x"), S.var("y"), S.var("z")
@@ -20,7 +20,7 @@ SHAPES = {"x": (2, 3, 4, 5), "y": (2, 3, 4, 5), "z": (1, 3, 1, 1)}
 
 @pytest.fixture(scope="module")
 def pair(torch_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    command = [torch_python, "benchmarks/torch_symbol.py"]
+    command = [torch_python, "benchmarks/bridge/torch_symbol.py"]
     folder = str(tmp_path_factory.mktemp("pair"))
     with Worker("PyTorch", command, {"OMP_NUM_THREADS": "1"}, timeout_sec=250) as worker:
         yield Pair(worker, folder)

@@ -1,6 +1,6 @@
 """Networks in PyTorch against MXNet: outputs, gradients, training steps, decisions, files.
 
-`python benchmarks/bridge_parity.py` does this for every network; here are small ones of each kind.
+`python benchmarks/bridge/bridge_parity.py` does this for every network; here are small ones of each kind.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from benchmarks import bridge_pair, bridge_parity
-from benchmarks.bridge_cases import Size, make_case
-from benchmarks.bridge_pair import Pair
-from benchmarks.bridge_parity import compare_case, too_large, write_docs
-from benchmarks.interleave import Worker
+from benchmarks.bridge import bridge_pair, bridge_parity
+from benchmarks.bridge.bridge_cases import Size, make_case
+from benchmarks.bridge.bridge_pair import Pair
+from benchmarks.bridge.bridge_parity import compare_case, too_large, write_docs
+from benchmarks.harness.interleave import Worker
 from formats.param_file import read_params, write_params
 from model import create_model
 from model.export.export_symbol import symbol_json
@@ -43,7 +43,7 @@ NETWORKS["glimpse_mnist"]["glimpse_scale"] = 2.0
 @pytest.fixture(scope="module")
 def pair(torch_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = str(tmp_path_factory.mktemp("pair"))
-    command = [torch_python, "benchmarks/torch_symbol.py"]
+    command = [torch_python, "benchmarks/bridge/torch_symbol.py"]
     with Worker("PyTorch", command, {"OMP_NUM_THREADS": "1"}, timeout_sec=250) as worker:
         yield Pair(worker, folder)
 

@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 import pytest
 
-from benchmarks.compare_decisions import agreement
+from benchmarks.bridge.compare_decisions import agreement
 from formats.param_file import write_params
 from training.settings.errors import UserError
 
@@ -194,7 +194,7 @@ def test_real_images_are_decided_equally(
     data_dir: Path, tmp_path: Path, run_torch: RunTorch
 ) -> None:
     """The published network of 86 % on 300 test images of CIFAR-10, by both."""
-    from benchmarks.compare_decisions import mxnet_logits as known_logits
+    from benchmarks.bridge.compare_decisions import mxnet_logits as known_logits
     from model.export.export_symbol import export_symbol
 
     (path,) = ROOT.glob("cifar_param/attention56_small_cifar10_*.param")

@@ -12,7 +12,8 @@ from typing import Any, Optional
 import mxnet as mx
 import pytest
 
-from benchmarks import bench_train_variants, interleave, report
+from benchmarks.harness import interleave, report
+from benchmarks.networks import bench_train_variants
 from model.native import processor as networks
 from train_cifar import CifarConfig
 from training.compute import processor
@@ -142,7 +143,7 @@ def test_workers_are_capped_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch is measured with the instruction sets that ours has."""
     code = (
         "import os, sys; sys.path.insert(0, '.')\n"
-        "from benchmarks.worker import serve\n"
+        "from benchmarks.harness.worker import serve\n"
         "names = ('ATEN_CPU_CAPABILITY', 'ONEDNN_MAX_CPU_ISA', 'DNNL_MAX_CPU_ISA')\n"
         "serve(lambda: ({name: os.environ.get(name) for name in names}, {}))\n"
     )
@@ -160,7 +161,7 @@ def test_workers_are_capped_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_benchmark_caps_itself() -> None:
     code = (
-        "import os\nfrom benchmarks.report import begin\nbegin()\n"
+        "import os\nfrom benchmarks.harness.report import begin\nbegin()\n"
         "print(os.environ['DNNL_MAX_CPU_ISA'])"
     )
     done = subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.profile_operators import by_operator, table
+from benchmarks.networks.profile_operators import by_operator, table
 
 
 def event(name: str, phase: str, microseconds: float, thread: int = 0, **more: Any) -> dict:

@@ -3,7 +3,7 @@
 Worker processes are not used on purpose: forked workers of a gluon ``DataLoader`` share one random
 state and repeat each other's crops, and which worker makes which batch changes from run to run. One
 core makes batches many times faster than a CIFAR network takes them
-(``benchmarks/bench_input.py``).
+(``benchmarks/pipeline/bench_input.py``).
 
 Batch ``k`` of epoch ``e`` is a function of ``(seed, e, k)`` alone: the order of the images comes
 from ``SeedSequence([seed, e])``, the augmentation of batch ``k`` from its ``k``-th child. A resumed

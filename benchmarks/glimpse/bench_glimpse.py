@@ -1,4 +1,4 @@
-"""The glimpse model against PyTorch: ``python benchmarks/bench_glimpse.py --threads 1 2``.
+"""The glimpse model against PyTorch: ``python benchmarks/glimpse/bench_glimpse.py --threads 1 2``.
 
 Time of a training step and of an evaluated image, ours, PyTorch with the seed's loop over the
 images and PyTorch batched, batch 128. Before anything is timed, all must agree on one forward pass
@@ -21,17 +21,17 @@ from typing import Any, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/bench_glimpse.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/glimpse/bench_glimpse.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.glimpse_inputs import OUTPUTS, TASKS, parity_inputs
-from benchmarks.interleave import Plan, Worker, measure
-from benchmarks.report import begin, header, headline, row, store
+from benchmarks.glimpse.glimpse_inputs import OUTPUTS, TASKS, parity_inputs
+from benchmarks.harness.interleave import Plan, Worker, measure
+from benchmarks.harness.report import begin, header, headline, row, store
 from training.compute.cores import physical_cores
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CASES = ("train", "evaluate")
 TOLERANCE = 1e-5  # between the forward passes of two workers
 TORCH_FOLDER = ".venv-torch"
@@ -89,9 +89,9 @@ def compile_operators() -> None:
 
 def commands(config: Config, torch_python: str, task: str, threads: int) -> dict[str, list[str]]:
     """Name and command of each worker; ours is the first, to which the ratios are."""
-    torch = [torch_python, "benchmarks/torch_glimpse.py", "--worker", "--task", task]
+    torch = [torch_python, "benchmarks/glimpse/torch_glimpse.py", "--worker", "--task", task]
     torch += ["--threads", str(threads), "--form"]
-    ours = [sys.executable, "benchmarks/mxnet_glimpse.py", "--worker", "--task", task]
+    ours = [sys.executable, "benchmarks/glimpse/mxnet_glimpse.py", "--worker", "--task", task]
     found = {
         "ours": [*ours, *([] if config.operator else ["--no-operator"])],
         "PyTorch looped": [*torch, "looped"],

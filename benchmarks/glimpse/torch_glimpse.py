@@ -24,12 +24,12 @@ import torch  # type: ignore[import-not-found]
 from torch import nn
 from torch.nn import functional  # type: ignore[import-not-found]
 
-# Also as `python benchmarks/torch_glimpse.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/glimpse/torch_glimpse.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks import glimpse_inputs
-from benchmarks.glimpse_inputs import TASKS, Task
-from benchmarks.worker import Action, serve, timed
+from benchmarks.glimpse import glimpse_inputs
+from benchmarks.glimpse.glimpse_inputs import TASKS, Task
+from benchmarks.harness.worker import Action, serve, timed
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What 16 and 8 bit arithmetic cost in accuracy: ``python benchmarks/bench_accuracy.py``.
+"""What 16 and 8 bit arithmetic cost in accuracy: ``python benchmarks/export/bench_accuracy.py``.
 
 A trained file (``--file``) is prepared for inference in float32, bfloat16 and int8, and judged on
 test images that it has not seen. int8 is calibrated with training images. Needs the data set
@@ -16,15 +16,15 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/bench_accuracy.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/export/bench_accuracy.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     from training.compute.thread_choice import take_threads
 
     take_threads([])
 
-from benchmarks.report import begin, headline, store
+from benchmarks.harness.report import begin, headline, store
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 

@@ -4,7 +4,7 @@ Each worker is a process of its own, in an environment of its own, that stays al
 requests (``worker.py``). Whatever else the machine does meanwhile falls on all of them alike, so a
 ratio is firmer than the times. As a program, for workers that are started by hand::
 
-    python benchmarks/interleave.py --cases train \\
+    python benchmarks/harness/interleave.py --cases train \\
         --workers "ours=.venv/bin/python x.py" "theirs=.venv-torch/bin/python y.py"
 """
 
@@ -24,16 +24,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Optional, Protocol
 
-# Also as `python benchmarks/interleave.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/harness/interleave.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.report import begin, header, headline, row, store
-from benchmarks.series import Series, compare
+from benchmarks.harness.report import begin, header, headline, row, store
+from benchmarks.harness.series import Series, compare
 from training.compute.processor import library_caps
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAUSE_SEC = 0.1  # after a round: threads of the last worker that still spin give up their cores
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch  # type: ignore[import-not-found]
 from torch.nn import functional  # type: ignore[import-not-found]
 
-# Also as `python benchmarks/torch_classifier.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/networks/torch_classifier.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks import network_rows as rows
-from benchmarks.torch_networks import build, load
-from benchmarks.worker import Action, serve, timed
+from benchmarks.harness.worker import Action, serve, timed
+from benchmarks.networks import network_rows as rows
+from benchmarks.networks.torch_networks import build, load
 from training.settings.config import option, parse
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -1,4 +1,4 @@
-"""Speed of the input pipeline alone: ``OMP_NUM_THREADS=1 python benchmarks/bench_input.py``.
+"""Speed of the input pipeline alone: ``OMP_NUM_THREADS=1 python benchmarks/pipeline/bench_input.py``.
 
 Each row adds one step to the row above it and gives the median time of one epoch. The batches are
 made in the process itself, as in training without prefetch; ``--data-dir`` measures the real
@@ -20,8 +20,8 @@ from typing import Optional
 
 import numpy as np
 
-# Also as `python benchmarks/bench_input.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/pipeline/bench_input.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     from training.compute.thread_choice import take_threads

@@ -1,4 +1,4 @@
-"""One thread against all, alone and beside a busy process: ``python benchmarks/bench_threads.py``.
+"""One thread against all, alone and beside a busy process: ``python benchmarks/networks/bench_threads.py``.
 
 Training steps of attention56_small and of the glimpse model in images/s, with each way in which
 OpenMP's threads can wait for each other. Every combination is a process of its own; all take turns,
@@ -18,13 +18,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-# Also as `python benchmarks/bench_threads.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/networks/bench_threads.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.bench_glimpse import compile_operators
-from benchmarks.interleave import Plan, Worker, interleave
-from benchmarks.report import begin, headline, store
-from benchmarks.series import Series, compare
+from benchmarks.glimpse.bench_glimpse import compile_operators
+from benchmarks.harness.interleave import Plan, Worker, interleave
+from benchmarks.harness.report import begin, headline, store
+from benchmarks.harness.series import Series, compare
 from training.compute.cores import physical_cores
 from training.compute.thread_choice import REASON_VARIABLE, WAIT_VARIABLES
 from training.settings.config import option, parse
@@ -46,11 +46,11 @@ BUSY = "while True: pass"
 LIMIT_SEC, LEAST_ROUNDS = 75.0, 3  # of a network in one situation, which some ways make very slow
 # Not as programs: those choose a way to wait by themselves.
 CLASSIFIER = """
-from benchmarks.mxnet_classifier import Config, make, serve
+from benchmarks.networks.mxnet_classifier import Config, make, serve
 serve(lambda: make(Config(model={model!r})))
 """
 RECURRENT = """
-from benchmarks.mxnet_glimpse import Config, make, serve
+from benchmarks.glimpse.mxnet_glimpse import Config, make, serve
 serve(lambda: make(Config(task="mnist")))
 """
 
@@ -105,7 +105,7 @@ def beside(situation: str) -> Iterator[None]:
 
 
 def measure(model: str, config: Config, threads: int) -> dict[str, dict[str, Any]]:
-    """Return `benchmarks.series.compare` of the combinations of a network, by situation."""
+    """Return `benchmarks.harness.series.compare` of the combinations of a network, by situation."""
     code = RECURRENT if model == GLIMPSE else CLASSIFIER.format(model=model)
     case = "train" if model == GLIMPSE else f"train_float32_{config.batch_size}"
     plan = Plan(config.rounds, 1, config.round_sec, 600.0, 1, LIMIT_SEC, LEAST_ROUNDS)

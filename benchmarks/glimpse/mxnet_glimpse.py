@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-# Also as `python benchmarks/mxnet_glimpse.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/glimpse/mxnet_glimpse.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     from training.compute.thread_choice import take_threads
 
     take_threads([])
 
-from benchmarks import glimpse_inputs
-from benchmarks.glimpse_inputs import TASKS
-from benchmarks.worker import Action, serve, timed
+from benchmarks.glimpse import glimpse_inputs
+from benchmarks.glimpse.glimpse_inputs import TASKS
+from benchmarks.harness.worker import Action, serve, timed
 from training.settings.config import option, parse
 
 TRAIN_BATCHES = 8

@@ -1,4 +1,4 @@
-"""The PyTorch bridge against MXNet: ``python benchmarks/bridge_parity.py``.
+"""The PyTorch bridge against MXNet: ``python benchmarks/bridge/bridge_parity.py``.
 
 For every network: the graph runs in both with the same weights and inputs, forwards in inference
 mode, backwards in training mode, and through some training steps. PyTorch runs in .venv-torch,
@@ -18,21 +18,21 @@ from typing import Any, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/bridge_parity.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/bridge/bridge_parity.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.bench_glimpse import TORCH_FOLDER, find_torch
-from benchmarks.bridge_cases import Arrays, Case, Size, make_case
-from benchmarks.bridge_pair import SMALLEST_SHARE, Pair, difference, rounding, worst
-from benchmarks.interleave import Worker
-from benchmarks.report import begin, store
+from benchmarks.bridge.bridge_cases import Arrays, Case, Size, make_case
+from benchmarks.bridge.bridge_pair import SMALLEST_SHARE, Pair, difference, rounding, worst
+from benchmarks.glimpse.bench_glimpse import TORCH_FOLDER, find_torch
+from benchmarks.harness.interleave import Worker
+from benchmarks.harness.report import begin, store
 from formats.atomic import write_atomically
 from model import list_models
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- parity: made by benchmarks/bridge_parity.py -->", "<!-- end of parity -->"
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- parity: made by benchmarks/bridge/bridge_parity.py -->", "<!-- end of parity -->"
 CURVE_BATCH, CURVE_BATCHES = 8, 10
 CURVE_STEP = 2**-14  # as `FIRST_STEP`; the loss has to fall
 # Above this, the output is also compared with what rounding does to MXNet's own.
@@ -175,7 +175,7 @@ def write_docs(text: str, path: Path = ROOT / "docs" / "bridge.md") -> None:
 
 def measure(config: Config) -> list[dict[str, Any]]:
     """Compare network after network, printing each as it is done."""
-    command = [find_torch(config.torch_python), "benchmarks/torch_symbol.py"]
+    command = [find_torch(config.torch_python), "benchmarks/bridge/torch_symbol.py"]
     records = []
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any, Optional, Protocol
 
-from benchmarks import network_rows as rows
-from benchmarks.network_report import processor
-from benchmarks.network_workers import reason_of
-from benchmarks.report import machine, store
+from benchmarks.harness.report import machine, store
+from benchmarks.networks import network_rows as rows
+from benchmarks.networks.network_report import processor
+from benchmarks.networks.network_workers import reason_of
 from training.settings.errors import UserError
 
 QUICK_FOLDER = os.path.join("runs", "bench")  # what is quick is kept out of the way

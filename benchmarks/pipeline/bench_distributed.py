@@ -1,4 +1,4 @@
-"""Strong scaling on the cores of one machine: ``python benchmarks/bench_distributed.py``.
+"""Strong scaling on the cores of one machine: ``python benchmarks/pipeline/bench_distributed.py``.
 
 The same training step, batch and network: one process with 1 and with 2 threads, and 2 processes
 with a thread each, by Horovod (where .venv-horovod is) and by MXNet's parameter server. Random
@@ -24,15 +24,15 @@ from typing import Any, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/bench_distributed.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/pipeline/bench_distributed.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.report import begin, headline, store
+from benchmarks.harness.report import begin, headline, store
 from training.distributed.group import DIST_SYNC, ENGINES, HOROVOD, NONE
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CASES = {
     "1 process, 1 thread": (NONE, 1, 1),
     "1 process, 2 threads": (NONE, 1, 2),

@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-# Also as `python benchmarks/bench_train_variants.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/networks/bench_train_variants.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     from training.compute.thread_choice import take_threads
 
     take_threads([])
 
-from benchmarks.report import begin, headline, store
+from benchmarks.harness.report import begin, headline, store
 from training.settings.config import option, parse
 
 MODELS = (

@@ -8,9 +8,9 @@ from typing import NamedTuple, Optional
 import mxnet as mx
 import numpy as np
 
-from benchmarks.bridge_cases import Arrays, Case
-from benchmarks.interleave import Worker
-from benchmarks.mxnet_symbol import Reference
+from benchmarks.bridge.bridge_cases import Arrays, Case
+from benchmarks.bridge.mxnet_symbol import Reference
+from benchmarks.harness.interleave import Worker
 from training.settings.errors import UserError
 
 # A gradient that is zero but for rounding has no relative error of its own.

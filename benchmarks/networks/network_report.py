@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Optional
 
-from benchmarks import bench_epoch, bench_glimpse, bench_scaling
-from benchmarks import network_rows as rows
-from benchmarks.report import headline
+from benchmarks.glimpse import bench_glimpse
+from benchmarks.harness.report import headline
+from benchmarks.networks import bench_scaling
+from benchmarks.networks import network_rows as rows
+from benchmarks.pipeline import bench_epoch
 from training.compute.processor import instructions_slug
 
 TRAIN_PASSES, INFER_PASSES = 3, 1  # a backward pass costs twice a forward pass

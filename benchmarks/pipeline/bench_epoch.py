@@ -1,4 +1,4 @@
-"""Does the network wait for its data? ``python benchmarks/bench_epoch.py --data-dir DIR``.
+"""Does the network wait for its data? ``python benchmarks/pipeline/bench_epoch.py --data-dir DIR``.
 
 The same steps of training are made with batches from the input pipeline, as the scripts build it,
 and with one batch that lies ready, in turn. The ratio of their times is the share of an epoch that
@@ -14,15 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-# Also as `python benchmarks/bench_epoch.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/pipeline/bench_epoch.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     from training.compute.thread_choice import take_threads
 
     take_threads([])
 
-from benchmarks.report import begin, headline, store
+from benchmarks.harness.report import begin, headline, store
 from training.settings.config import option, parse
 from training.settings.errors import UserError
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch  # type: ignore[import-not-found]
 from torch.nn import functional  # type: ignore[import-not-found]
 
-# Also as `python benchmarks/torch_symbol.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/bridge/torch_symbol.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.worker import Action, serve
+from benchmarks.harness.worker import Action, serve
 from bridge.graph.symbol_module import SymbolModule, read_symbol
 from bridge.loop.optimizer import Nag
 
@@ -86,7 +86,7 @@ def train(
     """Train on batches (first axis of the arrays in ``input/``) by MXNet's NAG; returns the losses.
 
     `optimizer` has lr, momentum, wd and decay_bias. The loss is that of
-    `benchmarks.mxnet_symbol.Reference.train`.
+    `benchmarks.bridge.mxnet_symbol.Reference.train`.
     """
     kind = getattr(torch, dtype)
     module = build(symbol, arrays).to(kind).train()

@@ -1,4 +1,4 @@
-"""How cost grows with the work: ``python benchmarks/bench_scaling.py``.
+"""How cost grows with the work: ``python benchmarks/networks/bench_scaling.py``.
 
 Training and prepared inference of our networks over batch size, depth and image size, with each
 number of threads: milliseconds of a step, and GFLOP/s, which should not fall as the work grows.
@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Also as `python benchmarks/bench_scaling.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/networks/bench_scaling.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.interleave import Worker
-from benchmarks.report import begin, headline, store
+from benchmarks.harness.interleave import Worker
+from benchmarks.harness.report import begin, headline, store
 from training.compute.cores import physical_cores
 from training.settings.config import option, parse
 from training.settings.errors import UserError
@@ -100,7 +100,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
             if point.sweep not in config.sweeps:
                 continue
             work = macs(point) * point.batch
-            command = [sys.executable, "benchmarks/mxnet_classifier.py"]
+            command = [sys.executable, "benchmarks/networks/mxnet_classifier.py"]
             command += ["--model", point.model, "--size", str(point.size)]
             with Worker("ours", command, {"OMP_NUM_THREADS": str(threads)}) as worker:
                 for kind in config.kinds:

@@ -1,4 +1,4 @@
-"""All networks against PyTorch, one table: ``python benchmarks/bench_networks.py``.
+"""All networks against PyTorch, one table: ``python benchmarks/networks/bench_networks.py``.
 
 Each row is a network and a mode; both systems take turns, round by round. Before anything is timed
 PyTorch's network must give the same logits with the same parameters. Rows are written as they are
@@ -22,16 +22,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Optional, Union
 
-# Also as `python benchmarks/bench_networks.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/networks/bench_networks.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks import bench_epoch, bench_glimpse, bench_scaling
-from benchmarks import network_rows as rows
-from benchmarks.bench_glimpse import find_torch
-from benchmarks.interleave import Plan
-from benchmarks.network_report import markdown
-from benchmarks.network_table import Table
-from benchmarks.network_workers import (
+from benchmarks.glimpse import bench_glimpse
+from benchmarks.glimpse.bench_glimpse import find_torch
+from benchmarks.harness.interleave import Plan
+from benchmarks.harness.report import begin, headline
+from benchmarks.networks import bench_scaling
+from benchmarks.networks import network_rows as rows
+from benchmarks.networks.network_report import markdown
+from benchmarks.networks.network_table import Table
+from benchmarks.networks.network_workers import (
     COMPILE_TIMEOUT_SEC,
     Inference,
     Machines,
@@ -39,7 +41,7 @@ from benchmarks.network_workers import (
     measure_peak,
     warm_up,
 )
-from benchmarks.report import begin, headline
+from benchmarks.pipeline import bench_epoch
 from formats.atomic import write_atomically
 from training.compute.cores import physical_cores
 from training.settings.config import option, parse

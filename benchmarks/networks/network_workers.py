@@ -14,10 +14,10 @@ from typing import Any, Optional
 
 import numpy as np
 
-from benchmarks import network_rows as rows
-from benchmarks.interleave import ROOT, Asked, Plan, Worker, interleave
-from benchmarks.report import store
-from benchmarks.series import Series, compare
+from benchmarks.harness.interleave import ROOT, Asked, Plan, Worker, interleave
+from benchmarks.harness.report import store
+from benchmarks.harness.series import Series, compare
+from benchmarks.networks import network_rows as rows
 from training.compute.processor import instructions, instructions_slug
 from training.settings.errors import UserError
 
@@ -70,7 +70,7 @@ class Machines:
     def ours(self, network: str) -> Worker:
         """Start our worker of a network."""
         overrides = json.dumps(dict(rows.NETWORKS[network].overrides))
-        command = [sys.executable, "benchmarks/mxnet_classifier.py", "--model", network]
+        command = [sys.executable, "benchmarks/networks/mxnet_classifier.py", "--model", network]
         command += ["--overrides", overrides]
         return Worker("ours", command, self._variables())
 
@@ -80,7 +80,12 @@ class Machines:
 
         known = rows.NETWORKS[network]
         spec = json.dumps(asdict(create_model(network, **dict(known.overrides)).spec))
-        command = [self.torch_python, "benchmarks/torch_classifier.py", "--family", known.family]
+        command = [
+            self.torch_python,
+            "benchmarks/networks/torch_classifier.py",
+            "--family",
+            known.family,
+        ]
         command += ["--spec", spec, "--threads", str(self.threads)]
         command += ["--weights", weights] if weights else []
         timeout = COMPILE_TIMEOUT_SEC

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: ``python benchmarks/profile_operators.py --model attention92``.
+"""Where the time of a step goes: ``python benchmarks/networks/profile_operators.py --model attention92``.
 
 A training step or a forward pass as bench_networks.py measures it runs under MXNet's profiler, each
 operator by itself (bulk execution off), and the time is added up by kind of operator. Own operators
@@ -15,16 +15,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Also as `python benchmarks/profile_operators.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Also as `python benchmarks/networks/profile_operators.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     from training.compute.thread_choice import take_threads
 
     take_threads([])
 
-from benchmarks import network_rows as rows
-from benchmarks.report import begin, headline
+from benchmarks.harness.report import begin, headline
+from benchmarks.networks import network_rows as rows
 from training.settings.config import option, parse
 
 WARM_UP = 3
@@ -68,8 +68,8 @@ def profile(config: Config) -> dict[str, tuple[float, float]]:
     """Run the steps under the profiler and return `by_operator`."""
     import mxnet as mx
 
-    from benchmarks.mxnet_classifier import Config as Worker
-    from benchmarks.mxnet_classifier import Steps
+    from benchmarks.networks.mxnet_classifier import Config as Worker
+    from benchmarks.networks.mxnet_classifier import Steps
 
     known = rows.NETWORKS[config.model]
     batch = config.batch or (known.train_batch if config.mode == "train" else rows.LARGE)
