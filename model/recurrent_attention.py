@@ -12,7 +12,7 @@ sizes and attribute names of kevinzakka/recurrent-visual-attention (MIT), whose 
 Differs from the seed: all images and rollouts at once; noise is an input, so that a forward pass is
 a function of its inputs; the location after the last glimpse, at which nobody looks, is not made.
 
-Trainable parameters, 10 classes (pinned in ``tests/test_recurrent_attention.py``):
+Trainable parameters, 10 classes (pinned in ``tests/model/test_recurrent_attention.py``):
 
     glimpse_mnist_209677    209,677    one layer from the core to the location (seed, 2018)
     glimpse_mnist_242317    242,317    two layers (seed, 2019)

@@ -3,7 +3,7 @@
 Source: Wang et al. 2017, "Residual Attention Network for Image Classification", arXiv 1704.06904;
 attribute names of PistonY/ResidualAttentionNetwork (MIT), which are a file format.
 
-Measured (pinned in ``tests/test_attention_sizes.py``):
+Measured (pinned in ``tests/model/test_attention_sizes.py``):
 
     attention56          32x32      7,202,794 trainable parameters   450 tensors    0.694 GMAC
     attention92          32x32     12,170,730                        750            1.089

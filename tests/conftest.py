@@ -128,7 +128,7 @@ def small_runs() -> Any:
 
 
 def _module_of(name: str) -> Any:
-    path = Path(__file__).with_name(f"{name}.py")
+    (path,) = Path(__file__).parent.rglob(f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"{name}_for_others", path)
     assert spec is not None
     assert spec.loader is not None
