@@ -38,8 +38,9 @@ from training.records.seed_log import (
     evaluation_lines,
     refuse_torch_file,
 )
-from training.settings.config import option, parse_overrides
+from training.settings.config import parse_overrides
 from training.settings.errors import UserError
+from training.settings.fields import option
 from training.settings.run_config import flags_of
 
 PROG = "train_cifar.py"
@@ -101,7 +102,7 @@ def test(
     """
     from training.compute.devices import usable_contexts
     from training.loop.checkpoint import save_parameters
-    from training.loop.engine import evaluate
+    from training.loop.evaluation import evaluate
 
     contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
     parameters = test_net.collect_params()
@@ -130,7 +131,7 @@ def _main(argv: Sequence[str]) -> int:
     given = _given(argv)
     from model.native.processor import Unavailable, limit_onednn
     from model.registry import ModelError
-    from model.weights.loading import LoadError
+    from model.weights.file_match import LoadError
 
     def run() -> int:
         limit_onednn()
@@ -146,7 +147,7 @@ def _given(argv: Sequence[str]) -> Mapping[str, Any]:
     if note:
         print(note)
     if given.get("resume") and is_ram_command(argv):
-        from training.records.run import read_config
+        from training.records.run_folder import read_config
 
         refuse_torch_file(given["resume"], argv)
         return {**changed_settings(given, read_config(given["resume"])), "resume": given["resume"]}
@@ -184,9 +185,11 @@ def _prepare(config: CifarConfig) -> Prepared:
 
 def networks() -> Any:
     """Return what `training` needs to know of the networks, a `training.classifier.task.Networks`."""
-    from model.execution.fused_training import Unavailable, fuse
+    from model.execution.fused_training import fuse
     from model.gate_report import watch_gates
-    from model.weights.loading import find_model, load_parameters
+    from model.native.processor import Unavailable
+    from model.weights.file_match import find_model
+    from model.weights.loading import load_parameters
     from training.classifier.task import Networks
 
     return Networks(create_classifier, load_parameters, find_model, fuse, Unavailable, watch_gates)
@@ -194,7 +197,8 @@ def networks() -> Any:
 
 def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
     """Return what `model.create_model` does; UserError for a glimpse model or another's flag."""
-    from model.registry import FAMILIES, GLIMPSE, create_model, overrides_of
+    from model.recurrent_attention import FAMILY as GLIMPSE
+    from model.registry import FAMILIES, create_model, overrides_of
     from training.classifier.task import OVERRIDES, VARIANT
 
     if name in GLIMPSE:
@@ -272,7 +276,8 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
 
 def list_names() -> int:
     """Print the names of the classifiers of whole images."""
-    from model.registry import GLIMPSE, list_models
+    from model.recurrent_attention import FAMILY as GLIMPSE
+    from model.registry import list_models
 
     print("\n".join(name for name in list_models() if name not in GLIMPSE))
     return 0

@@ -38,7 +38,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     given = parse_overrides(ImageNetConfig, argv, PROG, __doc__)
     from model.native.processor import Unavailable, limit_onednn
     from model.registry import ModelError
-    from model.weights.loading import LoadError
+    from model.weights.file_match import LoadError
 
     def run() -> int:
         limit_onednn()

@@ -89,7 +89,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     from model.native.processor import Unavailable, limit_onednn
     from model.registry import ModelError
-    from model.weights.loading import LoadError
+    from model.weights.file_match import LoadError
     from training.glimpse.flags import note_on_seed_flags, translate_seed_flags
 
     def run() -> int:
@@ -163,7 +163,8 @@ def _in_named_folder(
 
 
 def _model_name(config: GlimpseConfig) -> str:
-    from model.registry import FAMILIES, GLIMPSE
+    from model.recurrent_attention import FAMILY as GLIMPSE
+    from model.registry import FAMILIES
 
     name = config.model or MODELS.get(config.dataset, DEFAULT_MODEL)
     if name in FAMILIES and name not in GLIMPSE:
@@ -201,7 +202,8 @@ def _prepare(config: GlimpseConfig) -> Prepared:
 
 def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
     """Compute glimpses in C++ where that can be built and the network is one that it knows."""
-    from model.native.build import GLIMPSE, Unavailable, load
+    from model.native.build import GLIMPSE, load
+    from model.native.processor import Unavailable
 
     if any(context.device_type != "cpu" for context in contexts):
         return

@@ -23,8 +23,9 @@ from bridge.carry.pieces import PieceError
 from formats.atomic import write_atomically
 from training.classifier.config import NORMALIZATIONS
 from training.loop.train import exit_code
-from training.settings.config import option, parse
+from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 PROG = "python -m bridge.score"
 

@@ -75,7 +75,7 @@ def _chosen(given: Mapping[str, Any]) -> BridgeConfig:
 
 def _saved(given: Mapping[str, Any]) -> BridgeConfig:
     """Return the settings of a run, with what may be another at a resume."""
-    from training.records.run import read_config
+    from training.records.run_folder import read_config
 
     folder = str(given["resume"])
     saved = from_dict(BridgeConfig, read_config(folder))

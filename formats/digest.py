@@ -7,8 +7,8 @@ import os
 import re
 from typing import Optional
 
-from bridge.param_format import ParamFileError
 from formats.atomic import PathLike
+from formats.param_reader import ParamFileError
 
 # A digest file has a line of some hundred bytes; more is another file with that name.
 MAX_DIGEST_BYTES = 65536

@@ -1,7 +1,7 @@
 """MXNet's parameter files (.param, .params) without MXNet: NumPy and the standard library only.
 
 Every number in a file is checked against the bytes that are left before memory is allocated, and
-whatever is wrong becomes a `ParamFileError`. The format (see `bridge.param_format`) has no
+whatever is wrong becomes a `ParamFileError`. The format (see `formats.param_reader`) has no
 checksum: flipped bits in the elements can only be found with the digest beside the file,
 ``PATH.sha256``.
 """
@@ -15,10 +15,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bridge.param_format import ARRAY_V2, CPU, ELEMENT_TYPES, LIST_MAGIC, TYPE_FLAGS, ParamFileError
 from formats.atomic import PathLike, write_atomically, write_together
 from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
-from formats.param_reader import Entry, ParamReader
+from formats.param_reader import (
+    ARRAY_V2,
+    CPU,
+    ELEMENT_TYPES,
+    LIST_MAGIC,
+    TYPE_FLAGS,
+    Entry,
+    ParamFileError,
+    ParamReader,
+)
 
 __all__ = [
     "ParamFileError",

@@ -10,21 +10,28 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from bridge.param_format import (
-    ARRAY_V1,
-    ARRAY_V2,
-    ARRAY_V3,
-    BFLOAT16,
-    ELEMENT_TYPES,
-    LIST_MAGIC,
-    MAX_DIMENSIONS,
-    SMALLEST_ARRAY,
-    ParamFileError,
-)
 from formats.atomic import PathLike
 from formats.file_kinds import HEAD_BYTES, describe_kind
 
 DAMAGED = "The file is damaged or incomplete: copy or download it again."
+LIST_MAGIC = 0x112
+ARRAY_V1, ARRAY_V2, ARRAY_V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+CPU = 1
+MAX_DIMENSIONS = 32  # NumPy's own limit
+# Smallest possible array: the oldest record, one dimension, one byte of data.
+SMALLEST_ARRAY = 4 + 4 + 8 + 4 + 1
+ELEMENT_TYPES: dict[int, np.dtype] = {
+    0: np.dtype("<f4"),
+    1: np.dtype("<f8"),
+    2: np.dtype("<f2"),
+    3: np.dtype("u1"),
+    4: np.dtype("<i4"),
+    5: np.dtype("i1"),
+    6: np.dtype("<i8"),
+    7: np.dtype(bool),
+}
+TYPE_FLAGS = {dtype: flag for flag, dtype in ELEMENT_TYPES.items()}
+BFLOAT16 = 12  # NumPy has no such type: read as float32, never written
 
 
 class Entry(NamedTuple):
@@ -182,3 +189,10 @@ class ParamReader:
                 raise self.problem(f"the name {name[:80]!r} occurs twice", "different names")
             names[name] = None
         return list(names)
+
+
+class ParamFileError(Exception):
+    """A parameter file cannot be read, written or trusted.
+
+    The message says which file, what was found, what was expected and what to do.
+    """

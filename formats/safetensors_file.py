@@ -19,10 +19,9 @@ from typing import Any, Optional
 
 import numpy as np
 
-from bridge.param_format import ParamFileError
 from formats.atomic import PathLike, write_together
 from formats.digest import digest_line, digest_path, sha256_hex
-from formats.param_reader import DAMAGED
+from formats.param_reader import DAMAGED, ParamFileError
 
 LENGTH_BYTES = 8  # the header's length, before the header
 MAX_HEADER = 16 << 20  # the names and shapes of 100,000 arrays fit

@@ -17,10 +17,9 @@ from typing import Optional
 
 import numpy as np
 
-from bridge.param_format import ParamFileError
 from formats.atomic import PathLike
 from formats.file_kinds import HEAD_BYTES, describe_kind
-from formats.param_reader import DAMAGED
+from formats.param_reader import DAMAGED, ParamFileError
 from formats.torch_arrays import Resolver
 from formats.torch_legacy import is_legacy, read_legacy
 from formats.torch_objects import Refusal

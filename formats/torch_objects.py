@@ -15,7 +15,7 @@ from typing import Callable, Union
 
 import numpy as np
 
-from bridge.param_format import MAX_DIMENSIONS
+from formats.param_reader import MAX_DIMENSIONS
 
 
 class Refusal(Exception):

@@ -9,7 +9,8 @@ import numpy as np
 
 from formats.atomic import PathLike
 from formats.file_kinds import HEAD_BYTES
-from formats.param_file import ParamFileError, read_params, read_shapes
+from formats.param_file import read_params, read_shapes
+from formats.param_reader import ParamFileError
 from formats.safetensors_file import is_safetensors, read_safetensors
 from formats.torch_file import read_state_dict, without_module
 from formats.torch_legacy import is_legacy

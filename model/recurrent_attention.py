@@ -84,7 +84,8 @@ class RecurrentAttention(nn.HybridBlock):
         the operator cannot be built (`model.native.build`) or does not know the spec, and it is what
         has to be in use for an export. The parameters must be on CPUs.
         """
-        from model.native.build import GLIMPSE, Unavailable, load
+        from model.native.build import GLIMPSE, load
+        from model.native.processor import Unavailable
 
         spec = self.spec
         known = spec.core == "rnn" and spec.first_location == "given" and spec.gaze == "policy"

@@ -98,7 +98,8 @@ def glimpse_operators() -> None:
 
 
 def _load_or_skip(operators: Any) -> None:
-    from model.native.build import Unavailable, load
+    from model.native.build import load
+    from model.native.processor import Unavailable
 
     try:
         load(operators)

@@ -28,8 +28,9 @@ from benchmarks.harness.interleave import Worker
 from benchmarks.harness.report import begin, store
 from formats.atomic import write_atomically
 from model import list_models
-from training.settings.config import option, parse
+from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- parity: made by benchmarks/bridge/bridge_parity.py -->", "<!-- end of parity -->"

@@ -25,8 +25,9 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     take_threads([])
 
 from benchmarks.harness.report import begin, headline, store
-from training.settings.config import option, parse
+from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 from benchmarks.harness.report import begin, headline, store
 from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
-from training.settings.config import option, parse
+from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 MODELS = (
     "attention56_small", "attention92", "attention92_paper", "attention56_imagenet",

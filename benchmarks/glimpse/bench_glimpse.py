@@ -28,8 +28,9 @@ from benchmarks.glimpse.glimpse_inputs import OUTPUTS, TASKS, parity_inputs
 from benchmarks.harness.interleave import Plan, Worker, measure
 from benchmarks.harness.report import begin, header, headline, row, store
 from training.compute.cores import physical_cores
-from training.settings.config import option, parse
+from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ("train", "evaluate")
@@ -79,7 +80,8 @@ def find_torch(named: Optional[str]) -> str:
 
 def compile_operators() -> None:
     """Compile our operators where that is not done, or say why the graph is measured instead."""
-    from model.native.build import GLIMPSE, Unavailable, build
+    from model.native.build import GLIMPSE, build
+    from model.native.processor import Unavailable
 
     try:
         build(GLIMPSE)

@@ -27,7 +27,8 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 from benchmarks.glimpse import glimpse_inputs
 from benchmarks.glimpse.glimpse_inputs import TASKS
 from benchmarks.harness.worker import Action, serve, timed
-from training.settings.config import option, parse
+from training.settings.config import parse
+from training.settings.fields import option
 
 TRAIN_BATCHES = 8
 

@@ -30,8 +30,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from benchmarks.harness.report import begin, header, headline, row, store
 from benchmarks.harness.series import Series, compare
 from training.compute.processor import library_caps
-from training.settings.config import option, parse
+from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAUSE_SEC = 0.1  # after a round: threads of the last worker that still spin give up their cores

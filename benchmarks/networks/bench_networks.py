@@ -44,8 +44,9 @@ from benchmarks.networks.network_workers import (
 from benchmarks.pipeline import bench_epoch
 from formats.atomic import write_atomically
 from training.compute.cores import physical_cores
-from training.settings.config import option, parse
+from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from benchmarks.harness.report import begin, headline, store
 from benchmarks.harness.series import Series, compare
 from training.compute.cores import physical_cores
 from training.compute.thread_choice import REASON_VARIABLE, WAIT_VARIABLES
-from training.settings.config import option, parse
+from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 GLIMPSE = "glimpse_mnist"
 GLIMPSE_BATCH = 128
@@ -46,11 +47,13 @@ BUSY = "while True: pass"
 LIMIT_SEC, LEAST_ROUNDS = 75.0, 3  # of a network in one situation, which some ways make very slow
 # Not as programs: those choose a way to wait by themselves.
 CLASSIFIER = """
-from benchmarks.networks.mxnet_classifier import Config, make, serve
+from benchmarks.networks.mxnet_classifier import Config, make
+from benchmarks.harness.worker import serve
 serve(lambda: make(Config(model={model!r})))
 """
 RECURRENT = """
-from benchmarks.glimpse.mxnet_glimpse import Config, make, serve
+from benchmarks.glimpse.mxnet_glimpse import Config, make
+from benchmarks.harness.worker import serve
 serve(lambda: make(Config(task="mnist")))
 """
 

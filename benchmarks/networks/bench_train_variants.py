@@ -28,7 +28,8 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     take_threads([])
 
 from benchmarks.harness.report import begin, headline, store
-from training.settings.config import option, parse
+from training.settings.config import parse
+from training.settings.fields import option
 
 MODELS = (
     "attention56_small",
@@ -68,7 +69,8 @@ def steps(name: str, config: Config) -> tuple[dict[str, Step], dict[str, str]]:
     from mxnet import autograd, gluon
 
     from model import create_model
-    from model.execution.fused_training import Unavailable, fuse
+    from model.execution.fused_training import fuse
+    from model.native.processor import Unavailable
     from training.compute.devices import hybridize_options
 
     net = create_model(name, classes=10)

@@ -27,7 +27,8 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
 from benchmarks.harness.worker import Action, serve, timed
 from benchmarks.networks import network_rows as rows
-from training.settings.config import option, parse
+from training.settings.config import parse
+from training.settings.fields import option
 
 Step = Callable[[], object]
 
@@ -88,7 +89,8 @@ class Steps(Mapping[str, Step]):
     def _train(self, precision: str, batch: int) -> Step:
         import mxnet as mx
 
-        from model.execution.fused_training import Unavailable, fuse
+        from model.execution.fused_training import fuse
+        from model.native.processor import Unavailable
         from training.batches.in_memory import Batch
         from training.classifier.config import ClassifierConfig
         from training.compute.devices import hybridize_options, use_precision

@@ -25,7 +25,8 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
 from benchmarks.harness.report import begin, headline
 from benchmarks.networks import network_rows as rows
-from training.settings.config import option, parse
+from training.settings.config import parse
+from training.settings.fields import option
 
 WARM_UP = 3
 BULK = (

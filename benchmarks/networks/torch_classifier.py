@@ -25,7 +25,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from benchmarks.harness.worker import Action, serve, timed
 from benchmarks.networks import network_rows as rows
 from benchmarks.networks.torch_networks import build, load
-from training.settings.config import option, parse
+from training.settings.config import parse
+from training.settings.fields import option
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 Tensor = Any

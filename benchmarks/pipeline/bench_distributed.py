@@ -29,8 +29,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 from benchmarks.harness.report import begin, headline, store
 from training.distributed.group import DIST_SYNC, ENGINES, HOROVOD, NONE
-from training.settings.config import option, parse
+from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {

@@ -32,8 +32,9 @@ from training.augmentation.augment import Augmentation, augment
 from training.batches.in_memory import TrainBatches
 from training.compute.processor import cpu_name, instructions
 from training.data.dataset import Dataset, ImageData, load_dataset
-from training.settings.config import option, parse, to_dict
+from training.settings.config import parse, to_dict
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 
 @dataclass(frozen=True)

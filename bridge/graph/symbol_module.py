@@ -22,7 +22,9 @@ import bridge.graph.symbol_layers
 import bridge.graph.symbol_reductions  # noqa: F401  (these four fill the table of operators)
 from bridge.graph.symbol_code import generate
 from bridge.graph.symbol_graph import MAX_JSON_CHARACTERS, Graph, SymbolError, parse_symbol
-from formats.param_file import PathLike, verify_digest, write_params
+from formats.atomic import PathLike
+from formats.digest import verify_digest
+from formats.param_file import write_params
 from formats.weight_file import read_weights
 
 WIDENED = ("float16", "float32")  # what a float32 parameter can hold exactly

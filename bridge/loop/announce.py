@@ -14,10 +14,10 @@ import torch  # type: ignore[import-not-found]
 from bridge.loop.fit import Job
 from bridge.loop.settings import BridgeConfig
 from formats.atomic import write_atomically
-from training.loop.checkpoint import Progress
 from training.loop.task import Loaders
 from training.records.environment import threads_text
-from training.records.run import ENV_FILE
+from training.records.run_folder import ENV_FILE
+from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
 
 PACKED_FROM = "packed_from.json"  # the commit, in a zip that bridge.carry.pack made

@@ -23,17 +23,18 @@ from bridge.loop.settings import BridgeConfig
 from bridge.loop.state import join_file, named_tensors, restore, trained_tensors
 from bridge.loop.updater import StepSettings, Updater
 from formats.atomic import write_atomically
-from formats.param_file import verify_digest
+from formats.digest import verify_digest
 from formats.weight_file import read_weights
 from training.augmentation.label_noise import noise_files
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.classifier.loaders import build_loaders, open_dataset
 from training.classifier.task import OVERRIDES as NOTED
 from training.loop.announce import default_folder, warn_threads
-from training.loop.checkpoint import STATE_FILE, Progress, load_state
+from training.loop.checkpoint import STATE_FILE, load_state
 from training.loop.task import Loaders
 from training.records.environment import describe
 from training.records.run import Run
+from training.records.run_progress import Progress
 from training.settings.config import from_dict, to_dict
 from training.settings.errors import UserError
 

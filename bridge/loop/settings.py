@@ -9,8 +9,8 @@ from typing import Any, Optional
 from training.classifier.config import TrainConfig
 from training.classifier.recipes import RECIPES
 from training.settings import run_config
-from training.settings.config import option
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 ENGINES = ("auto", "eager", "graph", "compile", "compile-graph")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")

@@ -13,7 +13,8 @@ import mxnet as mx
 from mxnet import autograd
 
 from model.execution.fused_update import update
-from model.native.build import UNITS, Unavailable, load, require_bfloat16
+from model.native.build import UNITS, load, require_bfloat16
+from model.native.processor import Unavailable
 
 __all__ = ["FusedTraining", "Unavailable", "fuse"]
 

@@ -26,7 +26,8 @@ from model.execution.inference_graphs import (
     snapshot,
 )
 from model.execution.threads import release_callers_team
-from model.native.build import cpu_identity, require_instructions
+from model.native.build import require_instructions
+from model.native.processor import cpu_identity
 
 MAX_LOSS = 0.002  # of accuracy: 0.2 points
 BATCH = 100

@@ -18,7 +18,8 @@ import numpy as np
 
 from formats.atomic import write_atomically
 from formats.digest import sha256_hex
-from formats.param_file import ParamFileError, write_params
+from formats.param_file import write_params
+from formats.param_reader import ParamFileError
 from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
 from model.export.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
 from model.export.tracing import Traced, run_symbol

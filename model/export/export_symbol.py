@@ -21,7 +21,7 @@ import mxnet as mx
 from mxnet import gluon
 
 from formats.atomic import PathLike, write_atomically
-from formats.param_file import ParamFileError
+from formats.param_reader import ParamFileError
 from model.hybrid_loss import HybridLoss, LossWeights
 from model.recurrent_attention import RecurrentAttention
 from model.registry import ModelError, create_model

@@ -24,7 +24,10 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from formats.param_file import ParamFileError, PathLike, verify_digest, write_params
+from formats.atomic import PathLike
+from formats.digest import verify_digest
+from formats.param_file import write_params
+from formats.param_reader import ParamFileError
 from formats.safetensors_file import write_safetensors
 from formats.weight_file import read_weights
 from model.weights.dialects import (

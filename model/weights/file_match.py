@@ -12,7 +12,7 @@ from typing import Optional, Union
 import numpy as np
 from mxnet import gluon
 
-from formats.param_file import PathLike
+from formats.atomic import PathLike
 from formats.weight_file import read_weight_shapes
 from model.weights.dialects import HEAD, WIRINGS, describe, detect_dialect, rename
 

@@ -17,7 +17,8 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from formats.param_file import PathLike, verify_digest
+from formats.atomic import PathLike
+from formats.digest import verify_digest
 from formats.weight_file import read_weights
 from model.weights.dialects import TITLES, WIRINGS, detect_dialect, rename
 from model.weights.file_match import (

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, Optional
 
-from bridge.param_format import ParamFileError
 from formats.digest import sha256_hex
+from formats.param_reader import ParamFileError
 
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "cifar_param" / "index.csv"

@@ -29,8 +29,9 @@ from typing import Any, Callable, Literal, NamedTuple, Optional
 
 import numpy as np
 
-from formats.digest import digest_line, digest_path, sha256_hex
-from formats.param_file import ParamFileError, read_params, read_shapes, verify_digest, write_params
+from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
+from formats.param_file import read_params, read_shapes, write_params
+from formats.param_reader import ParamFileError
 from formats.weight_file import read_weight_shapes, read_weights
 from training.loop.checkpoint import STATE_FILE, load_state, restore, save_state
 from training.settings.errors import UserError
@@ -216,7 +217,8 @@ class IntoNetwork:
         self.before: dict[str, np.ndarray] = {}
 
     def __call__(self, path: Path) -> dict[str, np.ndarray]:
-        from model.weights.loading import LoadError, load_parameters
+        from model.weights.file_match import LoadError
+        from model.weights.loading import load_parameters
         from training.loop.checkpoint import parameter_arrays
 
         if self.net is None:
@@ -267,7 +269,7 @@ def state_sample() -> bytes:
     """Return a ``resume.state``, made in another process: MXNet must not run before the forks."""
     with tempfile.TemporaryDirectory() as folder:
         if not os.fork():
-            from training.loop.checkpoint import Progress
+            from training.records.run_progress import Progress
 
             progress = Progress(epoch=1, batch=2, step=5, images=10, loss_sum=3.5, threads=1)
             save_state(folder, *network(), progress, {"0.weight": np.ones((3, 4), "f4")})
@@ -428,7 +430,7 @@ def outcome(target: Target, path: Path, data: bytes, expected: list[Any]) -> str
 
 
 def _load_error() -> type[Exception]:
-    from model.weights.loading import LoadError
+    from model.weights.file_match import LoadError
 
     return LoadError
 

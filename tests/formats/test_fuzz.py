@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from formats.param_file import ParamFileError, read_params, read_shapes, write_params
+from formats.param_file import read_params, read_shapes, write_params
+from formats.param_reader import ParamFileError
 from formats.weight_file import read_weights
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,16 +14,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from formats.atomic import write_together
+from formats.atomic import write_atomically, write_together
+from formats.digest import verify_digest
 from formats.file_kinds import describe_kind
-from formats.param_file import (
-    ParamFileError,
-    read_params,
-    read_shapes,
-    verify_digest,
-    write_atomically,
-    write_params,
-)
+from formats.param_file import read_params, read_shapes, write_params
+from formats.param_reader import ParamFileError
 
 DTYPES = ["float32", "float64", "float16", "uint8", "int32", "int8", "int64", "bool"]
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA

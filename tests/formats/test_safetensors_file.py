@@ -13,8 +13,8 @@ from typing import Any, Union
 import numpy as np
 import pytest
 
-from bridge.param_format import ParamFileError
 from formats.digest import verify_digest
+from formats.param_reader import ParamFileError
 from formats.safetensors_file import is_safetensors, read_safetensors, write_safetensors
 
 # Two arrays, by the description of the format: length of the header, header, elements.

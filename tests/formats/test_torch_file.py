@@ -23,7 +23,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from formats.torch_file import ParamFileError, read_state_dict, read_torch
+from formats.param_reader import ParamFileError
+from formats.torch_file import read_state_dict, read_torch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMATS = ["zip", "legacy"]

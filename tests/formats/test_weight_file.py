@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formats.param_file import ParamFileError, write_params
+from formats.param_file import write_params
+from formats.param_reader import ParamFileError
 from formats.safetensors_file import write_safetensors
 from formats.torch_file import read_state_dict
 from formats.weight_file import detect_format, read_weight_shapes, read_weights

@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from formats.param_file import write_atomically
+from formats.atomic import write_atomically
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.batches.preprocessing import Preprocessing
 from training.classifier.task import Networks, Opened, open_classifier

@@ -22,7 +22,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import mxnet as mx
 
-from formats.param_file import ParamFileError
+from formats.param_reader import ParamFileError
 from model.export.export_files import (
     Found,
     check_onnx,

@@ -42,7 +42,7 @@ def read_pictures(
     UserError
         When there is none, or one cannot be read.
     """
-    from training.data.image_folder import decode_image
+    from training.data.decode import decode_image
 
     if not words:
         raise UserError("name the pictures: --predict FILE a.png b.jpg (or test:0 of the data set)")

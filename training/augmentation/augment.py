@@ -19,8 +19,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from training.augmentation.colour import colour_jitter
-from training.augmentation.cutout import Range, cutout_square, random_erasing
-from training.augmentation.draws import draw_flips, draw_mix, draw_places
+from training.augmentation.cutout import cutout_square, random_erasing
+from training.augmentation.draws import Range, draw_flips, draw_mix, draw_places
 from training.settings.errors import UserError
 
 CUTOUT_KINDS = ("none", "square", "erasing")

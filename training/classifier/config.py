@@ -11,8 +11,8 @@ from typing import Optional
 
 from training.augmentation.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
 from training.distributed.group import ENGINES, NONE
-from training.settings.config import option
 from training.settings.errors import UserError
+from training.settings.fields import option
 from training.settings.run_config import PRECISIONS, RunConfig, check_least, check_one_action
 
 INITIALIZERS = ("msra", "xavier")

@@ -21,9 +21,9 @@ from training.batches.record_io import RecordFile
 from training.classifier.config import ClassifierConfig
 from training.classifier.loaders import SPLIT_SEED
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
-from training.loop.fit import Loaders
-from training.settings.config import option
+from training.loop.task import Loaders
 from training.settings.errors import UserError
+from training.settings.fields import option
 from training.settings.run_config import check_least
 
 IMAGENET_CLASSES = 1000

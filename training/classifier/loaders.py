@@ -12,7 +12,7 @@ from training.batches.in_memory import EvalBatches, TrainBatches
 from training.batches.preprocessing import FIGURES
 from training.classifier.config import TrainConfig
 from training.data.dataset import Dataset, ImageData, load_dataset, split_validation
-from training.loop.fit import Loaders
+from training.loop.task import Loaders
 from training.settings.errors import UserError
 
 EVAL_BATCH = 128

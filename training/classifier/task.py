@@ -270,7 +270,7 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
 
 def known_of(path: Path) -> dict[str, Any]:
     """Return what the index or the run folder says of a parameter file."""
-    from training.records.run import CONFIG_FILE, read_config
+    from training.records.run_folder import CONFIG_FILE, read_config
     from training.results import find_result
 
     row = find_result(path)

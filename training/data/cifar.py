@@ -11,7 +11,7 @@ from typing import Optional
 
 import numpy as np
 
-from formats.param_file import write_atomically
+from formats.atomic import write_atomically
 from training.data.cifar_files import FORMATS, Format, Source, find_source, read_source
 from training.data.dataset import Dataset, ImageData
 from training.downloads.digests import TABLE

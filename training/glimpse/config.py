@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from training.settings.config import option
 from training.settings.errors import UserError
+from training.settings.fields import option
 from training.settings.run_config import RunConfig, check_least, check_one_action
 
 REWARDS = ("last", "every", "likelihood")

@@ -8,7 +8,7 @@ from typing import Optional
 
 import numpy as np
 
-from formats.param_file import write_atomically
+from formats.atomic import write_atomically
 from training.augmentation.deform import Deformation
 from training.data.dataset import Dataset
 from training.glimpse.batches import GlimpseTrainBatches

@@ -10,7 +10,8 @@ from typing import Any, Callable
 
 import numpy as np
 
-from formats.param_file import ParamFileError, read_params, write_params
+from formats.param_file import read_params, write_params
+from formats.param_reader import ParamFileError
 from training.data.dataset import ImageData
 from training.glimpse.config import GlimpseConfig
 from training.glimpse.loaders import Opened, test_batches

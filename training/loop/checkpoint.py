@@ -27,7 +27,9 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from formats.param_file import ParamFileError, read_params, verify_digest, write_params
+from formats.digest import verify_digest
+from formats.param_file import read_params, write_params
+from formats.param_reader import ParamFileError
 from training.records.run_progress import Progress, check_counters
 from training.settings.errors import UserError
 

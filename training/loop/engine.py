@@ -17,10 +17,10 @@ import numpy as np
 from training.batches.in_memory import Batch, parts_of_batch
 from training.compute.loss_scaling import backward, is_scaled, loss_scale
 from training.distributed.group import ALONE, Group
-from training.loop.checkpoint import Progress
 from training.loop.evaluation import Scores, evaluate
 from training.loop.nonfinite import SkipGuard
 from training.loop.parameters import average_statistics, plain_layout
+from training.records.run_progress import Progress
 from training.settings.errors import UserError
 
 __all__ = [

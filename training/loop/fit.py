@@ -25,27 +25,21 @@ from training.loop.checkpoint import (
     BEST_FILE,
     LAST_FILE,
     STATE_FILE,
-    Progress,
     collect_state,
     load_state,
     save_parameters,
     write_state,
 )
-from training.loop.engine import (
-    EpochHooks,
-    Scores,
-    Updater,
-    average_statistics,
-    evaluate,
-    plain_layout,
-    train_one_epoch,
-)
+from training.loop.engine import EpochHooks, Updater, train_one_epoch
+from training.loop.evaluation import Scores, evaluate
 from training.loop.fresh_statistics import measure_statistics, statistics_batches
 from training.loop.nonfinite import SkipGuard
+from training.loop.parameters import average_statistics, plain_layout
 from training.loop.task import Loaders, Method, Task
 from training.records.interruption import DataLost, Interrupted, Interruption, readable
 from training.records.progress import DurationNote, ProgressBar
 from training.records.run import Run
+from training.records.run_progress import Progress
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 from training.settings.schedules import schedule_of

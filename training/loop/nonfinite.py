@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from training.loop.checkpoint import Progress
+from training.records.run_progress import Progress
 from training.settings.errors import UserError
 
 ON_NONFINITE = ("stop", "skip")

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
-from formats.param_file import ParamFileError
+from formats.param_reader import ParamFileError
 from training.distributed.group import NONE, Group
-from training.loop.checkpoint import Progress
 from training.loop.task import Task
 from training.records.run import Run
+from training.records.run_progress import Progress
 from training.settings.config import from_dict, to_dict
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig, check_resume
@@ -200,7 +200,7 @@ class Script(Generic[C]):
 
     def _saved(self, folder: Path, given: Mapping[str, Any]) -> C:
         """Return the settings of a run, with what may be another at a resume."""
-        from training.records.run import read_config
+        from training.records.run_folder import read_config
 
         saved = from_dict(self.config_class, read_config(folder))
         here = {name: given[name] for name in (*RESUMABLE, "precision") if name in given}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from formats.param_file import write_atomically
+from formats.atomic import write_atomically
 from training.records.metrics import PathLike, read_metrics
 from training.records.run_folder import CONFIG_FILE
 from training.settings.errors import UserError

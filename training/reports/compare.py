@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from formats.param_file import write_atomically
+from formats.atomic import write_atomically
 from training.loop.train import RESUMABLE
 from training.records.metrics import PathLike
 from training.reports.run_results import RunResult, Spread, find_runs, read_result, spread

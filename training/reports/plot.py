@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
-from formats.param_file import write_atomically
+from formats.atomic import write_atomically
 from training.records.metrics import METRICS_FILE, PathLike, read_metrics
-from training.records.run import read_config
+from training.records.run_folder import read_config
 from training.settings.errors import UserError
 
 if TYPE_CHECKING:

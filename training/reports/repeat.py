@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from formats.param_file import write_atomically
-from training.records.run import CONFIG_FILE
+from formats.atomic import write_atomically
+from training.records.run_folder import CONFIG_FILE
 from training.reports.run_results import RunResult, read_result, spread
 from training.settings.errors import UserError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.results import GLIMPSE_INDEX, read_index
+from model.weights.published import GLIMPSE_INDEX, read_index
 
 
 def results_table() -> str:

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from formats.param_file import write_atomically
+from formats.atomic import write_atomically
 from training.data.shapes import CLASS_NAMES, draw_shapes
 from training.settings.errors import UserError
 

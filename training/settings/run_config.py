@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from training.loop.nonfinite import ON_NONFINITE
-from training.settings.config import option
 from training.settings.errors import UserError
+from training.settings.fields import option
 from training.settings.schedules import check_schedule
 
 OPTIMIZERS = ("nag", "sgd", "adam")

@@ -17,7 +17,8 @@ import pytest
 from bridge.carry import pack
 from bridge.carry.image_codec import pack_images, unpack_images
 from bridge.carry.pieces import write_pieces
-from formats.param_file import read_params, verify_digest, write_params
+from formats.digest import verify_digest
+from formats.param_file import read_params, write_params
 from training.data.cifar_files import CIFAR100, Source
 
 

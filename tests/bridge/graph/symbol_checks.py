@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 from bridge.graph import symbol_layers  # noqa: E402
 from bridge.graph.symbol_graph import SymbolError  # noqa: E402
 from bridge.graph.symbol_module import SymbolModule, read_symbol  # noqa: E402
-from formats.param_file import ParamFileError, read_params, write_params  # noqa: E402
+from formats.param_file import read_params, write_params  # noqa: E402
+from formats.param_reader import ParamFileError  # noqa: E402
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 SYMBOL, WEIGHTS = FOLDER / "small.json", FOLDER / "small.param"

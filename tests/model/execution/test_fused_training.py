@@ -19,7 +19,8 @@ from model import create_model
 from model.execution.fused_graph import training_graph
 from model.execution.fused_limits import Unsupported
 from model.execution.fused_training import fuse
-from model.native.build import Unavailable, block_channels
+from model.native.build import block_channels
+from model.native.processor import Unavailable
 from tests.model import golden_runs as golden
 from tests.model.test_golden_runs import errors as golden_errors
 

@@ -15,7 +15,8 @@ from model import create_model
 from model.execution import quantization
 from model.native import build as operators
 from model.native import processor
-from model.native.build import UNITS, Unavailable, block_channels, load
+from model.native.build import UNITS, block_channels, load
+from model.native.processor import Unavailable
 
 ROOT = Path(__file__).resolve().parents[3]
 AVX512 = "model name\t: one\nflags\t\t: fpu fma avx2 avx512f avx512bw avx512vl avx512dq avx512_bf16"

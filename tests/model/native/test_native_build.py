@@ -12,8 +12,9 @@ import mxnet as mx
 import pytest
 
 from model.native import build as operators
-from model.native.build import UNITS, OneDNN, Operators, Unavailable
-from model.native.onednn import find_onednn
+from model.native.build import UNITS, Operators
+from model.native.onednn import OneDNN, find_onednn
+from model.native.processor import Unavailable
 
 ROOT = Path(__file__).resolve().parents[3]
 

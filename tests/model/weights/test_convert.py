@@ -16,9 +16,9 @@ from gluoncv.model_zoo import cifar_residualattentionnet56, cifar_residualattent
 from formats.param_file import read_params, write_params
 from formats.safetensors_file import read_safetensors
 from formats.weight_file import read_weights
+from model.layers.attention_presets import AttentionSpec
 from model.registry import create_model
 from model.residual_attention_network import (
-    AttentionSpec,
     ResidualAttentionModel_92_32input_update,
     ResidualAttentionNetwork,
 )

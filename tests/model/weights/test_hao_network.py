@@ -15,12 +15,13 @@ import pytest
 from mxnet.gluon import nn
 from mxnet.gluon.model_zoo.vision.resnet import BottleneckV2
 
+from model.layers.attention_presets import AttentionSpec
 from model.registry import create_model
-from model.residual_attention_network import AttentionSpec, ResidualAttentionNetwork
+from model.residual_attention_network import ResidualAttentionNetwork
 from model.weights.convert import convert
 from model.weights.dialects import HAO, HEAD, detect_dialect, rename
-from model.weights.file_match import find_model, network_shapes
-from model.weights.loading import LoadError, load_parameters
+from model.weights.file_match import LoadError, find_model, network_shapes
+from model.weights.loading import load_parameters
 
 
 def row(channels: int, count: int) -> nn.HybridSequential:

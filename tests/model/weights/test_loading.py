@@ -11,11 +11,14 @@ import pytest
 from gluoncv.model_zoo import cifar_residualattentionnet56
 from mxnet.gluon import nn
 
-from formats.param_file import ParamFileError, read_params, write_params
+from formats.param_file import read_params, write_params
+from formats.param_reader import ParamFileError
+from model.layers.attention_presets import AttentionSpec
 from model.registry import create_model
-from model.residual_attention_network import AttentionSpec, ResidualAttentionNetwork
+from model.residual_attention_network import ResidualAttentionNetwork
 from model.weights.dialects import GLUONCV, HEAD, PRE, rename
-from model.weights.loading import LoadError, find_model, load_parameters
+from model.weights.file_match import LoadError, find_model
+from model.weights.loading import load_parameters
 
 
 class Tiny(nn.HybridBlock):

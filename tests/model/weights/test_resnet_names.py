@@ -13,8 +13,8 @@ import pytest
 import train_cifar
 from model import create_model
 from model.weights.dialects import HEAD, RESNET, TORCH_RESNET, describe, detect_dialect, rename
-from model.weights.file_match import find_model
-from model.weights.loading import LoadError, load_parameters
+from model.weights.file_match import LoadError, find_model
+from model.weights.loading import load_parameters
 
 CHANNELS = (4, 8, 8)
 Arrays = dict[str, np.ndarray]

@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from training.augmentation.augment import (
     Augmentation,
     augment,
-    cutout_square,
     mixup,
     normalize,
     pad_crop,
-    random_erasing,
     random_flip,
     random_shift,
     smooth_labels,
 )
+from training.augmentation.cutout import cutout_square, random_erasing
 from training.settings.errors import UserError
 
 UNUSED_GREY = 999  # in int16 images: no filling can equal it, so every filled pixel shows

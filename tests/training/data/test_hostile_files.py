@@ -19,7 +19,8 @@ from PIL import Image, ImageFile
 
 from formats.param_file import write_params
 from model import create_model
-from model.weights.loading import LoadError, load_parameters
+from model.weights.file_match import LoadError
+from model.weights.loading import load_parameters
 from training.batches.photos import FolderSource
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing, read_preprocessing
 from training.data import decode, stl10

@@ -32,11 +32,12 @@ from training.distributed.shared_run import (
     together,
 )
 from training.distributed.shared_steps import evaluate_together, statistics_everywhere
-from training.loop.checkpoint import Progress, load_state, restore
+from training.loop.checkpoint import load_state, restore
 from training.loop.engine import Updater, measure
 from training.loop.fit import Fit
 from training.loop.task import Loaders, Task
 from training.records.run import Run
+from training.records.run_progress import Progress
 from training.settings.run_config import RunConfig
 
 CLASSES, STEPS, IMAGES, TEST_IMAGES = 3, 4, 7, 10

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from formats.param_file import read_params, verify_digest
+from formats.digest import verify_digest
+from formats.param_file import read_params
 from training.launch import peers as launch_peers
 from training.launch.__main__ import main, worker_command
 from training.launch.peers import free_port, gather_machines, join_first_machine

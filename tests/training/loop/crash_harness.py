@@ -35,7 +35,8 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
-from formats.param_file import read_params, verify_digest
+from formats.digest import verify_digest
+from formats.param_file import read_params
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer

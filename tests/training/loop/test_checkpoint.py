@@ -19,7 +19,6 @@ from formats.param_file import read_params, write_params
 from training.batches.in_memory import Batch
 from training.loop.checkpoint import (
     STATE_FILE,
-    Progress,
     load_state,
     parameter_arrays,
     restore,
@@ -27,6 +26,7 @@ from training.loop.checkpoint import (
     save_state,
 )
 from training.loop.engine import Updater, measure
+from training.records.run_progress import Progress
 from training.settings.errors import UserError
 
 OPTIMIZERS = {

@@ -14,17 +14,10 @@ from mxnet.gluon import nn
 
 from training.batches.in_memory import Batch, EvalBatches
 from training.data.dataset import ImageData
-from training.loop.checkpoint import Progress
-from training.loop.engine import (
-    EpochHooks,
-    Measured,
-    Updater,
-    average_statistics,
-    evaluate,
-    measure,
-    plain_layout,
-    train_one_epoch,
-)
+from training.loop.engine import EpochHooks, Measured, Updater, measure, train_one_epoch
+from training.loop.evaluation import evaluate
+from training.loop.parameters import average_statistics, plain_layout
+from training.records.run_progress import Progress
 from training.settings.errors import UserError
 
 ONE, TWO = [mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]

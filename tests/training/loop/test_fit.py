@@ -23,11 +23,13 @@ from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
 from training.loop import fit
-from training.loop.checkpoint import STATE_FILE, Progress, load_state, restore
-from training.loop.engine import Scores, Updater, evaluate
+from training.loop.checkpoint import STATE_FILE, load_state, restore
+from training.loop.engine import Updater
+from training.loop.evaluation import Scores, evaluate
 from training.records.interruption import Interruption
 from training.records.metrics import read_metrics
 from training.records.run import Run
+from training.records.run_progress import Progress
 from training.settings.config import to_dict
 from training.settings.errors import UserError
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from formats.param_file import verify_digest
+from formats.digest import verify_digest
 from training.loop.checkpoint import STATE_FILE, load_state
-from training.loop.engine import Updater, evaluate
+from training.loop.engine import Updater
+from training.loop.evaluation import evaluate
 from training.records.interruption import Interruption
 from training.records.metrics import read_metrics
 from training.settings.errors import UserError

@@ -9,8 +9,8 @@ import pytest
 
 import train_cifar
 from training.loop.announce import warn_of_changes
-from training.loop.checkpoint import Progress
 from training.records.metrics import read_metrics
+from training.records.run_progress import Progress
 
 SETTINGS = "--recipe quick --dataset shapes --model resnet20_basic --depth 8 --train-count 64"
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 from training.records import environment
 from training.records.metrics import read_metrics
-from training.records.run import Run, read_config
+from training.records.run import Run
+from training.records.run_folder import read_config
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]

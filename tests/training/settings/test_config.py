@@ -16,13 +16,13 @@ from training.settings.config import (
     diff_from_default,
     from_dict,
     from_json,
-    option,
     parse,
     parse_overrides,
     to_dict,
     to_json,
 )
 from training.settings.errors import UserError
+from training.settings.fields import option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def test_bad_command_line_is_one_line_and_exit_2(
 def test_a_process_exits_with_2_and_without_a_traceback() -> None:
     code = (
         "import sys, dataclasses\n"
-        "from training.settings.config import option, parse\n"
+        "from training.settings.fields import option; from training.settings.config import parse\n"
         "C = dataclasses.make_dataclass('C', [('model', str, option('x', 'm'))])\n"
         "parse(C, sys.argv[1:])"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
-from formats.param_file import write_atomically
+from formats.atomic import write_atomically
 from training.glimpse.pictures.overlay import (
     INK,
     Colour,

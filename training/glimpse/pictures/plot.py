@@ -19,14 +19,19 @@ import numpy as np
 from training.glimpse.pictures.gif import (
     RIGHT,
     WRONG,
-    Colour,
     PathLike,
     animate_paths,
     check_picture,
     short_name,
     write_picture,
 )
-from training.glimpse.pictures.overlay import OUTSIDE, choose_view, glimpse_images, step_colours
+from training.glimpse.pictures.overlay import (
+    OUTSIDE,
+    Colour,
+    choose_view,
+    glimpse_images,
+    step_colours,
+)
 from training.glimpse.pictures.path import GlimpsePath
 
 if TYPE_CHECKING:

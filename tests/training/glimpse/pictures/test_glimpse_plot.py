@@ -11,14 +11,17 @@ import pytest
 from PIL import Image
 
 from training.glimpse.pictures import plot as glimpse_plot
+from training.glimpse.pictures.gif import animate_paths
 from training.glimpse.pictures.overlay import (
     OUTSIDE,
     choose_view,
     dimmed,
     draw_glimpses,
+    glimpse_images,
     step_colours,
 )
-from training.glimpse.pictures.plot import GlimpsePath, animate_paths, glimpse_images, plot_paths
+from training.glimpse.pictures.path import GlimpsePath
+from training.glimpse.pictures.plot import plot_paths
 from training.settings.errors import UserError
 
 # A location, and the pixel at the middle of its box, for an axis of 20 and one of 30 pixels.
