@@ -140,8 +140,8 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     """Build the network; see `serve`."""
     import mxnet as mx
 
+    from model.execution.threads import copy_on_one_thread
     from model.native.processor import limit_onednn
-    from training.threads import copy_on_one_thread
 
     limit_onednn()
     copy_on_one_thread()  # as the training does

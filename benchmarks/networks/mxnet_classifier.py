@@ -90,13 +90,13 @@ class Steps(Mapping[str, Step]):
         import mxnet as mx
 
         from model.execution.fused_training import fuse
+        from model.execution.threads import copy_on_one_thread
         from model.native.processor import Unavailable
         from training.batches.in_memory import Batch
         from training.classifier.config import ClassifierConfig
         from training.compute.devices import hybridize_options, use_precision
         from training.compute.optimizer import build_trainer
         from training.loop.engine import Updater, measure
-        from training.threads import copy_on_one_thread
 
         copy_on_one_thread()  # as every training does
         # As training.classifier.graph_choice: fused operators bring their own precision.

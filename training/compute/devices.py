@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from model.execution.threads import copy_on_one_thread
 from training.compute.gpu_info import advice_for
 from training.settings.errors import UserError, last_line
-from training.threads import copy_on_one_thread
 
 PROBE_TIMEOUT_SEC = 120
 # A convolution and a product: a GPU without kernels in this build fails here, not in the training.

@@ -132,7 +132,7 @@ def _loaded_threads() -> Optional[int]:
             found.append(int(library.omp_get_max_threads()))
 
     # In a thread of its own, as MXNet's engine has: what another one has set, as
-    # `training.threads.copy_on_one_thread` does for its caller, holds for that one alone.
+    # `model.execution.threads.copy_on_one_thread` does for its caller, holds for that one alone.
     asking = threading.Thread(target=ask)
     asking.start()
     asking.join()

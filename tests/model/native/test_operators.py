@@ -184,7 +184,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(
 COUNT = """
 import os, sys
 import mxnet as mx, numpy as np
-from training.threads import copy_on_one_thread
+from model.execution.threads import copy_on_one_thread
 if sys.argv[1] == "one":
     copy_on_one_thread()
 image, weight = mx.nd.ones((1, 32, 8, 8)), mx.nd.ones((64, 32, 3, 3))
