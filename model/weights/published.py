@@ -62,3 +62,8 @@ def settings_of(param_file: Path) -> dict[str, Any]:
             f"{param_file.name}. Restore it, or move the parameter file out of this folder."
         ) from error
     return saved
+
+
+def find_result(param_file: Path, index: Path = INDEX) -> Optional[dict[str, str]]:
+    """Return the row of a parameter file, recognised by its content, or None."""
+    return find_row(param_file, index)

@@ -270,8 +270,8 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
 
 def known_of(path: Path) -> dict[str, Any]:
     """Return what the index or the run folder says of a parameter file."""
+    from model.weights.published import find_result
     from training.records.run_folder import CONFIG_FILE, read_config
-    from training.results import find_result
 
     row = find_result(path)
     if row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model.weights.published import GLIMPSE_INDEX
+from model.weights.published import GLIMPSE_INDEX, find_result
 from training.augmentation.deform import Deformation
 from training.batches.in_memory import EvalBatches
 from training.classifier.loaders import SPLIT_SEED
@@ -16,7 +16,6 @@ from training.glimpse.data import GlimpseTask, draw_test, load_task
 from training.glimpse.rollouts import Draw
 from training.loop.task import Loaders
 from training.records.run_folder import CONFIG_FILE, read_config
-from training.results import find_result
 
 EVAL_BATCH = 500
 # What a run folder says of a file in it, beside its network.

@@ -19,7 +19,7 @@ from formats.digest import verify_digest
 from formats.param_file import read_shapes
 from model.execution.inference import prepare_inference
 from model.weights.file_match import find_model
-from model.weights.published import INDEX, read_index
+from model.weights.published import INDEX, find_result, read_index
 from training.batches.in_memory import EvalBatches
 from training.classifier.loaders import evaluation_batches, normalized, open_dataset
 from training.classifier.recipes import RECIPES
@@ -27,7 +27,6 @@ from training.classifier.task import Opened, open_classifier
 from training.data.dataset import ImageData
 from training.loop.evaluation import Scores, evaluate
 from training.reports.results_table import results_table
-from training.results import find_result
 from training.settings.config import parse_overrides
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -16,14 +16,13 @@ import train_mnist_glimpse
 from formats.digest import verify_digest
 from formats.param_file import read_shapes
 from model.registry import create_model
-from model.weights.published import GLIMPSE_INDEX, read_index
+from model.weights.published import GLIMPSE_INDEX, find_result, read_index
 from training.glimpse import (
     loaders as glimpse_loaders,  # its `test_batches` by name would be taken for a test
 )
 from training.glimpse.config import TASK_SETTINGS, GlimpseConfig
 from training.glimpse.rollouts import score_rollouts
 from training.reports.results_table import glimpse_table
-from training.results import find_result
 from training.settings.config import parse_overrides
 
 ROOT = Path(__file__).resolve().parents[3]
