@@ -16,6 +16,7 @@ file or the new one, because there is only one and it is replaced at once; ``las
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -40,6 +41,8 @@ LAST_FILE = "last.param"
 BEST_FILE = "best.param"
 FORMAT = 1
 _NAME = re.compile(r"(param|average|(state|device):(0|[1-9]\d{0,8})):.+", re.ASCII)
+NAME = "epoch-{:04d}.param"
+_PATTERN = re.compile(r"epoch-(\d{4,})\.param(\.sha256)?")
 
 
 def parameter_arrays(net: Any) -> dict[str, np.ndarray]:
@@ -292,3 +295,20 @@ def _updaters(trainer: Any) -> list[Any]:
         raise ValueError("create the Trainer with update_on_kvstore=False")
     updaters: list[Any] = trainer._updaters
     return updaters
+
+
+def keep_last(folder: Path, net: Any, epoch: int, count: int) -> None:
+    """Write the file of an epoch and remove those that are not of the last `count` epochs.
+
+    With `count` 0 nothing is written and nothing removed.
+    """
+    if not count:
+        return
+    save_parameters(net, folder / NAME.format(epoch))
+    # Sorted, a file goes before its digest: in between it must not look unverified. A digest alone
+    # is what a process leaves that is killed in between.
+    for path in sorted(folder.iterdir()):
+        match = _PATTERN.fullmatch(path.name)
+        if match and not epoch - count < int(match[1]) <= epoch:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()

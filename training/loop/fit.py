@@ -18,7 +18,6 @@ from training.batches.in_memory import EvalBatches
 from training.collector import only_new_objects
 from training.distributed.group import ALONE, Group
 from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
-from training.epoch_files import keep_last
 from training.fit_records import diverged, sample_images, trained_weights
 from training.loop.averaging import average_of
 from training.loop.checkpoint import (
@@ -26,6 +25,7 @@ from training.loop.checkpoint import (
     LAST_FILE,
     STATE_FILE,
     collect_state,
+    keep_last,
     load_state,
     save_parameters,
     write_state,
