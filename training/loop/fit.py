@@ -18,7 +18,6 @@ from training.batches.in_memory import EvalBatches
 from training.collector import only_new_objects
 from training.distributed.group import ALONE, Group
 from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
-from training.fit_records import diverged, sample_images, trained_weights
 from training.loop.averaging import average_of
 from training.loop.checkpoint import (
     BEST_FILE,
@@ -35,7 +34,7 @@ from training.loop.evaluation import Scores, evaluate
 from training.loop.fresh_statistics import measure_statistics, statistics_batches
 from training.loop.nonfinite import SkipGuard
 from training.loop.parameters import average_statistics, plain_layout
-from training.loop.task import Loaders, Method, Task
+from training.loop.task import Loaders, Method, Task, diverged, sample_images, trained_weights
 from training.records.interruption import DataLost, Interrupted, Interruption, readable
 from training.records.progress import DurationNote, ProgressBar
 from training.records.run import Run
