@@ -15,7 +15,6 @@ import numpy as np
 
 from formats.digest import digest_path
 from training.batches.in_memory import EvalBatches
-from training.collector import only_new_objects
 from training.distributed.group import ALONE, Group
 from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
 from training.loop.averaging import average_of
@@ -35,7 +34,13 @@ from training.loop.fresh_statistics import measure_statistics, statistics_batche
 from training.loop.nonfinite import SkipGuard
 from training.loop.parameters import average_statistics, plain_layout
 from training.loop.task import Loaders, Method, Task, diverged, sample_images, trained_weights
-from training.records.interruption import DataLost, Interrupted, Interruption, readable
+from training.records.interruption import (
+    DataLost,
+    Interrupted,
+    Interruption,
+    only_new_objects,
+    readable,
+)
 from training.records.progress import DurationNote, ProgressBar
 from training.records.run import Run
 from training.records.run_progress import Progress

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Optional, TypeVar
 
@@ -64,3 +66,18 @@ class Interruption:
     def stop(self) -> bool:
         """Return True when the run should save and end."""
         return self.signal is not None
+
+
+@contextmanager
+def only_new_objects() -> Iterator[None]:
+    """Let collections look at nothing that is older than this block.
+
+    An update makes thousands of short-lived objects, so Python goes through all objects again and
+    again; modules, network and data are most of them, and they stay.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

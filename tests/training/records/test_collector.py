@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from training.collector import only_new_objects
+from training.records.interruption import only_new_objects
 
 
 class Loop:
