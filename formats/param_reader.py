@@ -1,4 +1,14 @@
-"""Reading one parameter file from front to back, every number checked before it is believed."""
+"""Reading one parameter file from front to back, every number checked before it is believed.
+
+The format is the list of arrays that `mx.nd.save` and Gluon's `save_parameters` write, all numbers
+little-endian: uint64 magic 0x112, uint64 reserved (0), uint64 number of arrays, the arrays, uint64
+number of names (0 or the number of arrays), the names, each a uint64 length and UTF-8 bytes.
+
+One array: uint32 magic (V2, or V3 when written under NumPy shape semantics), int32 storage type (0
+is dense), int32 number of dimensions, int64 dimensions, int32 device type and id, int32 element
+type, the elements. V1 has no storage type. Before V1 there was no magic: the record began with the
+number of dimensions, and dimensions were uint32.
+"""
 
 from __future__ import annotations
 

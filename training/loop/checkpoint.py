@@ -41,8 +41,8 @@ LAST_FILE = "last.param"
 BEST_FILE = "best.param"
 FORMAT = 1
 _NAME = re.compile(r"(param|average|(state|device):(0|[1-9]\d{0,8})):.+", re.ASCII)
-NAME = "epoch-{:04d}.param"
-_PATTERN = re.compile(r"epoch-(\d{4,})\.param(\.sha256)?")
+EPOCH_FILE = "epoch-{:04d}.param"
+_EPOCH_FILES = re.compile(r"epoch-(\d{4,})\.param(\.sha256)?")
 
 
 def parameter_arrays(net: Any) -> dict[str, np.ndarray]:
@@ -304,11 +304,11 @@ def keep_last(folder: Path, net: Any, epoch: int, count: int) -> None:
     """
     if not count:
         return
-    save_parameters(net, folder / NAME.format(epoch))
+    save_parameters(net, folder / EPOCH_FILE.format(epoch))
     # Sorted, a file goes before its digest: in between it must not look unverified. A digest alone
     # is what a process leaves that is killed in between.
     for path in sorted(folder.iterdir()):
-        match = _PATTERN.fullmatch(path.name)
+        match = _EPOCH_FILES.fullmatch(path.name)
         if match and not epoch - count < int(match[1]) <= epoch:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
