@@ -14,7 +14,7 @@ import torch  # type: ignore[import-not-found]
 from bridge.loop.fit import Job
 from bridge.loop.settings import BridgeConfig
 from formats.atomic import write_atomically
-from training.loop.task import Loaders
+from training.batches.in_memory import Loaders
 from training.records.environment import threads_text
 from training.records.run_folder import ENV_FILE
 from training.records.run_progress import Progress

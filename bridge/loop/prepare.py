@@ -26,12 +26,12 @@ from formats.atomic import write_atomically
 from formats.digest import verify_digest
 from formats.weight_file import read_weights
 from training.augmentation.label_noise import noise_files
+from training.batches.in_memory import Loaders
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.classifier.loaders import build_loaders, open_dataset
 from training.classifier.task import OVERRIDES as NOTED
 from training.loop.announce import default_folder, warn_threads
 from training.loop.checkpoint import STATE_FILE, load_state
-from training.loop.task import Loaders
 from training.records.environment import describe
 from training.records.run import Run
 from training.records.run_progress import Progress

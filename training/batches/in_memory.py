@@ -293,3 +293,11 @@ def _check(data: ImageData, batch_size: int, mean: Sequence[float], std: Sequenc
         )
     if min(std) <= 0:
         raise UserError(f"standard deviations {tuple(std)}; all must be positive")
+
+
+class Loaders(NamedTuple):
+    """Batches of one run; ``valid`` is None when no training images are held out."""
+
+    train: TrainBatches
+    valid: Optional[EvalBatches]
+    test: EvalBatches

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from training.augmentation.photo_augment import PhotoAugmentation
+from training.batches.in_memory import Loaders
 from training.batches.photos import (
     FolderSource,
     PhotoEvalBatches,
@@ -21,7 +22,6 @@ from training.batches.record_io import RecordFile
 from training.classifier.config import ClassifierConfig
 from training.classifier.loaders import SPLIT_SEED
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
-from training.loop.task import Loaders
 from training.settings.errors import UserError
 from training.settings.fields import option
 from training.settings.run_config import check_least

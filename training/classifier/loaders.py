@@ -8,11 +8,10 @@ import numpy as np
 
 from training.augmentation.augment import check_crop
 from training.augmentation.label_noise import add_label_noise
-from training.batches.in_memory import EvalBatches, TrainBatches
+from training.batches.in_memory import EvalBatches, Loaders, TrainBatches
 from training.batches.preprocessing import FIGURES
 from training.classifier.config import TrainConfig
 from training.data.dataset import Dataset, ImageData, load_dataset, split_validation
-from training.loop.task import Loaders
 from training.settings.errors import UserError
 
 EVAL_BATCH = 128

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 from model.weights.published import GLIMPSE_INDEX, find_result
 from training.augmentation.deform import Deformation
-from training.batches.in_memory import EvalBatches
+from training.batches.in_memory import EvalBatches, Loaders
 from training.classifier.loaders import SPLIT_SEED
 from training.data.dataset import ImageData, split_validation
 from training.glimpse.batches import GlimpseTrainBatches, draw_split
 from training.glimpse.config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse.data import GlimpseTask, draw_test, load_task
 from training.glimpse.rollouts import Draw
-from training.loop.task import Loaders
 from training.records.run_folder import CONFIG_FILE, read_config
 
 EVAL_BATCH = 500

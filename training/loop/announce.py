@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from training.batches.in_memory import Loaders
 from training.compute.devices import device_names
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.compute.processor import cpu_name, instructions
@@ -16,7 +17,6 @@ from training.compute.thread_choice import recorded_threads
 from training.distributed.group import DIST_SYNC, HOROVOD, NONE, Group
 from training.loop.checkpoint import STATE_FILE
 from training.loop.fit import Result
-from training.loop.task import Loaders
 from training.records.environment import describe_threads, threads_text
 from training.records.run_folder import PathLike, read_env
 from training.records.run_progress import Progress

@@ -8,19 +8,11 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
-from training.batches.in_memory import EvalBatches, TrainBatches
+from training.batches.in_memory import Loaders
 from training.loop.evaluation import Scores
 from training.settings.errors import UserError
 
 SAMPLE_IMAGES = 32
-
-
-class Loaders(NamedTuple):
-    """Batches of one run; ``valid`` is None when no training images are held out."""
-
-    train: TrainBatches
-    valid: Optional[EvalBatches]
-    test: EvalBatches
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,8 @@ def test_a_gpu_without_kernels_is_explained(smi: Path, monkeypatch: pytest.Monke
 
 
 def test_a_training_says_it_at_its_start(smi: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from training.batches.in_memory import Loaders
     from training.classifier.config import TrainConfig
-    from training.loop.task import Loaders
     from training.records.run_progress import Progress
 
     class Batches:

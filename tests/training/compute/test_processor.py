@@ -16,10 +16,10 @@ from benchmarks.harness import interleave, report
 from benchmarks.networks import bench_train_variants
 from model.native import processor as networks
 from train_cifar import CifarConfig
+from training.batches.in_memory import Loaders
 from training.compute import processor
 from training.compute.processor import Processor
 from training.loop.announce import announce
-from training.loop.task import Loaders
 from training.records.environment import describe
 from training.records.run_progress import Progress
 from training.settings.errors import UserError

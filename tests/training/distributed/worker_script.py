@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from training.augmentation.augment import Augmentation
-from training.batches.in_memory import Batch, EvalBatches, TrainBatches
+from training.batches.in_memory import Batch, EvalBatches, Loaders, TrainBatches
 from training.data.dataset import ImageData
 from training.distributed.group import ALONE, Group
 from training.distributed.shared_run import (
@@ -35,7 +35,7 @@ from training.distributed.shared_steps import evaluate_together, statistics_ever
 from training.loop.checkpoint import load_state, restore
 from training.loop.engine import Updater, measure
 from training.loop.fit import Fit
-from training.loop.task import Loaders, Task
+from training.loop.task import Task
 from training.records.run import Run
 from training.records.run_progress import Progress
 from training.settings.run_config import RunConfig
