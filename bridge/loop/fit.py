@@ -24,8 +24,8 @@ from bridge.loop.settings import BridgeConfig
 from bridge.loop.state import save_state, write_file
 from bridge.loop.status_line import SECONDS, StatusLine
 from bridge.loop.updater import Updater
+from training.batches.scores import Scores
 from training.loop.checkpoint import BEST_FILE, LAST_FILE
-from training.loop.evaluation import Scores
 from training.records.interruption import Interrupted, Interruption
 from training.records.run import Run
 from training.records.run_progress import Progress

@@ -10,7 +10,7 @@ import numpy as np
 import torch  # type: ignore[import-not-found]
 
 from bridge.loop.device_batches import DeviceImages
-from training.loop.evaluation import Scores, check_labels
+from training.batches.scores import Scores, check_labels
 
 EVAL_BATCH = 500  # divides the 10,000 test images of CIFAR
 

@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from training.loop.evaluation import image_and_label
+from training.batches.scores import image_and_label
 from training.settings.errors import UserError
 
 INPUT = "image"

@@ -7,8 +7,8 @@ from typing import Any, Callable
 
 import numpy as np
 
+from training.batches.scores import Scores
 from training.distributed.group import Group
-from training.loop.evaluation import Scores
 
 
 def statistics_everywhere(group: Group, net: Any) -> dict[str, np.ndarray]:

@@ -13,8 +13,8 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
+from training.batches.scores import Scores, check_labels, image_and_label
 from training.loop.engine import Measured, Part
-from training.loop.evaluation import Scores, check_labels, image_and_label
 from training.settings.errors import UserError
 
 MAX_ROWS = 4096  # rollouts that are evaluated at once

@@ -15,9 +15,10 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from training.batches.in_memory import Batch, parts_of_batch
+from training.batches.scores import Scores
 from training.compute.loss_scaling import backward, is_scaled, loss_scale
 from training.distributed.group import ALONE, Group
-from training.loop.evaluation import Scores, evaluate
+from training.loop.evaluation import evaluate
 from training.loop.nonfinite import SkipGuard
 from training.loop.parameters import average_statistics, plain_layout
 from training.records.run_progress import Progress

@@ -15,6 +15,7 @@ import numpy as np
 
 from formats.digest import digest_path
 from training.batches.in_memory import EvalBatches, Loaders
+from training.batches.scores import Scores
 from training.distributed.group import ALONE, Group
 from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
 from training.loop.averaging import average_of
@@ -29,7 +30,7 @@ from training.loop.checkpoint import (
     write_state,
 )
 from training.loop.engine import EpochHooks, Updater, train_one_epoch
-from training.loop.evaluation import Scores, evaluate
+from training.loop.evaluation import evaluate
 from training.loop.fresh_statistics import measure_statistics, statistics_batches
 from training.loop.nonfinite import SkipGuard
 from training.loop.parameters import average_statistics, plain_layout

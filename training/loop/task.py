@@ -9,7 +9,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from training.batches.in_memory import Loaders
-from training.loop.evaluation import Scores
+from training.batches.scores import Scores
 from training.settings.errors import UserError
 
 SAMPLE_IMAGES = 32

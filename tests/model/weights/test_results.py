@@ -21,11 +21,12 @@ from model.execution.inference import prepare_inference
 from model.weights.file_match import find_model
 from model.weights.published import INDEX, find_result, read_index
 from training.batches.in_memory import EvalBatches
+from training.batches.scores import Scores
 from training.classifier.loaders import evaluation_batches, normalized, open_dataset
 from training.classifier.recipes import RECIPES
 from training.classifier.task import Opened, open_classifier
 from training.data.dataset import ImageData
-from training.loop.evaluation import Scores, evaluate
+from training.loop.evaluation import evaluate
 from training.reports.results_table import results_table
 from training.settings.config import parse_overrides
 

@@ -14,6 +14,7 @@ from mxnet.gluon import nn
 
 from formats.param_file import read_params
 from training.batches.in_memory import Batch
+from training.batches.scores import Scores
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
@@ -22,7 +23,7 @@ from training.loop import fit
 from training.loop.averaging import EVERY, WeightAverage
 from training.loop.checkpoint import load_state, restore
 from training.loop.engine import Updater
-from training.loop.evaluation import Scores, evaluate
+from training.loop.evaluation import evaluate
 from training.records.metrics import read_metrics
 from training.records.run import Run
 from training.records.run_progress import Progress

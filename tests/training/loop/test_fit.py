@@ -18,6 +18,7 @@ from formats.param_file import read_params
 from training.augmentation.augment import Augmentation
 from training.batches.in_memory import TrainBatches
 from training.batches.preprocessing import IMAGENET_MEAN
+from training.batches.scores import Scores
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
@@ -25,7 +26,7 @@ from training.data.dataset import Dataset, ImageData
 from training.loop import fit
 from training.loop.checkpoint import STATE_FILE, load_state, restore
 from training.loop.engine import Updater
-from training.loop.evaluation import Scores, evaluate
+from training.loop.evaluation import evaluate
 from training.records.interruption import Interruption
 from training.records.metrics import read_metrics
 from training.records.run import Run
