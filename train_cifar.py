@@ -199,7 +199,7 @@ def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
     """Return what `model.create_model` does; UserError for a glimpse model or another's flag."""
     from model.recurrent_attention import FAMILY as GLIMPSE
     from model.registry import FAMILIES, create_model, overrides_of
-    from training.classifier.task import OVERRIDES, VARIANT
+    from training.classifier.config import OVERRIDES, VARIANT
 
     if name in GLIMPSE:
         raise UserError(f"{name} is a glimpse model: use train_mnist_glimpse.py for it")
@@ -247,8 +247,9 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
 
     from formats.atomic import write_atomically
     from model.export.export_symbol import symbol_json
+    from training.classifier.config import OVERRIDES
     from training.classifier.loaders import build_loaders, open_dataset
-    from training.classifier.task import OVERRIDES, start_network, start_stem
+    from training.classifier.task import start_network, start_stem
     from training.data.cifar import CLASS_NAMES
     from training.loop.checkpoint import save_parameters
 

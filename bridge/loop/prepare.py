@@ -28,8 +28,8 @@ from formats.weight_file import read_weights
 from training.augmentation.label_noise import noise_files
 from training.batches.in_memory import Loaders
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
+from training.classifier.config import OVERRIDES as NOTED
 from training.classifier.loaders import build_loaders, open_dataset
-from training.classifier.task import OVERRIDES as NOTED
 from training.loop.announce import default_folder, warn_threads
 from training.loop.checkpoint import STATE_FILE, load_state
 from training.records.environment import describe

@@ -35,6 +35,11 @@ ACTIONS = (
     "list_models",
     "export_start",
 )
+# Settings that change the network; None leaves what its name says.
+VARIANT = ("wiring", "learning", "attention")  # the same tensors
+OVERRIDES = (*VARIANT, "depth", "steps", "w_init", "b_init")
+# Settings that a parameter file's row in the index, or its run, answers.
+KNOWN = ("model", "dataset", "normalization", *OVERRIDES)
 
 
 @dataclass(frozen=True)

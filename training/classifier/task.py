@@ -14,18 +14,13 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar
 from formats.weight_file import read_weight_shapes
 from training.batches.in_memory import parts_of_batch
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
-from training.classifier.config import ClassifierConfig
+from training.classifier.config import KNOWN, OVERRIDES, VARIANT, ClassifierConfig
 from training.loop.task import Method, Task
 from training.loop.train import Prepared
 from training.records.seed_log import TORCH_ENDINGS
 from training.settings.errors import UserError
 
 C = TypeVar("C", bound=ClassifierConfig)
-# Settings that change the network; None leaves what its name says.
-VARIANT = ("wiring", "learning", "attention")  # the same tensors
-OVERRIDES = (*VARIANT, "depth", "steps", "w_init", "b_init")
-# Settings that a parameter file's row in the index, or its run, answers.
-KNOWN = ("model", "dataset", "normalization", *OVERRIDES)
 
 WATCHED_IMAGES = 256
 
