@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def preprocessing(path: Path) -> Optional[str]:
     """Return how a published classifier wants its images, as JSON; None for other files."""
-    from training.batches.preprocessing import preprocessing_of
+    from training.classifier.loaders import preprocessing_of
 
     config = _settings(path)
     if config is None:

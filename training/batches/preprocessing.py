@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,6 @@ RAM_STD = (0.2023, 0.1994, 0.2010)
 # Beside the data set's own, by the name of the setting `normalization`.
 FIGURES = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "ram": (RAM_MEAN, RAM_STD)}
 IMAGENET_CROP = 0.875  # 224 of 256 pixels
-CIFAR_SIZE = 32
 MAX_SIZE = 4096  # of an input, in pixels; no network here takes as much
 
 
@@ -88,41 +86,4 @@ def read_preprocessing(folder: Path) -> Preprocessing:
             raise ValueError("impossible values")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}. Restore it from the run") from error
-    return known
-
-
-def preprocessing_of(path: Path, config: Any) -> Preprocessing:
-    """Return what the classifier in a parameter file expects.
-
-    Parameters
-    ----------
-    path
-        The file. A ``preprocessing.json`` beside it answers everything.
-    config
-        Otherwise its ``dataset`` and ``normalization`` do; the data is opened only for names that
-        are not those of CIFAR or ImageNet.
-
-    Raises
-    ------
-    UserError
-        For a damaged file, or a data set that cannot be opened.
-    """
-    if (path.parent / PREPROCESSING_FILE).is_file():
-        return read_preprocessing(path.parent)
-    from training.data.cifar import CLASS_NAMES, MEAN, STD
-
-    if config.dataset == "imagenet":
-        return Preprocessing(config.size, IMAGENET_MEAN, IMAGENET_STD, crop=IMAGENET_CROP)
-    files, _, labels = config.dataset.partition("-")
-    if files in CLASS_NAMES and labels in ("", "coarse"):
-        names = CLASS_NAMES[files][0 if labels else -1]
-        known = Preprocessing(CIFAR_SIZE, MEAN[files], STD[files], names)
-    else:
-        from training.classifier.loaders import open_dataset
-
-        data = open_dataset(config)
-        known = Preprocessing(data.train.images.shape[1], data.mean, data.std, data.class_names)
-    if config.normalization in FIGURES:
-        mean, std = FIGURES[config.normalization]
-        known = replace(known, mean=mean, std=std)
     return known

@@ -13,8 +13,9 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from formats.weight_file import read_weight_shapes
 from training.batches.in_memory import parts_of_batch
-from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing, preprocessing_of
+from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.classifier.config import KNOWN, OVERRIDES, VARIANT, ClassifierConfig
+from training.classifier.loaders import preprocessing_of
 from training.loop.task import Method, Task
 from training.loop.train import Prepared
 from training.records.seed_log import TORCH_ENDINGS

@@ -13,12 +13,8 @@ from mxnet.gluon import nn
 from PIL import Image
 
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
-from training.batches.preprocessing import (
-    IMAGENET_MEAN,
-    PREPROCESSING_FILE,
-    Preprocessing,
-    preprocessing_of,
-)
+from training.batches.preprocessing import IMAGENET_MEAN, PREPROCESSING_FILE, Preprocessing
+from training.classifier.loaders import preprocessing_of
 from training.data.cifar import CIFAR10_CLASSES, MEAN
 from training.settings.errors import UserError
 

@@ -14,7 +14,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from training.batches.preprocessing import preprocessing_of
+from training.classifier.loaders import preprocessing_of
 from training.data import cifar
 from training.data import dataset as datasets
 from training.data.cifar_files import FORMATS, PIXELS
