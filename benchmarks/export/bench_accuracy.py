@@ -72,7 +72,7 @@ def measure(config: Config) -> dict[str, Any]:
     from model.execution.inference import prepare_inference
     from model.execution.quantization import quantize
     from model.weights.loading import load_parameters
-    from training.data.dataset import load_dataset
+    from training.data.catalogue import load_dataset
 
     data = load_dataset(config.dataset, config.data_dir, download=False)
     net = create_model(config.model, data.classes)

@@ -63,7 +63,7 @@ def measure(config: Config, model: str) -> dict[str, float]:
     from training.classifier.config import ClassifierConfig
     from training.compute.devices import hybridize_options
     from training.compute.optimizer import build_trainer
-    from training.data.dataset import load_dataset
+    from training.data.catalogue import load_dataset
     from training.loop.engine import Updater
     from training.loop.engine import measure as finish
 

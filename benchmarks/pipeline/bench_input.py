@@ -31,7 +31,8 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 from training.augmentation.augment import Augmentation, augment
 from training.batches.in_memory import TrainBatches
 from training.compute.processor import cpu_name, instructions
-from training.data.dataset import Dataset, ImageData, load_dataset
+from training.data.catalogue import load_dataset
+from training.data.dataset import Dataset, ImageData
 from training.settings.config import parse, to_dict
 from training.settings.errors import UserError
 from training.settings.fields import option

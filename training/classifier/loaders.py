@@ -21,7 +21,8 @@ from training.batches.preprocessing import (
     read_preprocessing,
 )
 from training.classifier.config import TrainConfig
-from training.data.dataset import Dataset, ImageData, load_dataset, split_validation
+from training.data.catalogue import load_dataset
+from training.data.dataset import Dataset, ImageData, split_validation
 from training.settings.errors import UserError
 
 EVAL_BATCH = 128

@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Optional
 
-from training.data.dataset import FOLDER_PREFIX, Dataset, ImageData, load_dataset
+from training.data.catalogue import load_dataset
+from training.data.dataset import FOLDER_PREFIX, Dataset, ImageData
 from training.data.image_folder import load_image_folder
 from training.glimpse.batches import draw_split
 from training.glimpse.canvas import CANVASES, Canvas
@@ -73,7 +74,7 @@ def load_task(
         ``digits-translated`` (embedded) or ``folder:PATH`` (a user's images, see
         :func:`training.data.image_folder.load_image_folder`).
     data_dir, mirror, download
-        As for :func:`training.data.dataset.load_dataset`.
+        As for :func:`training.data.catalogue.load_dataset`.
     size : int
         Height and width that the images of a folder get.
 

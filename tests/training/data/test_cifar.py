@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from training.classifier.loaders import preprocessing_of
-from training.data import cifar
+from training.data import catalogue, cifar
 from training.data import dataset as datasets
 from training.data.cifar_files import FORMATS, PIXELS
 from training.downloads.digests import TABLE, FileDigest
@@ -144,7 +144,7 @@ def test_searches_data_then_gluon_without_a_folder(tiny: TinyCifar, tmp_path: Pa
 def test_coarse_labels_have_a_name_of_their_own(tiny: TinyCifar, tmp_path: Path) -> None:
     tiny.write(tmp_path, "cifar100", "bin")
     fine, coarse = (
-        datasets.load_dataset(name, str(tmp_path), download=False)
+        catalogue.load_dataset(name, str(tmp_path), download=False)
         for name in ("cifar100", "cifar100-coarse")
     )
     assert [(d.name, d.classes) for d in (fine, coarse)] == [
@@ -301,7 +301,7 @@ def test_full_digests_only() -> None:
 def test_real_files(data_dir: Path, name: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "not the published files of CIFAR-100")
-        dataset = datasets.load_dataset(name, str(data_dir), download=False)
+        dataset = catalogue.load_dataset(name, str(data_dir), download=False)
     assert dataset.train.images.shape == (50_000, 32, 32, 3)
     assert dataset.test.images.shape == (10_000, 32, 32, 3)
     for split in (dataset.train, dataset.test):

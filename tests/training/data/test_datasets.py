@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from training.data import cifar
 from training.data import dataset as datasets
-from training.data.dataset import ImageData, load_dataset, split_validation, stratified_mask
+from training.data.catalogue import load_dataset
+from training.data.dataset import ImageData, split_validation, stratified_mask
 from training.settings.errors import UserError
 
 

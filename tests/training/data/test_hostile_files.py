@@ -24,9 +24,9 @@ from model.weights.loading import load_parameters
 from training.batches.photos import FolderSource
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing, read_preprocessing
 from training.data import decode, stl10
+from training.data.catalogue import load_dataset
 from training.data.cifar import load_cifar
 from training.data.cifar_files import FORMATS
-from training.data.dataset import load_dataset
 from training.data.decode import decode_image, open_rgb
 from training.data.image_folder import Files
 from training.downloads.digests import TABLE, FileDigest

@@ -12,7 +12,7 @@ from PIL import Image
 
 from training.data import decode as decoding
 from training.data import image_folder
-from training.data.dataset import load_dataset
+from training.data.catalogue import load_dataset
 from training.data.decode import decode_image
 from training.data.image_folder import load_image_folder
 from training.settings.errors import UserError

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from training.data import mnist
-from training.data.dataset import channel_statistics, load_dataset
+from training.data.catalogue import load_dataset
+from training.data.dataset import channel_statistics
 from training.data.digits import enlarge, load_digits
 from training.data.mnist import FILES, load_mnist
 from training.downloads.digests import TABLE, FileDigest

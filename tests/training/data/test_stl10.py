@@ -17,7 +17,8 @@ from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
 from training.classifier.recipes import RECIPES, with_recipe
 from training.data import stl10
-from training.data.dataset import Dataset, load_dataset
+from training.data.catalogue import load_dataset
+from training.data.dataset import Dataset
 from training.downloads.digests import TABLE, FileDigest
 from training.records.metrics import read_metrics
 from training.settings.errors import UserError
