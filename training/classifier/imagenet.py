@@ -20,7 +20,7 @@ from training.batches.photos import (
 )
 from training.batches.record_io import RecordFile
 from training.classifier.config import ClassifierConfig
-from training.classifier.loaders import SPLIT_SEED
+from training.data.dataset import SPLIT_SEED
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
 from training.settings.errors import UserError
 from training.settings.fields import option

@@ -22,11 +22,10 @@ from training.batches.preprocessing import (
 )
 from training.classifier.config import TrainConfig
 from training.data.catalogue import load_dataset
-from training.data.dataset import Dataset, ImageData, split_validation
+from training.data.dataset import SPLIT_SEED, Dataset, ImageData, split_validation
 from training.settings.errors import UserError
 
 EVAL_BATCH = 128
-SPLIT_SEED = 0  # held-out images stay the same whatever the seed of a run, so runs can be compared
 CIFAR_SIZE = 32
 
 

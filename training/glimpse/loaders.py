@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from model.weights.published import GLIMPSE_INDEX, find_result
 from training.augmentation.deform import Deformation
 from training.batches.in_memory import EvalBatches, Loaders
-from training.classifier.loaders import SPLIT_SEED
-from training.data.dataset import ImageData, split_validation
+from training.data.dataset import SPLIT_SEED, ImageData, split_validation
 from training.glimpse.batches import GlimpseTrainBatches, draw_split
 from training.glimpse.config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse.data import GlimpseTask, draw_test, load_task
