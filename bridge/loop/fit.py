@@ -25,9 +25,9 @@ from bridge.loop.state import save_state, write_file
 from bridge.loop.status_line import SECONDS, StatusLine
 from bridge.loop.updater import Updater
 from training.batches.scores import Scores
-from training.loop.checkpoint import BEST_FILE, LAST_FILE
 from training.records.interruption import Interrupted, Interruption
 from training.records.run import Run
+from training.records.run_folder import BEST_FILE, LAST_FILE
 from training.records.run_progress import Progress
 from training.settings.errors import UserError
 from training.settings.schedules import schedule_of

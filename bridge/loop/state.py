@@ -18,7 +18,8 @@ from bridge.loop.updater import Updater
 from formats.atomic import write_atomically
 from formats.digest import digest_path
 from formats.param_file import write_params
-from training.loop.checkpoint import FORMAT, STATE_FILE
+from training.loop.checkpoint import FORMAT
+from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.settings.errors import UserError
 

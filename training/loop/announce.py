@@ -15,10 +15,9 @@ from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gp
 from training.compute.processor import cpu_name, instructions
 from training.compute.thread_choice import recorded_threads
 from training.distributed.group import DIST_SYNC, HOROVOD, NONE, Group
-from training.loop.checkpoint import STATE_FILE
 from training.loop.fit import Result
 from training.records.environment import describe_threads, threads_text
-from training.records.run_folder import PathLike, read_env
+from training.records.run_folder import STATE_FILE, PathLike, read_env
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
 from training.settings.run_config import RunConfig

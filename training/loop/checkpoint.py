@@ -31,14 +31,12 @@ import numpy as np
 from formats.digest import verify_digest
 from formats.param_file import read_params, write_params
 from formats.param_reader import ParamFileError
+from training.records.run_folder import LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress, check_counters
 from training.settings.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-STATE_FILE = "resume.state"
-LAST_FILE = "last.param"
-BEST_FILE = "best.param"
 FORMAT = 1
 _NAME = re.compile(r"(param|average|(state|device):(0|[1-9]\d{0,8})):.+", re.ASCII)
 EPOCH_FILE = "epoch-{:04d}.param"

@@ -20,9 +20,6 @@ from training.distributed.group import ALONE, Group
 from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
 from training.loop.averaging import average_of
 from training.loop.checkpoint import (
-    BEST_FILE,
-    LAST_FILE,
-    STATE_FILE,
     collect_state,
     keep_last,
     load_state,
@@ -44,6 +41,7 @@ from training.records.interruption import (
 )
 from training.records.progress import DurationNote, ProgressBar
 from training.records.run import Run
+from training.records.run_folder import BEST_FILE, LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig

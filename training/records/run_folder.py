@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import IO, Any, Union
 
-from training.loop.checkpoint import LAST_FILE, STATE_FILE
 from training.records.metrics import METRICS_FILE
 from training.settings.errors import UserError
 
@@ -18,6 +17,9 @@ CONFIG_FILE = "config.json"
 ENV_FILE = "env.json"
 LOCK_FILE = ".lock"
 REMEDY = "Make it writable, or continue a copy of it in another place."
+STATE_FILE = "resume.state"
+LAST_FILE = "last.param"
+BEST_FILE = "best.param"
 
 
 def hold(folder: PathLike, remedy: str = REMEDY) -> IO[bytes]:

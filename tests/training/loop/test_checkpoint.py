@@ -18,7 +18,6 @@ from mxnet.gluon import nn
 from formats.param_file import read_params, write_params
 from training.batches.in_memory import Batch
 from training.loop.checkpoint import (
-    STATE_FILE,
     load_state,
     parameter_arrays,
     restore,
@@ -26,6 +25,7 @@ from training.loop.checkpoint import (
     save_state,
 )
 from training.loop.engine import Updater, measure
+from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.settings.errors import UserError
 

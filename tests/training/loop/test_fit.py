@@ -24,12 +24,13 @@ from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
 from training.loop import fit
-from training.loop.checkpoint import STATE_FILE, load_state, restore
+from training.loop.checkpoint import load_state, restore
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
 from training.records.interruption import Interruption
 from training.records.metrics import read_metrics
 from training.records.run import Run
+from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.settings.config import to_dict
 from training.settings.errors import UserError

@@ -12,9 +12,8 @@ from typing import Any, Callable
 import pytest
 
 from training.classifier.config import TrainConfig
-from training.loop.checkpoint import STATE_FILE
 from training.loop.train import Prepared, Script, exit_code
-from training.records.run_folder import hold
+from training.records.run_folder import STATE_FILE, hold
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
