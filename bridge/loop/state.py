@@ -18,9 +18,9 @@ from bridge.loop.updater import Updater
 from formats.atomic import write_atomically
 from formats.digest import digest_path
 from formats.param_file import write_params
-from training.loop.checkpoint import FORMAT
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
+from training.records.state_file import FORMAT
 from training.settings.errors import UserError
 
 Tensor = Any
@@ -111,7 +111,7 @@ def save_state(
 
 @torch.no_grad()
 def restore(updater: Updater, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Put the arrays of `training.loop.checkpoint.load_state` into a network and its optimizer.
+    """Put the arrays of `training.records.state_file.load_state` into a network and its optimizer.
 
     Raises
     ------

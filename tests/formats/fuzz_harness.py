@@ -33,8 +33,9 @@ from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
 from formats.param_file import read_params, read_shapes, write_params
 from formats.param_reader import ParamFileError
 from formats.weight_file import read_weight_shapes, read_weights
-from training.loop.checkpoint import load_state, restore, save_state
+from training.loop.checkpoint import restore, save_state
 from training.records.run_folder import STATE_FILE
+from training.records.state_file import load_state
 from training.settings.errors import UserError
 
 MEMORY = 300 * 2**20

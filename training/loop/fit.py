@@ -19,13 +19,7 @@ from training.batches.scores import Scores
 from training.distributed.group import ALONE, Group
 from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
 from training.loop.averaging import average_of
-from training.loop.checkpoint import (
-    collect_state,
-    keep_last,
-    load_state,
-    save_parameters,
-    write_state,
-)
+from training.loop.checkpoint import collect_state, keep_last, save_parameters
 from training.loop.engine import EpochHooks, Updater, train_one_epoch
 from training.loop.evaluation import evaluate
 from training.loop.fresh_statistics import measure_statistics, statistics_batches
@@ -43,6 +37,7 @@ from training.records.progress import DurationNote, ProgressBar
 from training.records.run import Run
 from training.records.run_folder import BEST_FILE, LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress
+from training.records.state_file import load_state, write_state
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 from training.settings.schedules import schedule_of

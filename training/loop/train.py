@@ -128,8 +128,9 @@ class Script(Generic[C]):
             together,
         )
         from training.loop.announce import announce, report, restart_command
-        from training.loop.checkpoint import load_state, restore
+        from training.loop.checkpoint import restore
         from training.loop.fit import Fit
+        from training.records.state_file import load_state
         from training.reports.plot import plot_runs
 
         def ready() -> tuple[C, Prepared, Optional[tuple]]:

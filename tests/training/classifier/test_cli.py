@@ -26,8 +26,8 @@ from tests.model.native.processor import BFLOAT16, without_operators
 from training.classifier import graph_choice
 from training.classifier.loaders import evaluation_batches, open_dataset
 from training.data.cifar_files import FORMATS
-from training.loop.checkpoint import load_state
 from training.records.metrics import read_metrics
+from training.records.state_file import load_state
 
 ROOT = Path(__file__).resolve().parents[3]
 EPOCHS = 8

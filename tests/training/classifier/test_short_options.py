@@ -21,8 +21,9 @@ from training.batches.in_memory import EvalBatches
 from training.classifier.loaders import build_loaders
 from training.classifier.whitening import whiten_stem, whitening_filters
 from training.data.dataset import ImageData
-from training.loop.checkpoint import load_state, parameter_arrays
+from training.loop.checkpoint import parameter_arrays
 from training.loop.engine import Updater
+from training.records.state_file import load_state
 from training.settings.errors import UserError
 
 SMALL = replace(CONFIG, small_size=6, small_epochs=2)

@@ -14,8 +14,8 @@ from PIL import Image
 import train_imagenet
 from formats.param_file import read_params
 from training.classifier.imagenet import ImageNetConfig
-from training.loop.checkpoint import load_state
 from training.records.metrics import read_metrics
+from training.records.state_file import load_state
 from training.settings.schedules import schedule_of
 
 COLOURS = ((220, 40, 40), (40, 40, 220))

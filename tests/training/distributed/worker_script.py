@@ -32,12 +32,13 @@ from training.distributed.shared_run import (
     together,
 )
 from training.distributed.shared_steps import evaluate_together, statistics_everywhere
-from training.loop.checkpoint import load_state, restore
+from training.loop.checkpoint import restore
 from training.loop.engine import Updater, measure
 from training.loop.fit import Fit
 from training.loop.task import Task
 from training.records.run import Run
 from training.records.run_progress import Progress
+from training.records.state_file import load_state
 from training.settings.run_config import RunConfig
 
 CLASSES, STEPS, IMAGES, TEST_IMAGES = 3, 4, 7, 10

@@ -12,8 +12,8 @@ from PIL import Image
 import train_mnist_glimpse
 from formats.param_file import read_params
 from training.loop import engine
-from training.loop.checkpoint import load_state
 from training.records.metrics import read_metrics
+from training.records.state_file import load_state
 
 SETTINGS = """
 --dataset digits --gpus cpu --hidden-size 12 --glimpse-hidden 12 --loc-hidden 8 --locator-hidden 6

@@ -23,7 +23,7 @@ from training.launch import peers as launch_peers
 from training.launch.__main__ import main, worker_command
 from training.launch.peers import free_port, gather_machines, join_first_machine
 from training.launch.processes import Crew, Ended
-from training.loop.checkpoint import load_state
+from training.records.state_file import load_state
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -41,12 +41,12 @@ from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
-from training.loop.checkpoint import load_state
 from training.loop.task import Task
 from training.loop.train import Prepared, Script
 from training.records import environment
 from training.records.metrics import METRICS_FILE, read_metrics
 from training.records.run_folder import STATE_FILE
+from training.records.state_file import load_state
 from training.reports import plot
 
 TIMES = ("images_per_sec", "wall_sec")

@@ -17,16 +17,11 @@ from mxnet.gluon import nn
 
 from formats.param_file import read_params, write_params
 from training.batches.in_memory import Batch
-from training.loop.checkpoint import (
-    load_state,
-    parameter_arrays,
-    restore,
-    save_parameters,
-    save_state,
-)
+from training.loop.checkpoint import parameter_arrays, restore, save_parameters, save_state
 from training.loop.engine import Updater, measure
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
+from training.records.state_file import load_state
 from training.settings.errors import UserError
 
 OPTIMIZERS = {

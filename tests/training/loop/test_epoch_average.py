@@ -22,12 +22,12 @@ from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer, freeze_except
 from training.loop import fit, fresh_statistics
 from training.loop.averaging import EpochAverage
-from training.loop.checkpoint import load_state
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
 from training.loop.fresh_statistics import measure_statistics, statistics_batches
 from training.records.interruption import Interrupted
 from training.records.metrics import read_metrics
+from training.records.state_file import load_state
 from training.settings.errors import UserError
 
 CONFIG = TrainConfig(

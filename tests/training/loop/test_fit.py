@@ -24,7 +24,7 @@ from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
 from training.loop import fit
-from training.loop.checkpoint import load_state, restore
+from training.loop.checkpoint import restore
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
 from training.records.interruption import Interruption
@@ -32,6 +32,7 @@ from training.records.metrics import read_metrics
 from training.records.run import Run
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
+from training.records.state_file import load_state
 from training.settings.config import to_dict
 from training.settings.errors import UserError
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from formats.digest import verify_digest
-from training.loop.checkpoint import load_state
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
 from training.records.interruption import Interruption
 from training.records.metrics import read_metrics
 from training.records.run_folder import STATE_FILE
+from training.records.state_file import load_state
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 

@@ -12,10 +12,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from training.loop.checkpoint import load_state, parameter_arrays
+from training.loop.checkpoint import parameter_arrays
 from training.loop.engine import Measured, Updater
 from training.loop.nonfinite import SkipGuard
 from training.records.metrics import read_metrics
+from training.records.state_file import load_state
 from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 
