@@ -20,6 +20,7 @@ REMEDY = "Make it writable, or continue a copy of it in another place."
 STATE_FILE = "resume.state"
 LAST_FILE = "last.param"
 BEST_FILE = "best.param"
+CURVES_FILE = "curves.png"
 
 
 def hold(folder: PathLike, remedy: str = REMEDY) -> IO[bytes]:

@@ -19,14 +19,13 @@ import numpy as np
 
 from formats.atomic import write_atomically
 from training.records.metrics import METRICS_FILE, PathLike, read_metrics
-from training.records.run_folder import read_config
+from training.records.run_folder import CURVES_FILE, read_config
 from training.settings.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CURVES_FILE = "curves.png"
 # Okabe and Ito's palette without yellow and black: colour-blind readers can tell these apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 # Splits differ in colour in the figure of one run, and always in the style of the line.

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from training.records.metrics import METRICS_FILE, PathLike, read_metrics
-from training.records.run_folder import CONFIG_FILE, read_config
-from training.reports.plot import CURVES_FILE
+from training.records.run_folder import CONFIG_FILE, CURVES_FILE, read_config
 from training.settings.errors import UserError
 
 
