@@ -123,8 +123,8 @@ def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
 
 def _sweep(config: GlimpseConfig, argv: Sequence[str]) -> int:
     """Train with each deviation of the policy and say which is best on the held-out images."""
-    from training.loop.announce import default_folder
     from training.records.metrics import read_metrics
+    from training.records.run_folder import default_folder
 
     base = config.run_dir or default_folder(config.dataset, "std")
     scores = {}

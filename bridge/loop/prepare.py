@@ -30,10 +30,10 @@ from training.batches.in_memory import Loaders
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.classifier.config import OVERRIDES as NOTED
 from training.classifier.loaders import build_loaders, open_dataset
-from training.loop.announce import default_folder, warn_threads
+from training.loop.announce import warn_threads
 from training.records.environment import describe
 from training.records.run import Run
-from training.records.run_folder import STATE_FILE
+from training.records.run_folder import STATE_FILE, default_folder
 from training.records.run_progress import Progress
 from training.records.state_file import load_state
 from training.settings.config import from_dict, to_dict

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -23,11 +22,6 @@ from training.settings.config import diff_from_default
 from training.settings.run_config import RunConfig
 
 SAID = ("precision", "threads")  # by the line itself, before it says what is not the default
-
-
-def default_folder(dataset: str, model: str) -> str:
-    """Return a new run folder's name, with the time in it."""
-    return f"runs/{dataset.split(':')[0]}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def announce(

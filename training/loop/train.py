@@ -183,8 +183,9 @@ class Script(Generic[C]):
     ) -> Run:
         """Return the open record of a new or resumed run; the first worker alone keeps one."""
         from training.distributed.shared_run import Follower
-        from training.loop.announce import default_folder, warn_of_changes, warn_unverified
+        from training.loop.announce import warn_of_changes, warn_unverified
         from training.records.environment import describe
+        from training.records.run_folder import default_folder
 
         if group.rank:
             return Follower(str(place.source))

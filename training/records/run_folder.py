@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import IO, Any, Union
 
@@ -95,3 +96,8 @@ def read_env(folder: PathLike) -> dict[str, Any]:
     if not isinstance(env, dict) or not isinstance(env.get("resumes", []), list):
         return {"resumes": []}
     return env
+
+
+def default_folder(dataset: str, model: str) -> str:
+    """Return a new run folder's name, with the time in it."""
+    return f"runs/{dataset.split(':')[0]}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
