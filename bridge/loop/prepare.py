@@ -30,8 +30,7 @@ from training.batches.in_memory import Loaders
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.classifier.config import OVERRIDES as NOTED
 from training.classifier.loaders import build_loaders, open_dataset
-from training.loop.announce import warn_threads
-from training.records.environment import describe
+from training.records.environment import describe, warn_threads
 from training.records.run import Run
 from training.records.run_folder import STATE_FILE, default_folder
 from training.records.run_progress import Progress

@@ -15,7 +15,7 @@ from training.compute.processor import cpu_name, instructions
 from training.compute.thread_choice import recorded_threads
 from training.distributed.group import DIST_SYNC, HOROVOD, NONE, Group
 from training.loop.fit import Result
-from training.records.environment import describe_threads, threads_text
+from training.records.environment import _warn, describe_threads, threads_text, warn_threads
 from training.records.run_folder import STATE_FILE, PathLike, read_env
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
@@ -76,15 +76,6 @@ def warn_of_changes(
             )
 
 
-def warn_threads(before: Optional[int], threads: Optional[int]) -> None:
-    """Warn when a resumed run has another number of CPU threads than before."""
-    if before != threads:
-        _warn(
-            f"this run was made with {before} CPU threads and goes on with {threads}; sums are "
-            f"then rounded differently. For the same bits give --threads {before}."
-        )
-
-
 def warn_late_threads(wanted: Optional[int]) -> None:
     """Warn where --threads was given to a process that had loaded OpenMP before."""
     effective = describe_threads()["effective"]
@@ -93,10 +84,6 @@ def warn_late_threads(wanted: Optional[int]) -> None:
             f"--threads {wanted} came too late, this process has {effective}: start the script as "
             "a program, or set OMP_NUM_THREADS before it"
         )
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
 
 
 def restart_command(script: str, config: Any, group: Group, folder: Path) -> str:
