@@ -23,21 +23,17 @@ from training.records.run import Run
 from training.records.run_progress import Progress
 from training.settings.config import from_dict, to_dict
 from training.settings.errors import UserError
-from training.settings.run_config import RunConfig, check_resume
+from training.settings.run_config import (
+    AT_RESUME,
+    RESUMABLE,
+    RunConfig,
+    check_resume,
+)
 
 WRONG_INPUT_EXIT = 2
 PATCHED = ("mxnet", "gluoncv", "mxboard")  # what compat/ makes run on newer Pythons and NumPy
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
-# Settings that may be another at a resume: where things are, not what is computed.
-RESUMABLE = (
-    *("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "keep"),
-    *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
-    "threads",  # this changes how sums are rounded, which is warned about
-)
 
-# What a resume takes. The arithmetic may be another, parameters and optimizer states are float32
-# in any; it is warned about.
-AT_RESUME = (*RESUMABLE, "precision", "distributed", "resume")
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -240,15 +236,6 @@ def take(folder: str) -> IO[bytes]:
     read_config(folder)  # which says best that there is no run
     # Before all else is read: the process that has it open would go on writing.
     return hold(folder)
-
-
-def check_settings(config: RunConfig, given: Mapping[str, Any], actions: Sequence[str]) -> None:
-    """Check the settings of a command line, of `actions` one alone.
-
-    Those of a resume come first: laid over the defaults of a start they would be told wrong things.
-    """
-    check_resume(given, (*AT_RESUME, *actions))
-    config.check()
 
 
 def _first_line(error: BaseException) -> str:

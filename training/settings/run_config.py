@@ -16,6 +16,15 @@ SCHEDULES = ("cosine", "step", "linear", "constant", "plateau")
 MAX_SEED = 2**31 - 1  # MXNet's
 PRECISIONS = ("float32", "bfloat16", "float16")
 KVSTORES = ("device", "nccl", "local")
+# Settings that may be another at a resume: where things are, not what is computed.
+RESUMABLE = (
+    *("data_dir", "mirror", "download", "gpus", "checkpoint_minutes", "keep"),
+    *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
+    "threads",  # this changes how sums are rounded, which is warned about
+)
+# What a resume takes. The arithmetic may be another, parameters and optimizer states are float32
+# in any; it is warned about.
+AT_RESUME = (*RESUMABLE, "precision", "distributed", "resume")
 
 
 @dataclass(frozen=True)
@@ -160,3 +169,12 @@ def check_least(config: Any, least: int, *names: str) -> None:
         value = getattr(config, name)
         if not value >= least:
             raise UserError(f"{flag} {value}: must be {least} or more")
+
+
+def check_settings(config: RunConfig, given: Mapping[str, Any], actions: Sequence[str]) -> None:
+    """Check the settings of a command line, of `actions` one alone.
+
+    Those of a resume come first: laid over the defaults of a start they would be told wrong things.
+    """
+    check_resume(given, (*AT_RESUME, *actions))
+    config.check()
