@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:])
 
-from training.loop.train import exit_code
+from training.settings.exit_code import exit_code
 
 INT8_LIMIT = 0.005  # accuracy that 8 bits may cost, as a share
 INT8_IMAGES = 256  # that ranges of activations are taken from

@@ -31,7 +31,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 from training.classifier.config import ACTIONS, ClassifierConfig, TrainConfig
 from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.classifier.recipes import RECIPES, with_recipe
-from training.loop.train import Prepared, Script, exit_code
+from training.loop.train import Prepared, Script
 from training.records.seed_log import (
     changed_settings,
     checkpoint_file,
@@ -40,6 +40,7 @@ from training.records.seed_log import (
 )
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
 from training.settings.fields import option
 from training.settings.run_config import check_settings, flags_of
 

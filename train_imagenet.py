@@ -25,9 +25,10 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 from train_cifar import list_names, networks, summarize, test
 from training.classifier.config import ACTIONS
 from training.classifier.imagenet import ImageNetConfig
-from training.loop.train import Prepared, Script, exit_code
+from training.loop.train import Prepared, Script
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
 from training.settings.run_config import check_settings
 
 PROG = "train_imagenet.py"

@@ -27,9 +27,10 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     take_threads(sys.argv[1:])
 
 from training.glimpse.config import TASK_SETTINGS, GlimpseConfig
-from training.loop.train import Prepared, Script, exit_code
+from training.loop.train import Prepared, Script
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
 from training.settings.run_config import RESUMABLE
 
 PROG = "train_mnist_glimpse.py"

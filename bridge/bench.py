@@ -24,9 +24,9 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 from bridge.loop.settings import ENGINES, PRECISIONS
 from formats.atomic import write_atomically
-from training.loop.train import exit_code
 from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
 from training.settings.fields import option
 from training.settings.run_config import check_least
 

@@ -22,9 +22,9 @@ import numpy as np
 from bridge.carry.pieces import PieceError
 from formats.atomic import write_atomically
 from training.classifier.config import NORMALIZATIONS
-from training.loop.train import exit_code
 from training.settings.config import parse
 from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
 from training.settings.fields import option
 
 PROG = "python -m bridge.score"

@@ -31,8 +31,8 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 from bridge.carry.pieces import PieceError  # noqa: E402
 from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
 from training.classifier.recipes import RECIPES, with_recipe  # noqa: E402
-from training.loop.train import INTERRUPTED_EXIT, exit_code  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
+from training.settings.exit_code import INTERRUPTED_EXIT, exit_code  # noqa: E402
 
 PROG = "python -m bridge.train"
 UNFINISHED_EXIT = 75  # --stop-after ended it: EX_TEMPFAIL of sysexits.h, try again

@@ -24,9 +24,9 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads(sys.argv[1:])
 
-from training.loop.train import exit_code
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
 
 
 class Agreement(NamedTuple):

@@ -8,9 +8,7 @@ terminal, is `Script.train`.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,17 +21,16 @@ from training.records.run import Run
 from training.records.run_progress import Progress
 from training.settings.config import from_dict, to_dict
 from training.settings.errors import UserError
+from training.settings.exit_code import (
+    INTERRUPTED_EXIT,
+    WRONG_INPUT_EXIT,
+)
 from training.settings.run_config import (
     AT_RESUME,
     RESUMABLE,
     RunConfig,
     check_resume,
 )
-
-WRONG_INPUT_EXIT = 2
-PATCHED = ("mxnet", "gluoncv", "mxboard")  # what compat/ makes run on newer Pythons and NumPy
-INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
-
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -236,53 +233,3 @@ def take(folder: str) -> IO[bytes]:
     read_config(folder)  # which says best that there is no run
     # Before all else is read: the process that has it open would go on writing.
     return hold(folder)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].rstrip(".")
-
-
-def _package_importing(error: BaseException) -> str:
-    """Return which of MXNet, GluonCV and MXBoard was being imported when `error` came; or ""."""
-    trace = error.__traceback__
-    while trace is not None:
-        package = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
-        if trace.tb_frame.f_code.co_name == "<module>" and package in PATCHED:
-            return package
-        trace = trace.tb_next
-    return ""
-
-
-def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
-    """Return what `action` returns; for UserError, ParamFileError and `errors` print one line.
-
-    So does what the system refuses (a full disk, a folder that has gone) and nobody has explained.
-
-    Ctrl-C outside of the training loop, which saves first, ends without a word.
-    """
-    handled: tuple[type[Exception], ...] = (UserError, ParamFileError, *errors)
-    try:
-        return action()
-    except KeyboardInterrupt:
-        return INTERRUPTED_EXIT
-    except handled as error:
-        print(f"error: {error}", file=sys.stderr)
-    except (AttributeError, ImportError, TypeError) as error:
-        if not (package := _package_importing(error)):
-            raise
-        print(
-            f"error: {package} cannot be imported in this environment: {_first_line(error)}. On "
-            "NumPy 1.24, protobuf 4, Python 3.12 and later ones: python -m compat --install, once",
-            file=sys.stderr,
-        )
-    except BrokenPipeError:
-        # Whoever read our words, such as head, has gone; Python would complain of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        print(
-            f"error: {place}{error.strerror or error}. Check the path, its permissions and the "
-            "disk; a run goes on with --resume",
-            file=sys.stderr,
-        )
-    return WRONG_INPUT_EXIT

@@ -173,7 +173,7 @@ def prepare(config: TrainConfig) -> Prepared:
 
 def train(folder: Path) -> int:
     """Start the run in `folder`, or go on with the one that is there; return the exit code."""
-    from training.loop.train import exit_code
+    from training.settings.exit_code import exit_code
 
     if (folder / "config.json").exists():
         given: dict[str, Any] = {"resume": str(folder)}

@@ -12,9 +12,10 @@ from typing import Any, Callable
 import pytest
 
 from training.classifier.config import TrainConfig
-from training.loop.train import Prepared, Script, exit_code
+from training.loop.train import Prepared, Script
 from training.records.run_folder import STATE_FILE, hold
 from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
 
 ROOT = Path(__file__).resolve().parents[3]
 Train = Callable[..., int]
@@ -139,7 +140,7 @@ def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str])
 
 def test_a_reader_that_has_gone_is_no_error() -> None:
     code = (
-        "import sys; from training.loop.train import exit_code\n"
+        "import sys; from training.settings.exit_code import exit_code\n"
         "sys.exit(exit_code(lambda: print('x' * 10**6, flush=True) or 0))"
     )
     read, write = os.pipe()
