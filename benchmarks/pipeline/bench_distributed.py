@@ -28,10 +28,10 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from benchmarks.harness.report import begin, headline, store
-from training.distributed.group import DIST_SYNC, ENGINES, HOROVOD, NONE
 from training.settings.config import parse
 from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.run_config import DIST_SYNC, ENGINES, HOROVOD, NONE
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {

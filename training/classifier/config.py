@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Optional
 
 from training.augmentation.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
-from training.distributed.group import ENGINES, NONE
 from training.settings.errors import UserError
 from training.settings.fields import option
-from training.settings.run_config import PRECISIONS, RunConfig, check_least, check_one_action
+from training.settings.run_config import (
+    ENGINES,
+    NONE,
+    PRECISIONS,
+    RunConfig,
+    check_least,
+    check_one_action,
+)
 
 INITIALIZERS = ("msra", "xavier")
 STEM_INITIALIZERS = ("usual", "whitened")

@@ -6,9 +6,9 @@ import time
 from typing import Any, NamedTuple, Optional
 
 from training.compute.devices import check_bfloat16
-from training.distributed.group import HOROVOD
 from training.records.environment import remember
 from training.settings.errors import UserError, last_line
+from training.settings.run_config import HOROVOD
 
 # A timing is only as good as the machine is quiet: bfloat16 must save this share of a step.
 LEAST_GAIN = 0.1

@@ -15,8 +15,8 @@ from typing import Any, Optional
 import numpy as np
 
 from training.settings.errors import UserError
+from training.settings.run_config import DIST_SYNC, HOROVOD, NONE
 
-NONE, HOROVOD, DIST_SYNC = ENGINES = ("none", "horovod", "dist_sync")
 HOW_TO_START = {
     HOROVOD: "horovodrun -np 2 python train_cifar.py --distributed horovod ARGS...",
     DIST_SYNC: "python -m training.launch -n 2 -- ARGS...",

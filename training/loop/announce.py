@@ -13,13 +13,13 @@ from training.compute.devices import device_names
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.compute.processor import cpu_name, instructions
 from training.compute.thread_choice import recorded_threads
-from training.distributed.group import DIST_SYNC, HOROVOD, NONE, Group
+from training.distributed.group import Group
 from training.loop.fit import Result
 from training.records.environment import _warn, describe_threads, threads_text, warn_threads
 from training.records.run_folder import STATE_FILE, PathLike, read_env
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
-from training.settings.run_config import RunConfig
+from training.settings.run_config import DIST_SYNC, HOROVOD, NONE, RunConfig
 
 SAID = ("precision", "threads")  # by the line itself, before it says what is not the default
 

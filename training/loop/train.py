@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
 from formats.param_reader import ParamFileError
-from training.distributed.group import NONE, Group
+from training.distributed.group import Group
 from training.loop.task import Task
 from training.records.run import Run
 from training.records.run_progress import Progress
@@ -27,6 +27,7 @@ from training.settings.exit_code import (
 )
 from training.settings.run_config import (
     AT_RESUME,
+    NONE,
     RESUMABLE,
     RunConfig,
     check_resume,

@@ -25,6 +25,7 @@ RESUMABLE = (
 # What a resume takes. The arithmetic may be another, parameters and optimizer states are float32
 # in any; it is warned about.
 AT_RESUME = (*RESUMABLE, "precision", "distributed", "resume")
+NONE, HOROVOD, DIST_SYNC = ENGINES = ("none", "horovod", "dist_sync")
 
 
 @dataclass(frozen=True)
