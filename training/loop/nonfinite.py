@@ -12,7 +12,6 @@ import numpy as np
 from training.records.run_progress import Progress
 from training.settings.errors import UserError
 
-ON_NONFINITE = ("stop", "skip")
 CHUNK = 200  # arrays that one call of MXNet's looks at; it takes no more than some hundred
 
 

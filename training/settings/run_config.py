@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from training.loop.nonfinite import ON_NONFINITE
 from training.settings.errors import UserError
 from training.settings.fields import option
 from training.settings.schedules import check_schedule
@@ -26,6 +25,7 @@ RESUMABLE = (
 # in any; it is warned about.
 AT_RESUME = (*RESUMABLE, "precision", "distributed", "resume")
 NONE, HOROVOD, DIST_SYNC = ENGINES = ("none", "horovod", "dist_sync")
+ON_NONFINITE = ("stop", "skip")
 
 
 @dataclass(frozen=True)
