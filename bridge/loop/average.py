@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from training.loop.averaging import EVERY
 from training.settings.errors import UserError
+from training.settings.run_config import EVERY
 
 Tensor = Any
 

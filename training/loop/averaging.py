@@ -15,8 +15,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from training.settings.errors import UserError
-
-EVERY = 8  # updates between two steps of the average: a step costs as much as a plain SGD update
+from training.settings.run_config import EVERY
 
 
 def average_of(net: Any, config: Any) -> Average:

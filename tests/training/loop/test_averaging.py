@@ -20,7 +20,7 @@ from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
 from training.loop import fit
-from training.loop.averaging import EVERY, WeightAverage
+from training.loop.averaging import WeightAverage
 from training.loop.checkpoint import restore
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
@@ -30,6 +30,7 @@ from training.records.run_progress import Progress
 from training.records.state_file import load_state
 from training.settings.config import to_dict
 from training.settings.errors import UserError
+from training.settings.run_config import EVERY
 
 CONFIG = TrainConfig(
     epochs=6,
