@@ -16,7 +16,7 @@ from typing import Any
 
 import torch  # type: ignore[import-not-found]
 
-from training.compute.optimizer import UNDECAYED
+from training.settings.run_config import UNDECAYED
 
 Tensor = Any
 

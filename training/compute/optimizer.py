@@ -6,9 +6,7 @@ from typing import Any
 
 from training.compute.devices import check_kvstore
 from training.settings.errors import UserError
-from training.settings.run_config import RunConfig
-
-UNDECAYED = ("beta", "gamma", "bias")
+from training.settings.run_config import UNDECAYED, RunConfig
 
 
 def initializer(name: str) -> Any:

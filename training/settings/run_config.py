@@ -27,6 +27,7 @@ AT_RESUME = (*RESUMABLE, "precision", "distributed", "resume")
 NONE, HOROVOD, DIST_SYNC = ENGINES = ("none", "horovod", "dist_sync")
 ON_NONFINITE = ("stop", "skip")
 EVERY = 8  # updates between two steps of the average: a step costs as much as a plain SGD update
+UNDECAYED = ("beta", "gamma", "bias")
 
 
 @dataclass(frozen=True)

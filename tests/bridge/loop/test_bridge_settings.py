@@ -14,9 +14,9 @@ from bridge.loop.settings import LEFT_OUT, BridgeConfig, check_resume
 from bridge.loop.status_line import StatusLine, clock
 from formats.param_file import read_params
 from training.classifier.recipes import RECIPES, with_recipe
-from training.compute.optimizer import UNDECAYED
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
+from training.settings.run_config import UNDECAYED
 
 OWN = {
     "symbol", "start", "device", "tf32", "channels_last", "compile", "stop_after", "max_file_mb",
