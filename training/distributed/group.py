@@ -15,15 +15,20 @@ from typing import Any, Optional
 import numpy as np
 
 from training.settings.errors import UserError
-from training.settings.run_config import DIST_SYNC, HOROVOD, NONE
+from training.settings.run_config import (
+    DIST_SYNC,
+    HOROVOD,
+    LOCAL_RANK,
+    LOCAL_SIZE,
+    NONE,
+    RANK,
+    SIZE,
+)
 
 HOW_TO_START = {
     HOROVOD: "horovodrun -np 2 python train_cifar.py --distributed horovod ARGS...",
     DIST_SYNC: "python -m training.launch -n 2 -- ARGS...",
 }
-# What `training.launch` tells a worker beside MXNet's own variables.
-RANK, SIZE = "ATTENTION_RANK", "ATTENTION_WORKERS"
-LOCAL_RANK, LOCAL_SIZE = "ATTENTION_LOCAL_RANK", "ATTENTION_LOCAL_WORKERS"
 # How an error of Horovod's looks when another worker is no longer there.
 LOST = ("horovod has been shut down", "connection closed by peer", "connection reset", "gloo")
 LAST_SEC = 10  # for a worker to end after an error, before SIGALRM ends it

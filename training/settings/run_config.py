@@ -28,6 +28,9 @@ NONE, HOROVOD, DIST_SYNC = ENGINES = ("none", "horovod", "dist_sync")
 ON_NONFINITE = ("stop", "skip")
 EVERY = 8  # updates between two steps of the average: a step costs as much as a plain SGD update
 UNDECAYED = ("beta", "gamma", "bias")
+# What `training.launch` tells a worker beside MXNet's own variables.
+RANK, SIZE = "ATTENTION_RANK", "ATTENTION_WORKERS"
+LOCAL_RANK, LOCAL_SIZE = "ATTENTION_LOCAL_RANK", "ATTENTION_LOCAL_WORKERS"
 
 
 @dataclass(frozen=True)
