@@ -15,8 +15,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from formats.atomic import PathLike, write_atomically, write_together
-from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
+from formats.atomic import PathLike, write_together
+from formats.digest import digest_line, digest_path, sha256_hex
 from formats.param_reader import (
     ARRAY_V2,
     CPU,
@@ -28,15 +28,7 @@ from formats.param_reader import (
     ParamReader,
 )
 
-__all__ = [
-    "ParamFileError",
-    "PathLike",
-    "read_params",
-    "read_shapes",
-    "verify_digest",
-    "write_atomically",
-    "write_params",
-]
+__all__ = ["read_params", "read_shapes", "write_params"]
 
 
 def read_params(path: PathLike) -> dict[str, np.ndarray]:

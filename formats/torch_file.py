@@ -25,7 +25,7 @@ from formats.torch_legacy import is_legacy, read_legacy
 from formats.torch_objects import Refusal
 from formats.torch_pickle import SAVE_STATE_DICT, PickleSource, Unpickler
 
-__all__ = ["ParamFileError", "read_state_dict", "read_torch"]
+__all__ = ["read_state_dict", "read_torch"]
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 SAVE_AGAIN = "Load it with PyTorch and save it again with torch.save."

@@ -31,7 +31,7 @@ from model.layers.channel_attention import GATE, SharedLSTM, dense, global_mean
 from model.layers.resnet_spec import SPECS, STAGES, ResNetSpec
 from model.layers.resnet_unit import Stage, Unit, convolution, create_gate
 
-__all__ = ["FAMILY", "ResNet", "ResNetSpec"]
+__all__ = ["FAMILY", "ResNet"]
 
 
 class ResNet(nn.HybridBlock):

@@ -37,7 +37,6 @@ from model.layers.basic_layer import norm
 
 __all__ = [
     "FAMILY",
-    "AttentionSpec",
     "ResidualAttentionModel",
     "ResidualAttentionModel_32input",
     "ResidualAttentionModel_92_32input_update",

@@ -16,7 +16,7 @@ from model.execution.fused_update import update
 from model.native.build import UNITS, load, require_bfloat16
 from model.native.processor import Unavailable
 
-__all__ = ["FusedTraining", "Unavailable", "fuse"]
+__all__ = ["FusedTraining", "fuse"]
 
 PRECISIONS = ("float32", "bfloat16")
 FLAGS = [("static_alloc", "true"), ("static_shape", "true")]

@@ -29,12 +29,9 @@ from model.native.processor import AVX512, Unavailable, compiler_flags, cpu_iden
 __all__ = [
     "GLIMPSE",
     "UNITS",
-    "OneDNN",
     "Operators",
-    "Unavailable",
     "block_channels",
     "build",
-    "cpu_identity",
     "load",
     "require_bfloat16",
     "require_instructions",

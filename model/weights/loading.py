@@ -29,10 +29,9 @@ from model.weights.file_match import (
     check_match,
     class_names,
     differs,
-    find_model,
 )
 
-__all__ = ["LoadError", "LoadResult", "find_model", "load_parameters"]
+__all__ = ["LoadResult", "load_parameters"]
 
 VERIFIED, UNVERIFIED = "verified", "unverified"
 

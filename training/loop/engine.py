@@ -15,27 +15,13 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from training.batches.in_memory import Batch, parts_of_batch
-from training.batches.scores import Scores
 from training.compute.loss_scaling import backward, is_scaled, loss_scale
 from training.distributed.group import ALONE, Group
-from training.loop.evaluation import evaluate
 from training.loop.nonfinite import SkipGuard
-from training.loop.parameters import average_statistics, plain_layout
 from training.records.run_progress import Progress
 from training.settings.errors import UserError
 
-__all__ = [
-    "Classification",
-    "EpochHooks",
-    "Measured",
-    "Scores",
-    "Updater",
-    "average_statistics",
-    "evaluate",
-    "measure",
-    "plain_layout",
-    "train_one_epoch",
-]
+__all__ = ["Classification", "EpochHooks", "Measured", "Updater", "measure", "train_one_epoch"]
 
 # An image and its target on a device, and the target in host memory.
 Part = tuple[Any, Any, np.ndarray]

@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from formats.digest import digest_path
-from training.batches.in_memory import EvalBatches, Loaders
+from training.batches.in_memory import EvalBatches
 from training.batches.scores import Scores
 from training.distributed.group import ALONE, Group
 from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
@@ -25,7 +25,7 @@ from training.loop.evaluation import evaluate
 from training.loop.fresh_statistics import measure_statistics, statistics_batches
 from training.loop.nonfinite import SkipGuard
 from training.loop.parameters import average_statistics, plain_layout
-from training.loop.task import Method, Task, diverged, sample_images, trained_weights
+from training.loop.task import Task, diverged, sample_images, trained_weights
 from training.records.interruption import (
     DataLost,
     Interrupted,
@@ -42,7 +42,7 @@ from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 from training.settings.schedules import schedule_of
 
-__all__ = ["Fit", "Loaders", "Method", "Result", "Task"]
+__all__ = ["Fit", "Result"]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from training.records.run_folder import (
 from training.records.seed_log import write_seed_files
 from training.settings.errors import UserError
 
-__all__ = ["CONFIG_FILE", "ENV_FILE", "Run", "read_config"]
+__all__ = ["Run"]
 
 PathLike = Union[str, "os.PathLike[str]"]
 

@@ -25,13 +25,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Optional, TypeVar
 
 from training.settings.errors import UserError
-from training.settings.fields import Kind, as_text, field_kinds, nearest, option
+from training.settings.fields import Kind, as_text, field_kinds, nearest
 
 __all__ = [
     "diff_from_default",
     "from_dict",
     "from_json",
-    "option",
     "parse",
     "parse_overrides",
     "to_dict",

@@ -20,7 +20,6 @@ from training.glimpse.pictures.gif import (
     RIGHT,
     WRONG,
     PathLike,
-    animate_paths,
     check_picture,
     short_name,
     write_picture,
@@ -29,7 +28,6 @@ from training.glimpse.pictures.overlay import (
     OUTSIDE,
     Colour,
     choose_view,
-    glimpse_images,
     step_colours,
 )
 from training.glimpse.pictures.path import GlimpsePath
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GlimpsePath", "animate_paths", "glimpse_images", "plot_paths"]
+__all__ = ["plot_paths"]
 
 MOST_IMAGES = 16
 MOST_CLASSES = 10  # rows of the probability table; of more classes the likeliest are shown
