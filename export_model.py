@@ -22,6 +22,19 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:])
 
+from train_cifar import CifarConfig
+from training.apply import int8
+from training.apply.export import Knowledge
+from training.apply.export import main as export
+from training.augmentation.augment import normalize
+from training.classifier.loaders import (
+    evaluation_batches,
+    normalized,
+    open_dataset,
+    preprocessing_of,
+)
+from training.classifier.task import known_of
+from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 
 INT8_LIMIT = 0.005  # accuracy that 8 bits may cost, as a share
@@ -30,9 +43,6 @@ INT8_IMAGES = 256  # that ranges of activations are taken from
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
-    from training.apply.export import Knowledge
-    from training.apply.export import main as export
-
     return exit_code(lambda: export(argv, Knowledge(preprocessing, quantize, add_options)))
 
 
@@ -64,8 +74,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def preprocessing(path: Path) -> Optional[str]:
     """Return how a published classifier wants its images, as JSON; None for other files."""
-    from training.classifier.loaders import preprocessing_of
-
     config = _settings(path)
     if config is None:
         return None
@@ -74,9 +82,6 @@ def preprocessing(path: Path) -> Optional[str]:
 
 def _settings(path: Path, data_dir: Optional[str] = None) -> Optional[Any]:
     """Return the data set and normalization of a file, as settings; None when they are unknown."""
-    from train_cifar import CifarConfig
-    from training.classifier.task import known_of
-
     known = known_of(path)
     if not {"dataset", "normalization"} <= known.keys():
         return None
@@ -121,11 +126,6 @@ def measure_int8(
     UserError
         When the data set is unknown or not there.
     """
-    from training.apply import int8
-    from training.augmentation.augment import normalize
-    from training.classifier.loaders import evaluation_batches, normalized, open_dataset
-    from training.settings.errors import UserError
-
     config = _settings(path, data_dir)
     if config is None:
         raise UserError(
@@ -146,9 +146,6 @@ def quantize(path: Path, model: bytes, args: argparse.Namespace) -> bytes:
 
     Training images give the ranges, test images the accuracy before and after, which is printed.
     """
-    from training.apply import int8
-    from training.settings.errors import UserError
-
     if args.int8_images < 1 or args.int8_test < 0 or not 0 <= args.int8_limit < 1:
         raise UserError(
             "--int8-images must be 1 or more, --int8-test 0 or more, --int8-limit from 0 to 1"

@@ -28,10 +28,37 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:])
 
-from training.classifier.config import ACTIONS, ClassifierConfig, TrainConfig
+import mxnet as mx
+
+from formats.atomic import write_atomically
+from model import summary
+from model.execution.fused_training import fuse
+from model.export.export_symbol import symbol_json
+from model.gate_report import watch_gates
+from model.native.processor import Unavailable, limit_onednn
+from model.recurrent_attention import FAMILY as GLIMPSE
+from model.registry import FAMILIES, ModelError, create_model, list_models, overrides_of
+from model.weights.file_match import LoadError, find_model
+from model.weights.loading import load_parameters
+from training.apply.actions import inspect
+from training.augmentation.label_noise import noise_files
+from training.classifier.config import ACTIONS, OVERRIDES, VARIANT, ClassifierConfig, TrainConfig
 from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
+from training.classifier.loaders import build_loaders, evaluation_batches, normalized, open_dataset
 from training.classifier.recipes import RECIPES, with_recipe
+from training.classifier.task import (
+    Networks,
+    open_classifier,
+    prepare_classifier,
+    start_network,
+    start_stem,
+)
+from training.compute.devices import usable_contexts
+from training.data.cifar import CLASS_NAMES
+from training.loop.checkpoint import save_parameters
+from training.loop.evaluation import evaluate
 from training.loop.train import Prepared, Script
+from training.records.run_folder import read_config
 from training.records.seed_log import (
     changed_settings,
     checkpoint_file,
@@ -101,10 +128,6 @@ def test(
     UserError
         When the loader is empty or its images and labels do not fit the network.
     """
-    from training.compute.devices import usable_contexts
-    from training.loop.checkpoint import save_parameters
-    from training.loop.evaluation import evaluate
-
     contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
     parameters = test_net.collect_params()
     if any(set(p.list_ctx()) != set(contexts) for p in parameters.values()):
@@ -130,9 +153,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     given = _given(argv)
-    from model.native.processor import Unavailable, limit_onednn
-    from model.registry import ModelError
-    from model.weights.file_match import LoadError
 
     def run() -> int:
         limit_onednn()
@@ -148,8 +168,6 @@ def _given(argv: Sequence[str]) -> Mapping[str, Any]:
     if note:
         print(note)
     if given.get("resume") and is_ram_command(argv):
-        from training.records.run_folder import read_config
-
         refuse_torch_file(given["resume"], argv)
         return {**changed_settings(given, read_config(given["resume"])), "resume": given["resume"]}
     return given
@@ -163,9 +181,6 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     if config.summary:
         return summarize(config.summary, config)
     if config.predict or config.masks or config.mask_score:
-        from training.apply.actions import inspect
-        from training.classifier.loaders import open_dataset
-
         return inspect(config, given, networks(), lambda settings: open_dataset(settings).test)
     if config.test:
         return _test_file(config.test, config, given)
@@ -175,10 +190,6 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
 
 
 def _prepare(config: CifarConfig) -> Prepared:
-    from training.augmentation.label_noise import noise_files
-    from training.classifier.loaders import build_loaders, open_dataset
-    from training.classifier.task import prepare_classifier
-
     ready = prepare_classifier(config, networks(), open_dataset, build_loaders)
     noise = noise_files(ready.task.loaders.train.data, config.label_noise, config.seed)
     return ready._replace(files={**ready.files, **noise})
@@ -186,22 +197,11 @@ def _prepare(config: CifarConfig) -> Prepared:
 
 def networks() -> Any:
     """Return what `training` needs to know of the networks, a `training.classifier.task.Networks`."""
-    from model.execution.fused_training import fuse
-    from model.gate_report import watch_gates
-    from model.native.processor import Unavailable
-    from model.weights.file_match import find_model
-    from model.weights.loading import load_parameters
-    from training.classifier.task import Networks
-
     return Networks(create_classifier, load_parameters, find_model, fuse, Unavailable, watch_gates)
 
 
 def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
     """Return what `model.create_model` does; UserError for a glimpse model or another's flag."""
-    from model.recurrent_attention import FAMILY as GLIMPSE
-    from model.registry import FAMILIES, create_model, overrides_of
-    from training.classifier.config import OVERRIDES, VARIANT
-
     if name in GLIMPSE:
         raise UserError(f"{name} is a glimpse model: use train_mnist_glimpse.py for it")
     if name in FAMILIES:
@@ -219,9 +219,6 @@ def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
-    from training.classifier.loaders import evaluation_batches, normalized, open_dataset
-    from training.classifier.task import open_classifier
-
     if config.seed_format:
         path = checkpoint_file(path)
     net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
@@ -243,16 +240,6 @@ def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
 
 def _export_start(prefix: str, config: CifarConfig) -> int:
     import json
-
-    import mxnet as mx
-
-    from formats.atomic import write_atomically
-    from model.export.export_symbol import symbol_json
-    from training.classifier.config import OVERRIDES
-    from training.classifier.loaders import build_loaders, open_dataset
-    from training.classifier.task import start_network, start_stem
-    from training.data.cifar import CLASS_NAMES
-    from training.loop.checkpoint import save_parameters
 
     known = CLASS_NAMES.get(config.dataset)  # of these the data need not be here
     classes = config.classes or (len(known[-1]) if known else open_dataset(config).classes)
@@ -278,17 +265,12 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
 
 def list_names() -> int:
     """Print the names of the classifiers of whole images."""
-    from model.recurrent_attention import FAMILY as GLIMPSE
-    from model.registry import list_models
-
     print("\n".join(name for name in list_models() if name not in GLIMPSE))
     return 0
 
 
 def summarize(name: str, config: ClassifierConfig) -> int:
     """Print layers, parameters and MACs of a network."""
-    from model import summary
-
     print(summary.summarize(networks().build(replace(config, model=name), config.classes or 10)))
     return 0
 

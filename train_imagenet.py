@@ -22,9 +22,19 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:])
 
+from model.native.processor import Unavailable, limit_onednn
+from model.registry import ModelError
+from model.weights.file_match import LoadError
 from train_cifar import list_names, networks, summarize, test
+from training.apply.actions import inspect
 from training.classifier.config import ACTIONS
-from training.classifier.imagenet import ImageNetConfig
+from training.classifier.imagenet import (
+    ImageNetConfig,
+    build_photo_loaders,
+    open_imagenet,
+    photo_test_batches,
+)
+from training.classifier.task import open_classifier, prepare_classifier
 from training.loop.train import Prepared, Script
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
@@ -38,9 +48,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     given = parse_overrides(ImageNetConfig, argv, PROG, __doc__)
-    from model.native.processor import Unavailable, limit_onednn
-    from model.registry import ModelError
-    from model.weights.file_match import LoadError
 
     def run() -> int:
         limit_onednn()
@@ -59,8 +66,6 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     if config.summary:
         return summarize(config.summary, config)
     if config.predict or config.masks or config.mask_score:
-        from training.apply.actions import inspect
-
         return inspect(config, given, networks(), _no_test_images)
     if config.test:
         return _test_file(config.test, config, given)
@@ -68,9 +73,6 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
 
 
 def _prepare(config: ImageNetConfig) -> Prepared:
-    from training.classifier.imagenet import build_photo_loaders, open_imagenet
-    from training.classifier.task import prepare_classifier
-
     return prepare_classifier(config, networks(), open_imagenet, build_photo_loaders)
 
 
@@ -79,9 +81,6 @@ def _no_test_images(config: ImageNetConfig) -> NoReturn:
 
 
 def _test_file(path: str, config: ImageNetConfig, given: Mapping[str, Any]) -> int:
-    from training.classifier.imagenet import open_imagenet, photo_test_batches
-    from training.classifier.task import open_classifier
-
     net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
     data = open_imagenet(config)
     print(f"{path} ({status}): {config.model} on {data.name}, {config.size}x{config.size}")

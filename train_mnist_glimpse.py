@@ -26,8 +26,29 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:])
 
+import mxnet as mx
+
+from formats.weight_file import TORCH, detect_format, read_weights
+from model import create_model
+from model.hybrid_loss import HybridLoss, LossWeights
+from model.native.processor import Unavailable, limit_onednn
+from model.recurrent_attention import FAMILY as GLIMPSE
+from model.registry import FAMILIES, ModelError, spec_of
+from model.weights.file_match import LoadError
+from model.weights.loading import load_parameters
+from model.weights.seed_checkpoint import POLICY_STD, from_seed
+from training.compute.devices import choose_contexts, usable_contexts
+from training.compute.optimizer import build_trainer
 from training.glimpse.config import TASK_SETTINGS, GlimpseConfig
+from training.glimpse.flags import RESUME_THIS_MODEL, note_on_seed_flags, translate_seed_flags
+from training.glimpse.loaders import Opened, glimpse_loaders, known_settings, load_data
+from training.glimpse.report import print_report
+from training.glimpse.rollouts import Draw, RolloutObjective, rollout_evaluation, score_rollouts
+from training.glimpse.view import draw_file, draw_run, keeper
+from training.loop.task import Method, Task
 from training.loop.train import Prepared, Script
+from training.records.metrics import read_metrics
+from training.records.run_folder import default_folder
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
@@ -74,9 +95,6 @@ def test(
     UserError
         When the loader is empty or gives something else.
     """
-    from training.compute.devices import usable_contexts
-    from training.glimpse.rollouts import Draw, score_rollouts
-
     contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
     test_net.collect_params().reset_ctx(contexts)
     draw = Draw(test_net.spec.num_glimpses, 0.0, seed=seed)
@@ -89,10 +107,6 @@ def test(
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    from model.native.processor import Unavailable, limit_onednn
-    from model.registry import ModelError
-    from model.weights.file_match import LoadError
-    from training.glimpse.flags import note_on_seed_flags, translate_seed_flags
 
     def run() -> int:
         given = parse_overrides(GlimpseConfig, translate_seed_flags(words), PROG, __doc__)
@@ -109,8 +123,6 @@ def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
     config = GlimpseConfig(**{**TASK_SETTINGS.get(dataset, {}), **given})
     config.check()
     if config.plot and Path(config.plot).is_dir():
-        from training.glimpse.view import draw_run
-
         return draw_run(config)
     if config.plot or config.test:
         return _open_and(config, given)
@@ -125,9 +137,6 @@ def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
 
 def _sweep(config: GlimpseConfig, argv: Sequence[str]) -> int:
     """Train with each deviation of the policy and say which is best on the held-out images."""
-    from training.records.metrics import read_metrics
-    from training.records.run_folder import default_folder
-
     base = config.run_dir or default_folder(config.dataset, "std")
     scores = {}
     for std in config.std_sweep:
@@ -147,9 +156,6 @@ def _in_named_folder(
     config: GlimpseConfig, given: dict[str, Any]
 ) -> tuple[GlimpseConfig, dict[str, Any]]:
     """Name the run folder after the network, as the seed does, where that is asked for."""
-    from model.registry import spec_of
-    from training.glimpse.flags import RESUME_THIS_MODEL
-
     again = config.resume == RESUME_THIS_MODEL
     if config.resume and not again and not config.is_train:
         return replace(config, run_dir=config.resume), given
@@ -165,9 +171,6 @@ def _in_named_folder(
 
 
 def _model_name(config: GlimpseConfig) -> str:
-    from model.recurrent_attention import FAMILY as GLIMPSE
-    from model.registry import FAMILIES
-
     name = config.model or MODELS.get(config.dataset, DEFAULT_MODEL)
     if name in FAMILIES and name not in GLIMPSE:
         known = ", ".join(sorted(GLIMPSE))
@@ -177,13 +180,7 @@ def _model_name(config: GlimpseConfig) -> str:
 
 def _prepare(config: GlimpseConfig) -> Prepared:
     """Return what a training needs; everything that can be wrong fails here."""
-    import mxnet as mx
     import numpy as np
-
-    from training.compute.devices import choose_contexts
-    from training.compute.optimizer import build_trainer
-    from training.glimpse.loaders import glimpse_loaders, load_data
-    from training.loop.task import Task
 
     contexts = choose_contexts(config.gpus)
     data = load_data(config)
@@ -193,8 +190,6 @@ def _prepare(config: GlimpseConfig) -> Prepared:
     net = _build(config, data)
     net.initialize(ctx=contexts)
     if config.finetune and not config.resume:
-        from model.weights.loading import load_parameters
-
         status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
         print(f"started from {config.finetune} ({status})")
     _use_operator(net, contexts)
@@ -205,7 +200,6 @@ def _prepare(config: GlimpseConfig) -> Prepared:
 def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
     """Compute glimpses in C++ where that can be built and the network is one that it knows."""
     from model.native.build import GLIMPSE, load
-    from model.native.processor import Unavailable
 
     if any(context.device_type != "cpu" for context in contexts):
         return
@@ -220,11 +214,6 @@ def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
 
 def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: Any) -> Any:
     """Return how the network is trained and scored, as `training.loop.task.Method`."""
-    from model.hybrid_loss import HybridLoss, LossWeights
-    from training.glimpse.rollouts import Draw, RolloutObjective, rollout_evaluation
-    from training.glimpse.view import keeper
-    from training.loop.task import Method
-
     weights = LossWeights(
         config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward
     )
@@ -253,8 +242,6 @@ def _finish(config: GlimpseConfig, folder: Path) -> None:
 
 
 def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:
-    from model import create_model
-
     height, width = task.image_size
     shape = {"height": height, "width": width, "channels": task.channels}
     return create_model(
@@ -264,12 +251,6 @@ def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:
 
 def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
     """Load a parameter file, or a checkpoint of the seed, into the network that it belongs to."""
-    from formats.weight_file import TORCH, detect_format, read_weights
-    from model.weights.loading import load_parameters
-    from model.weights.seed_checkpoint import POLICY_STD, from_seed
-    from training.compute.devices import choose_contexts
-    from training.glimpse.loaders import Opened, known_settings, load_data
-
     contexts = choose_contexts(config.gpus)
     arrays = None
     known = known_settings(Path(path))
@@ -289,9 +270,6 @@ def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
 
 def _open_and(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
     """Score or draw a saved file."""
-    from training.glimpse.report import print_report
-    from training.glimpse.view import draw_file
-
     path = str(config.plot or config.test)
     opened = _open(path, config, given)
     if config.plot:

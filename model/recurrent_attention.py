@@ -28,6 +28,8 @@ from mxnet.gluon import nn
 
 from model.layers.glimpse_layers import Core, Head, Locator, LSTMCore, Sensor
 from model.layers.glimpse_spec import SPECS, GlimpseSpec
+from model.native.build import GLIMPSE, load
+from model.native.processor import Unavailable
 
 CONTEXT_SIZE = 12  # edge of the thumbnail that the context network sees
 
@@ -84,9 +86,6 @@ class RecurrentAttention(nn.HybridBlock):
         the operator cannot be built (`model.native.build`) or does not know the spec, and it is what
         has to be in use for an export. The parameters must be on CPUs.
         """
-        from model.native.build import GLIMPSE, load
-        from model.native.processor import Unavailable
-
         spec = self.spec
         known = spec.core == "rnn" and spec.first_location == "given" and spec.gaze == "policy"
         self._native = wanted and known

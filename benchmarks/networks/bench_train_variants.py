@@ -27,7 +27,14 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
+import mxnet as mx
+from mxnet import autograd, gluon
+
 from benchmarks.harness.report import begin, headline, store
+from model import create_model
+from model.execution.fused_training import fuse
+from model.native.processor import Unavailable
+from training.compute.devices import hybridize_options
 from training.settings.config import parse
 from training.settings.fields import option
 
@@ -65,14 +72,6 @@ def steps(name: str, config: Config) -> tuple[dict[str, Step], dict[str, str]]:
 
     A step gives (CPU seconds, seconds) of its parts.
     """
-    import mxnet as mx
-    from mxnet import autograd, gluon
-
-    from model import create_model
-    from model.execution.fused_training import fuse
-    from model.native.processor import Unavailable
-    from training.compute.devices import hybridize_options
-
     net = create_model(name, classes=10)
     net.initialize(mx.init.MSRAPrelu())
     net.hybridize(**hybridize_options("float32"))

@@ -12,6 +12,8 @@ from typing import Any, Optional
 import mxnet as mx
 from mxnet import autograd
 
+from model.execution.fused_graph import training_graph
+from model.execution.fused_limits import Unsupported
 from model.execution.fused_update import update
 from model.native.build import UNITS, load, require_bfloat16
 from model.native.processor import Unavailable
@@ -62,8 +64,6 @@ class FusedTraining:
         copied = any(p.grad_req == "add" for p in self._parameters.values())
         key = (*x.shape[1:], copied)
         if key not in self._graphs:
-            from model.execution.fused_graph import training_graph
-
             symbol = training_graph(self._net, x.shape, copied, self.precision)
             names = symbol.list_inputs()
             inputs = [None if name == "image" else self._parameters[name] for name in names]
@@ -88,9 +88,6 @@ def fuse(net: Any, precision: str = "float32") -> str:
         When the operators cannot be built or loaded, or do not know the precision or something in
         the network; it trains with its own graph then.
     """
-    from model.execution.fused_graph import training_graph
-    from model.execution.fused_limits import Unsupported
-
     if not hasattr(net, "fused"):
         raise Unavailable(f"no operators for {type(net).__name__}")
     if precision not in PRECISIONS:

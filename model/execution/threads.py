@@ -41,7 +41,5 @@ def copy_on_one_thread() -> None:
     thread costs a fraction of a millisecond. A value of the user's own is left as it is. The same
     happens where arrays in oneDNN's layout are read, as weights are after an evaluation.
     """
-    import mxnet as mx
-
     os.environ.setdefault(VARIABLE, str(NEVER))
     mx.base._LIB.MXSetNumOMPThreads(ctypes.c_int(1))

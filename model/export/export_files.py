@@ -27,6 +27,7 @@ from model.registry import FAMILIES, create_model
 from model.weights.file_match import LoadError, find_model
 from model.weights.loading import load_parameters
 from model.weights.published import settings_of
+from model.weights.seed_checkpoint import from_seed
 
 BATCHES = (1, 3)  # that a written file is compared at
 # Settings of a run that are the data's and not the network's.
@@ -87,8 +88,6 @@ def open_network(
 
 
 def _seed_network(path: Path) -> Optional[tuple[str, dict[str, np.ndarray]]]:
-    from model.weights.seed_checkpoint import from_seed
-
     try:
         name, arrays = from_seed(read_weights(path))
     except LoadError:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import mxnet as mx
 import numpy as np
 
 from model.export.onnx_converters import OPSET, register_converters
@@ -69,7 +70,6 @@ def to_onnx(traced: Traced, metadata: Mapping[str, str]) -> Any:
 
 def _convert(traced: Traced) -> Any:
     """Return MXNet's conversion, a GraphProto."""
-    import mxnet as mx
     from mxnet.onnx.mx2onnx._export_onnx import MXNetGraph
     from onnx import TensorProto
 

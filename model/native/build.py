@@ -23,6 +23,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+import mxnet as mx
+
 from model.native.onednn import OneDNN, open_onednn
 from model.native.processor import AVX512, Unavailable, compiler_flags, cpu_identity
 
@@ -80,7 +82,6 @@ def load(operators: Operators) -> str:
         require_instructions(*operators.instructions)
         onednn = _onednn_of(operators)
         path = build(operators, onednn)
-        import mxnet as mx
 
         try:
             mx.library.load(str(path), verbose=False)
@@ -168,15 +169,11 @@ def _compiler() -> str:
 
 
 def _mxnet_folder() -> Path:
-    import mxnet as mx
-
     return Path(mx.__file__).parent
 
 
 def _key(operators: Operators, compiler: str, onednn: Optional[OneDNN]) -> str:
     """Return what changes when another library is needed."""
-    import mxnet as mx
-
     digest = hashlib.sha256()
     for path in sorted((NATIVE / operators.name).glob("*.*")):
         digest.update(path.name.encode() + path.read_bytes())

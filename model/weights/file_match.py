@@ -14,6 +14,7 @@ from mxnet import gluon
 
 from formats.atomic import PathLike
 from formats.weight_file import read_weight_shapes
+from model.registry import FAMILIES, ModelError, create_model, list_models
 from model.weights.dialects import HEAD, WIRINGS, describe, detect_dialect, rename
 
 # Where networks have their classifier: attention networks, other Gluon networks, glimpse models.
@@ -138,8 +139,6 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
     formats.param_file.ParamFileError
         When the file cannot be read.
     """
-    from model.registry import list_models  # only needed for advice
-
     shapes = source if isinstance(source, Mapping) else read_weight_shapes(source)
     heads = [shapes[f"{layer}.weight"] for layer in CLASS_LAYERS if f"{layer}.weight" in shapes]
     if not heads or not heads[0]:
@@ -168,8 +167,6 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
 
 
 def _spec(name: str) -> object:
-    from model.registry import FAMILIES
-
     return FAMILIES[name][0]
 
 
@@ -198,8 +195,6 @@ def network_shapes(name: str, classes: int) -> dict[str, Optional[Shape]]:
     The names are this project's, also for models with older ones. Empty when the model cannot be
     built for this number of classes.
     """
-    from model.registry import ModelError, create_model
-
     try:
         net = create_model(name, classes=classes)
     except ModelError:

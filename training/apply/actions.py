@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
+import mxnet as mx
 import numpy as np
 
 from formats.atomic import write_atomically
+from training.apply.mask_plot import MaskRow, draw_masks
+from training.apply.mask_score import MaskScores, channel_map, join_scores, score_masks, score_table
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.batches.preprocessing import Preprocessing
 from training.classifier.task import Networks, Opened, open_classifier
+from training.compute.optimizer import initializer
 from training.settings.errors import UserError
 
 MASK_BATCH = 100
@@ -59,9 +63,6 @@ def draw_pictures(config: Any, given: Given, networks: Networks, open_test: Open
     UserError
         When a picture or the parameter file cannot be used, or the network has no soft masks.
     """
-    from training.apply.mask_plot import MaskRow, draw_masks
-    from training.apply.mask_score import channel_map
-
     opened = open_classifier(config.masks, config, given, networks)
     _require_masks(opened)
     pictures, shares, preprocessing = _classified(opened, open_test)
@@ -103,11 +104,6 @@ def print_mask_scores(config: Any, given: Given, networks: Networks, open_test: 
     UserError
         When the data set does not say where its objects are, or the network has no soft masks.
     """
-    import mxnet as mx
-
-    from training.apply.mask_score import MaskScores, join_scores, score_masks, score_table
-    from training.compute.optimizer import initializer
-
     opened = open_classifier(config.mask_score, config, given, networks)
     _require_masks(opened)
     settings, context = opened.config, opened.contexts[0]
@@ -144,7 +140,5 @@ def _require_masks(opened: Opened) -> None:
 
 
 def _masks(net: Any, context: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    import mxnet as mx
-
     maps = net.attention_maps(mx.nd.array(images, ctx=context))
     return {name: mask.asnumpy() for name, mask in maps.items()}

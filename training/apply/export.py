@@ -23,6 +23,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import mxnet as mx
 
 from formats.param_reader import ParamFileError
+from model.execution.gate_folding import fold_gates
 from model.export.export_files import (
     Found,
     check_onnx,
@@ -34,6 +35,7 @@ from model.export.export_files import (
 from model.export.onnx_graph import ExportError, to_onnx
 from model.export.tracing import trace
 from model.native.processor import Unavailable, limit_onednn
+from model.ram_resnet import ResNet
 from model.registry import ModelError
 from model.weights.file_match import LoadError
 
@@ -143,9 +145,6 @@ def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
 
 
 def _folded(found: Found) -> Found:
-    from model.execution.gate_folding import fold_gates
-    from model.ram_resnet import ResNet
-
     if not isinstance(found.net, ResNet):
         raise ExportError("--fold-gates is for RAM ResNets")
     try:

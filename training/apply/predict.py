@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
+import mxnet as mx
 import numpy as np
 
 from training.batches.preprocessing import Preprocessing
+from training.data.decode import decode_image
 from training.settings.errors import UserError
 
 TOP = 5
@@ -42,8 +44,6 @@ def read_pictures(
     UserError
         When there is none, or one cannot be read.
     """
-    from training.data.decode import decode_image
-
     if not words:
         raise UserError("name the pictures: --predict FILE a.png b.jpg (or test:0 of the data set)")
     tests = [word for word in words if word.startswith(TEST_PREFIX)]
@@ -69,8 +69,6 @@ def probabilities(
     net: Any, context: Any, pictures: Sequence[Picture], preprocessing: Preprocessing
 ) -> np.ndarray:
     """Return the softmax of the logits, float64 (N, classes)."""
-    import mxnet as mx
-
     parts = []
     for start in range(0, len(pictures), BATCH):
         images = [picture.image for picture in pictures[start : start + BATCH]]

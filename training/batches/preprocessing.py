@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.augmentation.augment import normalize
 from training.settings.errors import UserError
 
 PREPROCESSING_FILE = "preprocessing.json"
@@ -54,8 +55,6 @@ class Preprocessing:
 
     def normalize(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return uint8 images (H, W, 3) as one float32 batch (N, 3, H, W)."""
-        from training.augmentation.augment import normalize
-
         return normalize(np.stack(images), self.mean, self.std)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple, Optional
 
+import mxnet as mx
+from mxnet import autograd
+
 from training.compute.devices import check_bfloat16
 from training.records.environment import remember
 from training.settings.errors import UserError, last_line
@@ -116,9 +119,6 @@ def probe(config: Any, networks: Any, classes: int) -> tuple[str, str]:
 
 def _step_seconds(config: Any, networks: Any, classes: int, precision: str) -> float:
     """Return the shortest time of a forward and backward pass of a network made for it."""
-    import mxnet as mx
-    from mxnet import autograd
-
     net = networks.build(config, classes)
     net.initialize(mx.init.Zero())
     networks.fuse(net, precision)

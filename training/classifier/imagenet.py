@@ -20,7 +20,7 @@ from training.batches.photos import (
 )
 from training.batches.record_io import RecordFile
 from training.classifier.config import ClassifierConfig
-from training.data.dataset import SPLIT_SEED
+from training.data.dataset import SPLIT_SEED, stratified_mask
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
 from training.settings.errors import UserError
 from training.settings.fields import option
@@ -127,8 +127,6 @@ def open_imagenet(config: ImageNetConfig) -> Photographs:
 
 def _split(files: Files) -> tuple[FolderSource, FolderSource]:
     """Return the images and a fifth of every class, held out for the test."""
-    from training.data.dataset import stratified_mask
-
     chosen = stratified_mask(files.labels, round(TEST_SHARE * len(files.paths)), SPLIT_SEED)
     parts = []
     for rows in (np.flatnonzero(~chosen), np.flatnonzero(chosen)):

@@ -22,6 +22,7 @@ from training.batches.preprocessing import (
 )
 from training.classifier.config import TrainConfig
 from training.data.catalogue import load_dataset
+from training.data.cifar import CLASS_NAMES, MEAN, STD
 from training.data.dataset import SPLIT_SEED, Dataset, ImageData, split_validation
 from training.settings.errors import UserError
 
@@ -121,7 +122,6 @@ def preprocessing_of(path: Path, config: Any) -> Preprocessing:
     """
     if (path.parent / PREPROCESSING_FILE).is_file():
         return read_preprocessing(path.parent)
-    from training.data.cifar import CLASS_NAMES, MEAN, STD
 
     if config.dataset == "imagenet":
         return Preprocessing(config.size, IMAGENET_MEAN, IMAGENET_STD, crop=IMAGENET_CROP)

@@ -11,13 +11,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
+import mxnet as mx
+
 from formats.weight_file import read_weight_shapes
+from model.weights.published import find_result
 from training.batches.in_memory import parts_of_batch
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.classifier.config import KNOWN, OVERRIDES, VARIANT, ClassifierConfig
+from training.classifier.graph_choice import choose_graph
 from training.classifier.loaders import preprocessing_of
+from training.classifier.whitening import whiten_stem
+from training.compute.devices import (
+    choose_contexts,
+    hybridize_options,
+    norm_arguments,
+    use_precision,
+)
+from training.compute.loss_scaling import with_loss_scaling
+from training.compute.optimizer import build_trainer, freeze_except, initializer
 from training.loop.task import Method, Task
 from training.loop.train import Prepared
+from training.records.run_folder import CONFIG_FILE, read_config
 from training.records.seed_log import TORCH_ENDINGS
 from training.settings.errors import UserError
 
@@ -84,16 +98,6 @@ def prepare_classifier(
     UserError
         For data, classes or devices that cannot be used; and whatever `networks` raises.
     """
-    from training.classifier.graph_choice import choose_graph
-    from training.compute.devices import (
-        choose_contexts,
-        hybridize_options,
-        norm_arguments,
-        use_precision,
-    )
-    from training.compute.loss_scaling import with_loss_scaling
-    from training.compute.optimizer import build_trainer, freeze_except
-
     contexts = choose_contexts(config.gpus)
     # Looked at before the data is loaded, so that a wrong name does not first download a data set.
     norms = norm_arguments(config.sync_batch_norm, contexts)
@@ -166,11 +170,7 @@ def start_network(
     config: ClassifierConfig, networks: Networks, classes: int, contexts: Sequence[Any]
 ) -> Any:
     """Return a network with the first weights that the settings and their seed give."""
-    import mxnet as mx
     import numpy as np
-
-    from training.compute.devices import norm_arguments
-    from training.compute.optimizer import initializer
 
     np.random.seed(config.seed)  # the initializers of MXNet draw from both
     mx.random.seed(config.seed)
@@ -196,8 +196,6 @@ def start_stem(net: Any, config: Any, train: Any) -> None:
     `train` are the `training.batches.in_memory.TrainBatches` that it will be trained on.
     """
     if getattr(config, "stem_init", "usual") == "whitened":
-        from training.classifier.whitening import whiten_stem
-
         print(f"{whiten_stem(net, train)} starts with filters that whiten training images")
 
 
@@ -210,8 +208,6 @@ def _statistics(
     image = next(iter(loaders.valid or loaders.test)).image[:WATCHED_IMAGES]
 
     def statistics() -> Mapping[str, float]:
-        import mxnet as mx
-
         return watch(mx.nd.array(image, ctx=context))
 
     return statistics
@@ -240,8 +236,6 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
     Model, data set and normalization are, in this order: what the user has named (`given`), what
     the index or the folder of the file says, what its shapes tell, `config`.
     """
-    from training.compute.devices import choose_contexts, hybridize_options, use_precision
-
     contexts = choose_contexts(config.gpus)
     found, classes = networks.find(read_weight_shapes(path))
     # PyTorch's CIFAR ResNets are those of RAM's authors, with that repository's numbers.
@@ -266,9 +260,6 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
 
 def known_of(path: Path) -> dict[str, Any]:
     """Return what the index or the run folder says of a parameter file."""
-    from model.weights.published import find_result
-    from training.records.run_folder import CONFIG_FILE, read_config
-
     row = find_result(path)
     if row:
         return {key: row[key] for key in KNOWN if row.get(key)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import mxnet as mx
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -31,8 +32,6 @@ def whiten_stem(net: Any, train: TrainBatches) -> str:
     UserError
         When the network does not begin with a convolution over the channels of the images.
     """
-    import mxnet as mx
-
     parameters = net._collect_params_with_prefix()
     name = next((n for n, p in parameters.items() if len(p.shape or ()) == 4), "")
     shape: tuple[int, ...] = parameters[name].shape if name else ()

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
+import mxnet as mx
+from mxnet.gluon.contrib.nn import SyncBatchNorm
+
 from model.execution.threads import copy_on_one_thread
 from training.compute.gpu_info import advice_for
 from training.settings.errors import UserError, last_line
@@ -38,8 +41,6 @@ def choose_contexts(gpus: Optional[str] = None) -> list[Any]:
     UserError
         When a GPU was asked for by number and is not there or cannot compute with this build.
     """
-    import mxnet as mx
-
     copy_on_one_thread()
     word, colon, number = (gpus or "").strip().lower().partition(":")
     if word == "cpu" and (not colon or (number.isdecimal() and int(number) > 0)):
@@ -60,8 +61,6 @@ def choose_contexts(gpus: Optional[str] = None) -> list[Any]:
 
 def gpu_count() -> int:
     """Return how many GPUs MXNet sees."""
-    import mxnet as mx
-
     try:
         return int(mx.context.num_gpus())
     except mx.MXNetError:  # a CUDA build whose driver does not answer
@@ -89,8 +88,6 @@ def usable_contexts(contexts: Sequence[Any]) -> list[Any]:
 
     Old scripts say ``ctx = mx.gpu()``; without a GPU they are to run all the same.
     """
-    import mxnet as mx
-
     count = gpu_count()
     usable, faults = [], []
     for context in contexts:
@@ -169,7 +166,6 @@ def use_precision(precision: str, contexts: list[Any]) -> None:
 
 def check_bfloat16() -> None:
     """Raise UserError when oneDNN has no bfloat16 convolution for this processor."""
-    import mxnet as mx
     from mxnet.contrib.amp.amp import bfloat16
 
     one = mx.nd.amp_cast(mx.nd.ones((1, 1, 1, 1)), dtype=bfloat16)
@@ -185,8 +181,6 @@ def check_bfloat16() -> None:
 
 def check_kvstore(name: str, contexts: Sequence[Any]) -> None:
     """Raise UserError when gradients on `contexts` cannot be added up by the kvstore `name`."""
-    import mxnet as mx
-
     if name != "nccl":
         return
     if any(context.device_type != "gpu" for context in contexts):
@@ -214,7 +208,6 @@ def norm_arguments(sync_batch_norm: bool, contexts: Sequence[Any]) -> dict[str, 
             "waits for good, and a single one has nothing to synchronize. Leave it out; "
             "--micro-batch 0 takes the statistics over a device's whole share"
         )
-    from mxnet.gluon.contrib.nn import SyncBatchNorm
 
     return {"norm_layer": SyncBatchNorm, "norm_kwargs": {"num_devices": len(contexts)}}
 

@@ -12,6 +12,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
+import mxnet as mx
+
 QUERY = ("index", "name", "compute_cap", "memory.total", "driver_version")
 TIMEOUT_SEC = 20
 OLDEST, TOO_NEW = (5, 0), (9, 0)  # the first compute capability with kernels, the first without
@@ -100,8 +102,6 @@ def visible_gpus(gpus: Sequence[Gpu], visible: Optional[str] = None) -> list[Gpu
 
 def has_cuda() -> bool:
     """Whether the installed MXNet was built for CUDA."""
-    import mxnet as mx
-
     return bool(mx.runtime.Features().is_enabled("CUDA"))
 
 

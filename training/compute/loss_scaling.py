@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mxnet import autograd
+
 
 def with_loss_scaling(trainer: Any, precision: str) -> Any:
     """Return the trainer, which from now on scales losses when `precision` is float16."""
@@ -23,8 +25,6 @@ def with_loss_scaling(trainer: Any, precision: str) -> Any:
 
 def backward(losses: Sequence[Any], trainer: Any) -> None:
     """Compute the gradients of losses, scaled as the trainer's updates will undo it."""
-    from mxnet import autograd
-
     if not is_scaled(trainer):
         autograd.backward(list(losses))
         return

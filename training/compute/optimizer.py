@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import mxnet as mx
+from mxnet import gluon
+from mxnet.gluon import nn
+
 from training.compute.devices import check_kvstore
+from training.compute.joint_optimizer import joint_optimizer
 from training.settings.errors import UserError
 from training.settings.run_config import UNDECAYED, RunConfig
 
 
 def initializer(name: str) -> Any:
     """Return the initializer of weights: MSRAPrelu (He et al. 2015) or Xavier (Glorot 2010)."""
-    import mxnet as mx
-
     # MXNet's default slope, 0.25, is the published recipe's, although the units are plain ReLU.
     return mx.init.MSRAPrelu() if name == "msra" else mx.init.Xavier()
 
@@ -23,8 +26,6 @@ def freeze_except(net: Any, kept: str) -> None:
     Batch normalisation then uses its stored statistics in training too: otherwise the frozen part
     would go on changing through them.
     """
-    from mxnet.gluon import nn
-
     for name, parameter in net._collect_params_with_prefix().items():
         if not name.startswith(kept):
             parameter.grad_req = "null"
@@ -45,10 +46,6 @@ def build_trainer(net: Any, config: RunConfig) -> Any:
         When every parameter is frozen, a batch has fewer images than there are devices, or they
         cannot use the kvstore.
     """
-    from mxnet import gluon
-
-    from training.compute.joint_optimizer import joint_optimizer
-
     for parameter in net.collect_params().values():
         if not config.decay_bias and parameter.name.endswith(UNDECAYED):
             parameter.wd_mult = 0.0

@@ -7,7 +7,13 @@ import os
 from dataclasses import replace
 from typing import Optional
 
+from training.data.cifar import load_cifar
 from training.data.dataset import FOLDER_PREFIX, Dataset
+from training.data.digits import load_digits
+from training.data.image_folder import load_image_folder
+from training.data.mnist import load_mnist
+from training.data.shapes import load_shapes
+from training.data.stl10 import load_stl10
 from training.settings.errors import UserError
 
 NAMES = ("cifar10", "cifar100", "cifar100-coarse", "stl10", "shapes", "mnist", "digits")
@@ -44,30 +50,18 @@ def load_dataset(
     """
     # Each reader imports the classes above, hence the imports inside.
     if name in ("cifar10", "cifar100", "cifar100-coarse"):
-        from training.data.cifar import load_cifar
-
         files, _, kind = name.partition("-")
         data = load_cifar(files, data_dir, mirror=mirror, download=download, coarse=bool(kind))
         return replace(data, name=name)
     if name == "stl10":
-        from training.data.stl10 import load_stl10
-
         return load_stl10(data_dir, mirror=mirror, download=download)
     if name == "mnist":
-        from training.data.mnist import load_mnist
-
         return load_mnist(data_dir, mirror=mirror, download=download)
     if name == "digits":
-        from training.data.digits import load_digits
-
         return load_digits()
     if name == "shapes":
-        from training.data.shapes import load_shapes
-
         return load_shapes()
     if name.startswith(FOLDER_PREFIX):
-        from training.data.image_folder import load_image_folder
-
         return load_image_folder(name[len(FOLDER_PREFIX) :])
     raise UserError(_unknown_name(name))
 

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+import mxnet as mx
 import numpy as np
 
 from training.settings.errors import UserError
@@ -61,8 +62,6 @@ class Group:
 
     def first(self, values: np.ndarray) -> np.ndarray:
         """Return the float32 `values` of worker 0; those of the others have the same shape."""
-        import mxnet as mx
-
         result = np.array(values, np.float32)
         if self.size > 1:
             flat = result.reshape(-1)
@@ -80,8 +79,6 @@ class Group:
         They travel as sums of three float32, so that the engines need no other type; beyond
         float32's range they become infinite.
         """
-        import mxnet as mx
-
         values = np.asarray(values, np.float64)
         if self.size == 1 or not values.size:
             return np.stack([values] * self.size)
@@ -138,8 +135,6 @@ class HorovodGroup(Group):
 
     def sum_arrays(self, arrays: Sequence[Sequence[Any]], key: str) -> None:
         """See `Group.sum_arrays`."""
-        import mxnet as mx
-
         for index, (first, *others) in enumerate(arrays):
             on_gpu = first.context.device_type == "gpu" and not self._hvd.nccl_built()
             host = first.as_in_context(mx.cpu()) if on_gpu else first
@@ -165,8 +160,6 @@ class KVStoreGroup(Group):
     """Workers that ``python -m training.launch`` has started, around MXNet's parameter server."""
 
     def __init__(self) -> None:
-        import mxnet as mx
-
         self.rank, self.size = int(os.environ[RANK]), int(os.environ[SIZE])
         self.local_rank = int(os.environ[LOCAL_RANK])
         self.local_size = int(os.environ[LOCAL_SIZE])
@@ -186,8 +179,6 @@ class KVStoreGroup(Group):
 
     def _announce(self, arrays: Mapping[str, Sequence[Any]], names: Sequence[str]) -> None:
         """Make keys. A push must not meet a key that another worker is still making."""
-        import mxnet as mx
-
         for name in names:
             first = arrays[name][0]
             zeros = mx.nd.zeros(first.shape, ctx=mx.cpu(), dtype=first.dtype)
@@ -202,8 +193,6 @@ class KVStoreGroup(Group):
 
     def abandon(self) -> None:
         """See `Group.abandon`. What is queued would wait for good; the launcher ends the others."""
-        import mxnet as mx
-
         mx.base.check_call(mx.base._LIB.MXKVStoreSetBarrierBeforeExit(self._store.handle, 0))
         signal.alarm(LAST_SEC)
 

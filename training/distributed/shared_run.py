@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
+import mxnet as mx
 import numpy as np
 
+from training.compute.devices import gpu_count
 from training.distributed.group import Group, open_group
 from training.records.run import PathLike, Run
 from training.records.run_folder import CONFIG_FILE, STATE_FILE
@@ -41,8 +43,6 @@ def joined(config: Any) -> Iterator[Group]:
     UserError
         As `training.distributed.group.open_group`; and when another worker is lost while it runs.
     """
-    import mxnet as mx
-
     group = open_group(getattr(config, "distributed", NONE))
     try:
         yield group
@@ -118,8 +118,6 @@ def own_devices(config: C, group: Group) -> C:
     if group.local_size == 1 or (gpus is not None and gpus.strip().lower().startswith("cpu")):
         return config
     if gpus is None:
-        from training.compute.devices import gpu_count
-
         gpus = ",".join(map(str, range(gpu_count())))
     indices = [word for word in gpus.split(",") if word]
     if not indices:
@@ -168,8 +166,6 @@ def agree(group: Group, config: Any, task: Any) -> None:
 
 def share_weights(group: Group, net: Any) -> None:
     """Give every worker the parameters of worker 0."""
-    import mxnet as mx
-
     if group.size == 1:
         return
     for parameter in net._collect_params_with_prefix().values():

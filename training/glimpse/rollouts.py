@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Optional
 
+import mxnet as mx
 import numpy as np
 
 from training.batches.scores import Scores, check_labels, image_and_label
@@ -83,8 +84,6 @@ class RolloutObjective:
 
     def __call__(self, part: Part, key: tuple[int, ...]) -> Measured:
         """Return the losses of a part of a batch; `key` is (update, part)."""
-        import mxnet as mx
-
         image, target, label = part
         std = self.std_of(key[0])
         first, noise = self.draw(len(label), self.rollouts, (self.KEY, *key), std)
@@ -177,8 +176,6 @@ def _log_probabilities(
     net: Any, image: np.ndarray, context: Any, draw: Draw, rollouts: int, number: int
 ) -> np.ndarray:
     """Return log-probabilities (B, R, T, classes) in float64."""
-    import mxnet as mx
-
     first, noise = draw(len(image), rollouts, (0, number), draw.std)
     parts = []
     size = max(1, MAX_ROWS // rollouts)

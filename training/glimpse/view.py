@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
+import mxnet as mx
 import numpy as np
 
 from formats.param_file import read_params, write_params
@@ -15,8 +16,10 @@ from formats.param_reader import ParamFileError
 from training.data.dataset import ImageData
 from training.glimpse.config import GlimpseConfig
 from training.glimpse.loaders import Opened, test_batches
+from training.glimpse.pictures.gif import animate_paths
 from training.glimpse.pictures.overlay import glimpse_images
 from training.glimpse.pictures.path import GlimpsePath
+from training.glimpse.pictures.plot import plot_paths
 from training.glimpse.rollouts import Draw
 from training.settings.errors import UserError
 
@@ -43,8 +46,6 @@ def look(
     class_names
         For the captions.
     """
-    import mxnet as mx
-
     images = data.images.transpose(0, 3, 1, 2).astype(np.float32) / 255
     first, noise = draw(len(images), 1, (0, 0), draw.std)
     image, first, noise = (mx.nd.array(value, ctx=context) for value in (images, first, noise))
@@ -154,9 +155,6 @@ def _files(run_folder: Path) -> list[Path]:
 
 def write_pictures(path: GlimpsePath, output: Path) -> list[Path]:
     """Write OUTPUT.png and OUTPUT.gif and return both."""
-    from training.glimpse.pictures.gif import animate_paths
-    from training.glimpse.pictures.plot import plot_paths
-
     output.parent.mkdir(parents=True, exist_ok=True)
     still, moving = (output.with_name(output.name + ending) for ending in (".png", ".gif"))
     return [plot_paths(path, still), animate_paths(path, moving)]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, Optional
 
+import mxnet as mx
 import numpy as np
 
 from training.settings.errors import UserError
@@ -223,6 +224,4 @@ def _settle() -> None:
     Its BatchNorm writes them in an operator that is said to read them only. A copy that is asked
     for meanwhile has the values from before or after, as chance will have it.
     """
-    import mxnet as mx
-
     mx.nd.waitall()

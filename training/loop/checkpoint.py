@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
 
+import mxnet as mx
 import numpy as np
 
 from formats.param_file import write_params
@@ -39,8 +40,6 @@ _EPOCH_FILES = re.compile(r"epoch-(\d{4,})\.param(\.sha256)?")
 
 def parameter_arrays(net: Any) -> dict[str, np.ndarray]:
     """Return the net's parameters (structural name to array) from its first device."""
-    import mxnet as mx
-
     # A backward pass that still runs would change running statistics while they are read: MXNet's
     # BatchNorm writes them in an operator that is said to read them only.
     mx.nd.waitall()
@@ -137,8 +136,6 @@ def restore(
     UserError
         When the file belongs to another network or optimizer. Nothing is changed then.
     """
-    import mxnet as mx
-
     parameters = net._collect_params_with_prefix()
     saved = {name[6:]: value for name, value in arrays.items() if name.startswith("param:")}
     _check_parameters(saved, parameters)

@@ -12,7 +12,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
+import mxnet as mx
 import numpy as np
+from mxnet import autograd, gluon
+from mxnet.gluon.utils import clip_global_norm
 
 from training.batches.in_memory import Batch, parts_of_batch
 from training.compute.loss_scaling import backward, is_scaled, loss_scale
@@ -54,8 +57,6 @@ class Classification:
     """The default objective: softmax cross-entropy of ``net(image)`` with hard or soft labels."""
 
     def __init__(self, net: Any) -> None:
-        from mxnet import gluon
-
         self.net = net
         self._hard = gluon.loss.SoftmaxCrossEntropyLoss()
         self._soft = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
@@ -121,8 +122,6 @@ class Updater:
         UserError
             When the batch has fewer images than there are devices.
         """
-        from mxnet import autograd
-
         images, devices = len(batch.image), self.devices
         if images < devices:
             raise UserError(
@@ -155,8 +154,6 @@ class Updater:
 
     def _clip(self, images: int) -> None:
         """Scale gradients, which are sums over `images`, down to the limit."""
-        from mxnet.gluon.utils import clip_global_norm
-
         limit = self.clip_gradient * images * loss_scale(self.trainer)
         for device in range(len(self.contexts)):
             gradients = [parameter.list_grad()[device] for parameter in self._trained]
@@ -172,8 +169,6 @@ class Updater:
 
     def _parts(self, batch: Batch, device: int, count: int) -> list[Part]:
         """Return this device's (image, target, target in host memory) in at most `count` parts."""
-        import mxnet as mx
-
         context = self.contexts[device]
         place = self.group.rank * len(self.contexts) + device
         label = batch.label if batch.soft_label is None else batch.soft_label
@@ -247,8 +242,6 @@ def train_one_epoch(
         When the loss is not finite (the message gives epoch, step and learning rate), or a device
         runs out of memory.
     """
-    import mxnet as mx
-
     begin = time.monotonic()
     for batch in batches:
         lr = schedule(progress.step + 1)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional
 
+import mxnet as mx
 import numpy as np
 
 from training.batches.scores import Scores, check_labels, image_and_label
@@ -60,8 +61,6 @@ def _logits(net: Any, image: np.ndarray, contexts: Sequence[Any], full: int) -> 
     A share that is shorter than `full` images is filled up: a hybridized graph with static shapes
     would otherwise be built anew for it. What the filling gives is thrown away.
     """
-    import mxnet as mx
-
     outputs = []
     try:
         for part, context in zip(np.array_split(image, len(contexts)), contexts):

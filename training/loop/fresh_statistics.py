@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional
 
+import mxnet as mx
 import numpy as np
 
 from training.batches.in_memory import EvalBatches, TrainBatches, parts_of_batch
@@ -78,8 +79,6 @@ def _pass(
 
     They are `start` before it.
     """
-    import mxnet as mx
-
     mx.nd.waitall()  # what has gone before may still write them
     for _, data in statistics:
         data[:] = start

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
+import mxnet as mx
 import numpy as np
+from mxnet.gluon import Trainer, nn
 
 from training.batches.in_memory import Batch
 from training.compute.devices import device_names, probe_gpu, use_precision
@@ -52,8 +54,6 @@ def loaded_libraries(maps: str = "/proc/self/maps") -> list[str]:
 
 def convolution(context: Any) -> list[np.ndarray]:
     """Return a convolution's result and its gradients for data and weight, always the same."""
-    import mxnet as mx
-
     rng = np.random.default_rng(0)
     data, weight = (
         mx.nd.array(rng.standard_normal(shape), ctx=context, dtype="float32")
@@ -70,8 +70,6 @@ def convolution(context: Any) -> list[np.ndarray]:
 
 def check_convolution(context: Any) -> Check:
     """Compare with the CPU."""
-    import mxnet as mx
-
     worst = 0.0
     for found, expected in zip(convolution(context), convolution(mx.cpu())):
         scale = max(float(np.abs(expected).max()), 1e-12)
@@ -82,9 +80,6 @@ def check_convolution(context: Any) -> Check:
 
 def small_network(contexts: Sequence[Any]) -> Any:
     """Return an initialized network of convolutions, the same at every call."""
-    import mxnet as mx
-    from mxnet.gluon import nn
-
     net = nn.HybridSequential()
     for _ in range(3):
         net.add(nn.Conv2D(CHANNELS, 3, padding=1, use_bias=False), nn.BatchNorm())
@@ -105,9 +100,6 @@ def train(contexts: Sequence[Any], precision: str = "float32", frozen: bool = Fa
 
     `frozen` normalisations use stored statistics, which makes any split of a batch the same.
     """
-    import mxnet as mx
-    from mxnet.gluon import Trainer, nn
-
     net = small_network(contexts)
     if frozen:
         for child in net:
@@ -131,8 +123,6 @@ def train(contexts: Sequence[Any], precision: str = "float32", frozen: bool = Fa
 
 def check_training(context: Any) -> Check:
     """Compare the losses of some steps with those of the CPU."""
-    import mxnet as mx
-
     losses, speed = train([context])
     expected, _ = train([mx.cpu()])
     difference = max(abs(a - b) for a, b in zip(losses, expected))
@@ -197,8 +187,6 @@ def train_float16(contexts: Sequence[Any]) -> str:
 
 def check_memory(context: Any) -> Check:
     """Tell free and whole memory."""
-    import mxnet as mx
-
     name = f"memory, {device_names([context])}"
     if context.device_type != "gpu":
         return Check(name, None, "not a GPU")
@@ -264,7 +252,6 @@ def main(argv: Optional[Sequence[str]] = None, contexts: Optional[Sequence[Any]]
             f"error: unexpected {' '.join(words)!r}; the checklist has no options", file=sys.stderr
         )
         return 2
-    import mxnet as mx
 
     if words:
         print(train_float16([mx.gpu(int(words[1]))]))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Callable
 
+import mxnet as mx
 import numpy as np
 
 from training.records.run_progress import Progress
@@ -86,7 +87,5 @@ class SkipGuard:
 
 
 def _are_finite(arrays: Sequence[Any]) -> bool:
-    import mxnet as mx
-
     chunks = [arrays[start : start + CHUNK] for start in range(0, len(arrays), CHUNK)]
     return all(mx.nd.multi_all_finite(*c, num_arrays=len(c)).asscalar() for c in chunks)

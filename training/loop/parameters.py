@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Mapping
 from typing import Any, Optional
 
+import mxnet as mx
 import numpy as np
 
 
@@ -15,8 +16,6 @@ def average_statistics(net: Any, everywhere: Optional[Mapping[str, np.ndarray]] 
     Each device has seen other images. What is the same on all devices is left as it is.
     `everywhere`: the values on the devices of all workers, by structural name; None: there is one.
     """
-    import mxnet as mx
-
     for name, parameter in net._collect_params_with_prefix().items():
         several = name in (everywhere or ()) or len(parameter.list_ctx()) > 1
         if parameter.grad_req == "null" and several:
@@ -36,8 +35,6 @@ def plain_layout(net: Any) -> None:
     after it has written it). Whether it does depends on the timing of threads, so that two runs
     would not be the same.
     """
-    import mxnet as mx
-
     for parameter in net.collect_params().values():
         for data in parameter.list_data():
             if data.context.device_type == "cpu":

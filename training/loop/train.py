@@ -16,9 +16,33 @@ from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
 from formats.param_reader import ParamFileError
 from training.distributed.group import Group
+from training.distributed.shared_run import (
+    Follower,
+    OtherWorkerFailed,
+    agree,
+    joined,
+    own_devices,
+    scaled,
+    share_weights,
+    shared_folder,
+    together,
+)
+from training.loop.announce import (
+    announce,
+    report,
+    restart_command,
+    warn_of_changes,
+    warn_unverified,
+)
+from training.loop.checkpoint import restore
+from training.loop.fit import Fit
 from training.loop.task import Task
+from training.records.environment import describe
 from training.records.run import Run
+from training.records.run_folder import default_folder, has_begun, hold, read_config
 from training.records.run_progress import Progress
+from training.records.state_file import load_state
+from training.reports.plot import plot_runs
 from training.settings.config import from_dict, to_dict
 from training.settings.errors import UserError
 from training.settings.exit_code import (
@@ -91,14 +115,6 @@ class Script(Generic[C]):
         UserError
             For settings, data or a run folder that cannot be used.
         """
-        from training.distributed.shared_run import (
-            OtherWorkerFailed,
-            joined,
-            shared_folder,
-            together,
-        )
-        from training.records.run_folder import has_begun
-
         check_resume(given, AT_RESUME)
         try:
             with joined(config) as group, contextlib.ExitStack() as held:
@@ -114,18 +130,6 @@ class Script(Generic[C]):
         self, config: C, given: Mapping[str, Any], argv: Sequence[str], group: Group, place: Place
     ) -> int:
         """Train as one of the workers of `group`; a resume reads the run from `place`."""
-        from training.distributed.shared_run import (
-            agree,
-            own_devices,
-            scaled,
-            share_weights,
-            together,
-        )
-        from training.loop.announce import announce, report, restart_command
-        from training.loop.checkpoint import restore
-        from training.loop.fit import Fit
-        from training.records.state_file import load_state
-        from training.reports.plot import plot_runs
 
         def ready() -> tuple[C, Prepared, Optional[tuple]]:
             chosen, state = scaled(config, group), None
@@ -176,11 +180,6 @@ class Script(Generic[C]):
         progress: Progress,
     ) -> Run:
         """Return the open record of a new or resumed run; the first worker alone keeps one."""
-        from training.distributed.shared_run import Follower
-        from training.loop.announce import warn_of_changes, warn_unverified
-        from training.records.environment import describe
-        from training.records.run_folder import default_folder
-
         if group.rank:
             return Follower(str(place.source))
         now = describe()
@@ -196,8 +195,6 @@ class Script(Generic[C]):
 
     def _saved(self, folder: Path, given: Mapping[str, Any]) -> C:
         """Return the settings of a run, with what may be another at a resume."""
-        from training.records.run_folder import read_config
-
         saved = from_dict(self.config_class, read_config(folder))
         here = {name: given[name] for name in (*RESUMABLE, "precision") if name in given}
         if hasattr(saved, "distributed"):
@@ -229,8 +226,6 @@ def one_precision(config: C, group: Group) -> C:
 
 def take(folder: str) -> IO[bytes]:
     """Return the lock of a run that goes on."""
-    from training.records.run_folder import hold, read_config
-
     read_config(folder)  # which says best that there is no run
     # Before all else is read: the process that has it open would go on writing.
     return hold(folder)

@@ -20,6 +20,7 @@ from typing import Any, Optional
 
 from formats.atomic import write_atomically
 from training.records.metrics import PathLike
+from training.reports.compare_plot import draw_groups
 from training.reports.run_results import RunResult, Spread, find_runs, read_result, spread
 from training.settings.errors import UserError
 from training.settings.run_config import RESUMABLE
@@ -178,8 +179,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def _picture(path: str, groups: Sequence[Group]) -> bytes:
-    from training.reports.compare_plot import draw_groups
-
     if not path.lower().endswith(".png"):
         raise UserError(f"cannot write {path}: curves are PNG images. Name a .png file")
     return draw_groups([(group.label, [run.rows for run in group.runs]) for group in groups])

@@ -27,7 +27,6 @@ from model.export.onnx_graph import (
 )
 from model.export.tracing import Traced, run_symbol, trace
 from model.layers.retina import Retina
-from model.native import build as operators
 from model.weights.file_match import LoadError
 from tests.model.export.exported import tiny_attention, tiny_glimpse, tiny_resnet
 from training.apply import export
@@ -154,7 +153,7 @@ def test_a_glimpse_model_at_the_corners_with_noise() -> None:
 
 
 def test_the_compiled_operator_stays_out_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "load", lambda group: "as if built")
+    monkeypatch.setattr("model.recurrent_attention.load", lambda group: "as if built")
     net = tiny_glimpse()
     assert net.use_operator()
     nodes = json.loads(trace(net).symbol.tojson())["nodes"]

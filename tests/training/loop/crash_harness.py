@@ -41,13 +41,13 @@ from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
+from training.loop import train as train_module
 from training.loop.task import Task
 from training.loop.train import Prepared, Script
 from training.records import environment
 from training.records.metrics import METRICS_FILE, read_metrics
 from training.records.run_folder import STATE_FILE
 from training.records.state_file import load_state
-from training.reports import plot
 
 TIMES = ("images_per_sec", "wall_sec")
 WRITE, KILL, HALF, FULL, RANDOM = "write", "before", "in the middle", "full disk", "random"
@@ -186,7 +186,7 @@ def train(folder: Path) -> int:
 def child(folder: Path, fault: Fault, log: Path) -> int:
     """Train in a forked process; `log` gets what it says and then, as JSON, the calls it made."""
     # What is not looked at here and costs time: curves, and the state of the repository.
-    plot.plot_runs = lambda folders, *_: Path(folders[0]) / "curves.png"
+    train_module.plot_runs = lambda folders, *_: Path(folders[0]) / "curves.png"
     environment._git_state = lambda *_: None
     text = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(text, 1)

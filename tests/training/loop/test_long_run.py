@@ -214,7 +214,7 @@ import resource, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests/training/loop"]
 import crash_harness as harness
-harness.plot.plot_runs = lambda folders, *_: Path(folders[0]) / "curves.png"
+harness.train_module.plot_runs = lambda folders, *_: Path(folders[0]) / "curves.png"
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 code = harness.train(Path(sys.argv[2]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)

@@ -24,7 +24,7 @@ Train = Callable[..., int]
 @pytest.fixture
 def train(small_runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """A script that trains the small network; ``train.prepared`` has the settings of each start."""
-    monkeypatch.setattr("training.reports.plot.plot_runs", lambda folders, *_: Path(folders[0]))
+    monkeypatch.setattr("training.loop.train.plot_runs", lambda folders, *_: Path(folders[0]))
     count = iter(range(100))
     prepared = []
 
@@ -104,7 +104,7 @@ def test_a_full_disk_says_how_to_go_on(
     with pytest.raises(UserError, match=message):
         train(run_dir=str(tmp_path / "run"))
     monkeypatch.undo()
-    monkeypatch.setattr("training.reports.plot.plot_runs", lambda folders, *_: Path(folders[0]))
+    monkeypatch.setattr("training.loop.train.plot_runs", lambda folders, *_: Path(folders[0]))
     assert train(resume=str(tmp_path / "run")) == 0
 
 
