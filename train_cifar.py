@@ -32,22 +32,19 @@ import mxnet as mx
 
 from formats.atomic import write_atomically
 from model import summary
-from model.execution.fused_training import fuse
 from model.export.export_symbol import symbol_json
-from model.gate_report import watch_gates
 from model.native.processor import Unavailable, limit_onednn
 from model.recurrent_attention import FAMILY as GLIMPSE
-from model.registry import FAMILIES, ModelError, create_model, list_models, overrides_of
-from model.weights.file_match import LoadError, find_model
-from model.weights.loading import load_parameters
+from model.registry import ModelError, list_models
+from model.weights.file_match import LoadError
 from training.apply.actions import inspect
 from training.augmentation.label_noise import noise_files
-from training.classifier.config import ACTIONS, OVERRIDES, VARIANT, ClassifierConfig, TrainConfig
+from training.classifier.config import ACTIONS, OVERRIDES, ClassifierConfig, TrainConfig
 from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.classifier.loaders import build_loaders, evaluation_batches, normalized, open_dataset
+from training.classifier.networks import build_classifier
 from training.classifier.recipes import RECIPES, with_recipe
 from training.classifier.task import (
-    Networks,
     open_classifier,
     prepare_classifier,
     start_network,
@@ -69,7 +66,7 @@ from training.settings.config import parse_overrides
 from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 from training.settings.fields import option
-from training.settings.run_config import check_settings, flags_of
+from training.settings.run_config import check_settings
 
 PROG = "train_cifar.py"
 
@@ -181,7 +178,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     if config.summary:
         return summarize(config.summary, config)
     if config.predict or config.masks or config.mask_score:
-        return inspect(config, given, networks(), lambda settings: open_dataset(settings).test)
+        return inspect(config, given, lambda settings: open_dataset(settings).test)
     if config.test:
         return _test_file(config.test, config, given)
     if config.export_start:
@@ -190,38 +187,15 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
 
 
 def _prepare(config: CifarConfig) -> Prepared:
-    ready = prepare_classifier(config, networks(), open_dataset, build_loaders)
+    ready = prepare_classifier(config, open_dataset, build_loaders)
     noise = noise_files(ready.task.loaders.train.data, config.label_noise, config.seed)
     return ready._replace(files={**ready.files, **noise})
-
-
-def networks() -> Any:
-    """Return what `training` needs to know of the networks, a `training.classifier.task.Networks`."""
-    return Networks(create_classifier, load_parameters, find_model, fuse, Unavailable, watch_gates)
-
-
-def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
-    """Return what `model.create_model` does; UserError for a glimpse model or another's flag."""
-    if name in GLIMPSE:
-        raise UserError(f"{name} is a glimpse model: use train_mnist_glimpse.py for it")
-    if name in FAMILIES:
-        fields, _ = overrides_of(name)
-        # The attention of a ResNet is another thing than that of masks, which the flag means.
-        masks = set(VARIANT) <= set(fields)
-        fits = [key for key in OVERRIDES if key in fields and (masks or key not in VARIANT)]
-        wrong = [key for key in OVERRIDES if key in overrides and key not in fits]
-        if wrong:
-            raise UserError(
-                f"{', '.join(flags_of(wrong))}: not for {name}, which takes "
-                f"{', '.join(flags_of(fits))}. Leave it out, or choose another network with --model"
-            )
-    return create_model(name, *args, **overrides)
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
     if config.seed_format:
         path = checkpoint_file(path)
-    net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
+    net, contexts, config, status = open_classifier(path, config, given)[:4]
     dataset = normalized(open_dataset(config), config.normalization)
     print(
         f"{path} ({status}): {config.model} on {dataset.name}, normalized by {config.normalization}"
@@ -243,7 +217,7 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
 
     known = CLASS_NAMES.get(config.dataset)  # of these the data need not be here
     classes = config.classes or (len(known[-1]) if known else open_dataset(config).classes)
-    net = start_network(config, networks(), classes, [mx.cpu()])
+    net = start_network(config, classes, [mx.cpu()])
     net(mx.nd.zeros((1, *net.image_shape)))  # parameters get their shapes
     if config.stem_init != "usual":
         start_stem(net, config, build_loaders(config, open_dataset(config), classes).train)
@@ -271,7 +245,7 @@ def list_names() -> int:
 
 def summarize(name: str, config: ClassifierConfig) -> int:
     """Print layers, parameters and MACs of a network."""
-    print(summary.summarize(networks().build(replace(config, model=name), config.classes or 10)))
+    print(summary.summarize(build_classifier(replace(config, model=name), config.classes or 10)))
     return 0
 
 

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 from model.native.processor import Unavailable, limit_onednn
 from model.registry import ModelError
 from model.weights.file_match import LoadError
-from train_cifar import list_names, networks, summarize, test
+from train_cifar import list_names, summarize, test
 from training.apply.actions import inspect
 from training.classifier.config import ACTIONS
 from training.classifier.imagenet import (
@@ -66,14 +66,14 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     if config.summary:
         return summarize(config.summary, config)
     if config.predict or config.masks or config.mask_score:
-        return inspect(config, given, networks(), _no_test_images)
+        return inspect(config, given, _no_test_images)
     if config.test:
         return _test_file(config.test, config, given)
     return Script(PROG, ImageNetConfig, _prepare).train(config, given, argv)
 
 
 def _prepare(config: ImageNetConfig) -> Prepared:
-    return prepare_classifier(config, networks(), open_imagenet, build_photo_loaders)
+    return prepare_classifier(config, open_imagenet, build_photo_loaders)
 
 
 def _no_test_images(config: ImageNetConfig) -> NoReturn:
@@ -81,7 +81,7 @@ def _no_test_images(config: ImageNetConfig) -> NoReturn:
 
 
 def _test_file(path: str, config: ImageNetConfig, given: Mapping[str, Any]) -> int:
-    net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
+    net, contexts, config, status = open_classifier(path, config, given)[:4]
     data = open_imagenet(config)
     print(f"{path} ({status}): {config.model} on {data.name}, {config.size}x{config.size}")
     test(net, contexts, photo_test_batches(config, data, config.classes))

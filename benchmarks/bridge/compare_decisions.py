@@ -64,12 +64,12 @@ def mxnet_logits(path: str, argv: Sequence[str], count: int) -> tuple[np.ndarray
     """Return logits and labels of the first `count` test images, computed by MXNet on the CPU."""
     import mxnet as mx
 
-    from train_cifar import CifarConfig, networks
+    from train_cifar import CifarConfig
     from training.classifier.loaders import evaluation_batches, normalized, open_dataset
     from training.classifier.task import open_classifier
 
     given = {"gpus": "cpu", **parse_overrides(CifarConfig, argv)}
-    net, _, config, _, _ = open_classifier(path, CifarConfig(**given), given, networks())
+    net, _, config, _, _ = open_classifier(path, CifarConfig(**given), given)
     dataset = normalized(open_dataset(config), config.normalization)
     images = dataset.test.first(count)
     batches = evaluation_batches(images, dataset)

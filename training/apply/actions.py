@@ -14,7 +14,8 @@ from training.apply.mask_plot import MaskRow, draw_masks
 from training.apply.mask_score import MaskScores, channel_map, join_scores, score_masks, score_table
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.batches.preprocessing import Preprocessing
-from training.classifier.task import Networks, Opened, open_classifier
+from training.classifier.networks import build_classifier
+from training.classifier.task import Opened, open_classifier
 from training.compute.optimizer import initializer
 from training.settings.errors import UserError
 
@@ -23,15 +24,15 @@ Given = Mapping[str, Any]
 OpenTest = Callable[[Any], Any]  # settings to the data set's test split, an ImageData
 
 
-def inspect(config: Any, given: Given, networks: Networks, open_test: OpenTest) -> int:
+def inspect(config: Any, given: Given, open_test: OpenTest) -> int:
     """Do what one of ``predict``, ``masks`` and ``mask_score`` asks for; return the exit code."""
     if config.predict:
-        return print_predictions(config, given, networks, open_test)
+        return print_predictions(config, given, open_test)
     action = draw_pictures if config.masks else print_mask_scores
-    return action(config, given, networks, open_test)
+    return action(config, given, open_test)
 
 
-def print_predictions(config: Any, given: Given, networks: Networks, open_test: OpenTest) -> int:
+def print_predictions(config: Any, given: Given, open_test: OpenTest) -> int:
     """Print the most probable classes of the pictures; return the exit code.
 
     Raises
@@ -39,7 +40,7 @@ def print_predictions(config: Any, given: Given, networks: Networks, open_test: 
     UserError
         When a picture or the parameter file cannot be used.
     """
-    opened = open_classifier(config.predict, config, given, networks)
+    opened = open_classifier(config.predict, config, given)
     pictures, shares, preprocessing = _classified(opened, open_test)
     print("\n".join(prediction_lines(pictures, shares, preprocessing)))
     return 0
@@ -55,7 +56,7 @@ def _classified(
     return pictures, shares, preprocessing
 
 
-def draw_pictures(config: Any, given: Given, networks: Networks, open_test: OpenTest) -> int:
+def draw_pictures(config: Any, given: Given, open_test: OpenTest) -> int:
     """Write a PNG of every picture with the soft masks over it; return the exit code.
 
     Raises
@@ -63,7 +64,7 @@ def draw_pictures(config: Any, given: Given, networks: Networks, open_test: Open
     UserError
         When a picture or the parameter file cannot be used, or the network has no soft masks.
     """
-    opened = open_classifier(config.masks, config, given, networks)
+    opened = open_classifier(config.masks, config, given)
     _require_masks(opened)
     pictures, shares, preprocessing = _classified(opened, open_test)
     rows = []
@@ -96,7 +97,7 @@ def _file_names(pictures: list[Picture]) -> list[str]:
     return names
 
 
-def print_mask_scores(config: Any, given: Given, networks: Networks, open_test: OpenTest) -> int:
+def print_mask_scores(config: Any, given: Given, open_test: OpenTest) -> int:
     """Print how well the masks of a file, and of fresh weights, find the objects, as Markdown.
 
     Raises
@@ -104,7 +105,7 @@ def print_mask_scores(config: Any, given: Given, networks: Networks, open_test: 
     UserError
         When the data set does not say where its objects are, or the network has no soft masks.
     """
-    opened = open_classifier(config.mask_score, config, given, networks)
+    opened = open_classifier(config.mask_score, config, given)
     _require_masks(opened)
     settings, context = opened.config, opened.contexts[0]
     data = open_test(settings)
@@ -127,7 +128,7 @@ def print_mask_scores(config: Any, given: Given, networks: Networks, open_test: 
 
     np.random.seed(settings.seed)  # the initializers of MXNet draw from both
     mx.random.seed(settings.seed)
-    fresh = networks.build(settings, settings.classes)
+    fresh = build_classifier(settings, settings.classes)
     fresh.initialize(initializer(settings.init), ctx=context)
     print(f"{config.mask_score}: {settings.model} on the test images of {settings.dataset}\n")
     print(score_table(scores(opened.net), scores(fresh), sizes, data.masks[:count]))

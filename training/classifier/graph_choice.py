@@ -8,6 +8,9 @@ from typing import Any, NamedTuple, Optional
 import mxnet as mx
 from mxnet import autograd
 
+from model.execution.fused_training import fuse
+from model.native.processor import Unavailable
+from training.classifier.networks import build_classifier
 from training.compute.devices import check_bfloat16
 from training.records.environment import remember
 from training.settings.errors import UserError, last_line
@@ -52,7 +55,7 @@ class Choice(NamedTuple):
         remember("precision", f"{self.precision}{self.why and f': {self.why}'}")
 
 
-def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) -> Choice:
+def choose_graph(config: Any, contexts: list[Any], classes: int) -> Choice:
     """Return how a network trains fastest without being worse, which is measured where needed.
 
     Parameters
@@ -61,8 +64,6 @@ def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) 
         A `ClassifierConfig`; ``fused`` and ``precision`` may be ``auto``.
     contexts
         Devices of the training.
-    networks
-        A `training.classifier.task.Networks`.
     classes
         Number of classes.
 
@@ -85,8 +86,8 @@ def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) 
         reason = "frozen layers, which the fused ones do not know"
     else:
         try:
-            found = networks.fuse(networks.build(config, classes))
-        except networks.unavailable as error:
+            found = fuse(build_classifier(config, classes))
+        except Unavailable as error:
             reason = str(error)
     if found and config.precision == "bfloat16":
         check_bfloat16()  # MXNet is not set to it, which would check
@@ -96,10 +97,10 @@ def choose_graph(config: Any, contexts: list[Any], networks: Any, classes: int) 
         return Choice(found, reason, config.precision)
     if not found:
         return Choice(found, reason, "float32")
-    return Choice(found, reason, *probe(config, networks, classes))
+    return Choice(found, reason, *probe(config, classes))
 
 
-def probe(config: Any, networks: Any, classes: int) -> tuple[str, str]:
+def probe(config: Any, classes: int) -> tuple[str, str]:
     """Return the precision whose training steps are faster here, and the measured reason.
 
     Only fused operators are measured. In bfloat16 they round what convolutions multiply and give,
@@ -108,7 +109,7 @@ def probe(config: Any, networks: Any, classes: int) -> tuple[str, str]:
     seconds = {}
     try:
         for precision in ("float32", "bfloat16"):
-            seconds[precision] = _step_seconds(config, networks, classes, precision)
+            seconds[precision] = _step_seconds(config, classes, precision)
     except Exception as error:  # oneDNN has no such convolution for this processor
         failed = "bfloat16 is not possible here" if seconds else "no step could be timed"
         return "float32", f"{failed}: {last_line(error)}"
@@ -117,11 +118,11 @@ def probe(config: Any, networks: Any, classes: int) -> tuple[str, str]:
     return faster, f"a step in bfloat16 takes {share:.2f} of the time in float32"
 
 
-def _step_seconds(config: Any, networks: Any, classes: int, precision: str) -> float:
+def _step_seconds(config: Any, classes: int, precision: str) -> float:
     """Return the shortest time of a forward and backward pass of a network made for it."""
-    net = networks.build(config, classes)
+    net = build_classifier(config, classes)
     net.initialize(mx.init.Zero())
-    networks.fuse(net, precision)
+    fuse(net, precision)
     _, height, width = net.image_shape
     images = max(2, PROBE_PIXELS // (height * width))
     image = mx.nd.ones((images, *net.image_shape))

@@ -1,7 +1,4 @@
-"""Classifiers of whole images: made ready for training, and opened from a parameter file.
-
-`training` knows no network: a script hands in what it needs to know of them as `Networks`.
-"""
+"""Classifiers of whole images: made ready for training, and opened from a parameter file."""
 
 from __future__ import annotations
 
@@ -14,12 +11,17 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar
 import mxnet as mx
 
 from formats.weight_file import read_weight_shapes
+from model.execution.fused_training import fuse
+from model.gate_report import watch_gates
+from model.weights.file_match import find_model
+from model.weights.loading import load_parameters
 from model.weights.published import find_result
 from training.batches.in_memory import parts_of_batch
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
-from training.classifier.config import KNOWN, OVERRIDES, VARIANT, ClassifierConfig
+from training.classifier.config import KNOWN, VARIANT, ClassifierConfig
 from training.classifier.graph_choice import choose_graph
 from training.classifier.loaders import preprocessing_of
+from training.classifier.networks import build_classifier
 from training.classifier.whitening import whiten_stem
 from training.compute.devices import (
     choose_contexts,
@@ -40,42 +42,8 @@ C = TypeVar("C", bound=ClassifierConfig)
 WATCHED_IMAGES = 256
 
 
-class Networks(NamedTuple):
-    """What `training` is given of the networks.
-
-    Parameters
-    ----------
-    create, load, find
-        `model.create_model`, `model.weights.loading.load_parameters` and `model.weights.loading.find_model`.
-    fuse
-        `model.execution.fused_training.fuse` for a network and a precision; it raises `unavailable` with the
-        reason where it cannot.
-    watch
-        ``watch(net)`` returns what gives numbers about the network's inside for images
-        (N, C, H, W), to be recorded beside loss and accuracy, or None; see
-        `model.gate_report.watch_gates`.
-    """
-
-    create: Callable[..., Any]
-    load: Callable[..., Any]
-    find: Callable[[Mapping[str, tuple[int, ...]]], tuple[Optional[str], int]]
-    fuse: Callable[..., str]
-    unavailable: type[Exception]
-    watch: Callable[[Any], Optional[Callable[[Any], Mapping[str, float]]]] = lambda net: None
-
-    def build(self, config: ClassifierConfig, classes: int, **norms: Any) -> Any:
-        """Return the network that the settings describe, uninitialized.
-
-        `norms` are those of `training.compute.devices.norm_arguments`.
-        """
-        chosen = {name: getattr(config, name) for name in OVERRIDES}
-        overrides = {name: value for name, value in chosen.items() if value is not None}
-        return self.create(config.model, classes, **overrides, **norms)
-
-
 def prepare_classifier(
     config: Any,
-    networks: Networks,
     open_data: Callable[[Any], Any],
     build_loaders: Callable[[Any, Any, int], Any],
 ) -> Prepared:
@@ -86,8 +54,6 @@ def prepare_classifier(
     config
         The script's settings, a `ClassifierConfig`. ``finetune`` is not looked at when ``resume``
         is set.
-    networks
-        How networks are made and loaded.
     open_data
         Gives the data set, with its ``name``, ``classes`` and ``class_names``.
     build_loaders
@@ -96,12 +62,12 @@ def prepare_classifier(
     Raises
     ------
     UserError
-        For data, classes or devices that cannot be used; and whatever `networks` raises.
+        For data, classes or devices that cannot be used; and whatever the network raises.
     """
     contexts = choose_contexts(config.gpus)
     # Looked at before the data is loaded, so that a wrong name does not first download a data set.
     norms = norm_arguments(config.sync_batch_norm, contexts)
-    unused = networks.build(config, config.classes or 10, **norms)
+    unused = build_classifier(config, config.classes or 10, **norms)
     check_parts(config, len(contexts), getattr(unused, "minimum_batch", 1))
     start = None if config.resume else config.finetune
     check_start(start, config)
@@ -115,20 +81,20 @@ def prepare_classifier(
             f"{data.name} has images of {len(loaders.train.mean)} channel, {config.model} takes "
             f"{unused.image_shape[0]}: choose a data set in colour, or train_mnist_glimpse.py"
         )
-    choice = choose_graph(config, contexts, networks, classes)
+    choice = choose_graph(config, contexts, classes)
     config = replace(config, precision=choice.precision)
     choice.tell()
     use_precision(choice.amp, contexts)
-    net = start_network(config, networks, classes, contexts)
+    net = start_network(config, classes, contexts)
     if not config.resume:
-        _start(net, config, networks, contexts, loaders.train)
+        _start(net, config, contexts, loaders.train)
     if config.freeze == "trunk":
         freeze_except(net, "fc.")
     net.hybridize(**hybridize_options(choice.amp))
     if choice.fused:
-        networks.fuse(net, choice.precision)
+        fuse(net, choice.precision)
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
-    method = Method(statistics=_statistics(networks.watch(net), loaders, contexts[0]))
+    method = Method(statistics=_statistics(watch_gates(net), loaders, contexts[0]))
     trainer = with_loss_scaling(build_trainer(net, config), config.precision)
     return Prepared(Task(net, trainer, contexts, loaders, method), files, config)
 
@@ -166,25 +132,23 @@ def check_start(path: Optional[str], config: ClassifierConfig) -> None:
             )
 
 
-def start_network(
-    config: ClassifierConfig, networks: Networks, classes: int, contexts: Sequence[Any]
-) -> Any:
+def start_network(config: ClassifierConfig, classes: int, contexts: Sequence[Any]) -> Any:
     """Return a network with the first weights that the settings and their seed give."""
     import numpy as np
 
     np.random.seed(config.seed)  # the initializers of MXNet draw from both
     mx.random.seed(config.seed)
     norms = norm_arguments(config.sync_batch_norm, contexts)
-    net = networks.build(config, classes, **norms)
+    net = build_classifier(config, classes, **norms)
     net.initialize(initializer(config.init), ctx=list(contexts))
     return net
 
 
-def _start(net: Any, config: Any, networks: Networks, contexts: Sequence[Any], train: Any) -> None:
+def _start(net: Any, config: Any, contexts: Sequence[Any], train: Any) -> None:
     """Give an initialized network the first weights that are not the initializer's."""
     path = config.finetune
     if path:
-        status = networks.load(net, path, contexts, allow_classes_mismatch=True)
+        status = load_parameters(net, path, contexts, allow_classes_mismatch=True)
         print(f"started from {path} ({status}); fresh: {', '.join(status.fresh) or '-'}")
     else:
         start_stem(net, config, train)
@@ -230,14 +194,14 @@ class Opened(NamedTuple):
     preprocessing: Callable[[], Preprocessing]
 
 
-def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Networks) -> Opened:
+def open_classifier(path: str, config: C, given: Mapping[str, Any]) -> Opened:
     """Load a parameter file into the network that it belongs to.
 
     Model, data set and normalization are, in this order: what the user has named (`given`), what
     the index or the folder of the file says, what its shapes tell, `config`.
     """
     contexts = choose_contexts(config.gpus)
-    found, classes = networks.find(read_weight_shapes(path))
+    found, classes = find_model(read_weight_shapes(path))
     # PyTorch's CIFAR ResNets are those of RAM's authors, with that repository's numbers.
     authors = path.endswith(TORCH_ENDINGS) and "resnet" in (found or "")
     default = {"normalization": "ram"} if authors else {}
@@ -250,8 +214,8 @@ def open_classifier(path: str, config: C, given: Mapping[str, Any], networks: Ne
         **{key: known[key] for key in KNOWN[1:] if key in known},
     )
     use_precision(config.precision, contexts)
-    net = networks.build(config, config.classes)
-    status = networks.load(net, path, contexts)
+    net = build_classifier(config, config.classes)
+    status = load_parameters(net, path, contexts)
     net.hybridize(**hybridize_options(config.precision))
     # The pictures may be of another data set than the one that the network was trained on.
     trained = replace(config, dataset=recorded.get("dataset", config.dataset))

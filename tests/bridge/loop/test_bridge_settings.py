@@ -13,6 +13,7 @@ import train_cifar
 from bridge.loop.settings import LEFT_OUT, BridgeConfig, check_resume
 from bridge.loop.status_line import StatusLine, clock
 from formats.param_file import read_params
+from training.classifier.networks import create_classifier
 from training.classifier.recipes import RECIPES, with_recipe
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
@@ -99,7 +100,7 @@ def test_a_network_is_exported_as_its_training_starts(
     nodes = json.loads((tmp_path / "c-symbol.json").read_text())["nodes"]
     attributes = nodes[0]["attrs"]
     assert (attributes["__network__"], attributes["__w_init__"]) == ("resnet20_ram", "0.1")
-    net = train_cifar.networks().create("resnet20_ram", 100)
+    net = create_classifier("resnet20_ram", 100)
     net.load_parameters(str(tmp_path / "a.param"))
     exported = mx.gluon.SymbolBlock.imports(
         str(tmp_path / "a-symbol.json"), ["image"], str(tmp_path / "a.param")

@@ -194,7 +194,7 @@ def _opened(row: dict[str, str], data_dir: Path, count: int = 0) -> tuple[int, E
     given = {"data_dir": str(data_dir)}
     config = train_cifar.CifarConfig(data_dir=str(data_dir))
     path = str(INDEX.parent / row["file"])
-    opened = open_classifier(path, config, given, train_cifar.networks())
+    opened = open_classifier(path, config, given)
     dataset = normalized(open_dataset(opened.config), opened.config.normalization)
     images = dataset.test.images[: count or None]
     data = ImageData(images, dataset.test.labels[: count or None])

@@ -8,6 +8,7 @@ from typing import Any
 import mxnet as mx
 import pytest
 
+from model.native.processor import Unavailable
 from tests.model.native.processor import BFLOAT16
 from training.classifier import graph_choice
 from training.classifier.graph_choice import choose_graph
@@ -15,24 +16,23 @@ from training.records.environment import describe
 from training.settings.errors import UserError
 
 
-class NoOperators(Exception):
-    """What these networks raise when they cannot be fused."""
-
-
-def networks(reason: str = "") -> Any:
+def fuse_or(reason: str) -> Any:
     def fuse(net: Any, precision: str = "float32") -> str:
         if reason:
-            raise NoOperators(reason)
+            raise Unavailable(reason)
         return "operators"
 
-    return SimpleNamespace(build=lambda config, classes: "net", fuse=fuse, unavailable=NoOperators)
+    return fuse
 
 
 def choose(
     reason: str = "", fused: str = "auto", precision: str = "auto", freeze: str = "none"
 ) -> Any:
     config = SimpleNamespace(fused=fused, precision=precision, freeze=freeze, distributed="none")
-    return choose_graph(config, [mx.cpu()], networks(reason), 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_choice, "build_classifier", lambda config, classes: "net")
+        patch.setattr(graph_choice, "fuse", fuse_or(reason))
+        return choose_graph(config, [mx.cpu()], 10)
 
 
 def seconds(monkeypatch: pytest.MonkeyPatch, **of: float) -> None:

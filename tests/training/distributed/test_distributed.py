@@ -19,6 +19,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from training.classifier import graph_choice
 from training.classifier.config import TrainConfig
 from training.classifier.graph_choice import choose_graph
 from training.compute.devices import check_kvstore, choose_contexts, norm_arguments
@@ -288,20 +289,18 @@ def test_a_worker_that_was_not_told(no_launcher: Any) -> None:
         open_group("none")
 
 
-def test_fused_operators_are_left_out_beside_horovod() -> None:
-    def fuse(net: Any) -> str:
-        return "fused operators"
-
-    networks = SimpleNamespace(build=lambda *_: None, fuse=fuse, unavailable=ValueError)
+def test_fused_operators_are_left_out_beside_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_choice, "build_classifier", lambda *_: None)
+    monkeypatch.setattr(graph_choice, "fuse", lambda net: "fused operators")
     settings = TrainConfig(precision="float32")
     for engine in ("none", "dist_sync"):
-        choice = choose_graph(replace(settings, distributed=engine), ONE, networks, 10)
+        choice = choose_graph(replace(settings, distributed=engine), ONE, 10)
         assert choice.fused == "fused operators"
-    choice = choose_graph(replace(settings, distributed="horovod"), ONE, networks, 10)
+    choice = choose_graph(replace(settings, distributed="horovod"), ONE, 10)
     assert choice.fused is None
     assert choice.reason.startswith("they crash beside Horovod")
     with pytest.raises(UserError, match="--fused on: they crash beside Horovod"):
-        choose_graph(replace(settings, distributed="horovod", fused="on"), ONE, networks, 10)
+        choose_graph(replace(settings, distributed="horovod", fused="on"), ONE, 10)
 
 
 def test_contexts_on_the_cpu() -> None:
