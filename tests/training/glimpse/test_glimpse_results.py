@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import train_mnist_glimpse
 from formats.digest import verify_digest
 from formats.param_file import read_shapes
 from model.registry import create_model
@@ -20,8 +19,10 @@ from model.weights.published import GLIMPSE_INDEX, find_result, read_index
 from training.glimpse import (
     loaders as glimpse_loaders,  # its `test_batches` by name would be taken for a test
 )
+from training.glimpse import task
 from training.glimpse.config import TASK_SETTINGS, GlimpseConfig
 from training.glimpse.rollouts import score_rollouts
+from training.glimpse.task import open_glimpse
 from training.reports.results_table import glimpse_table
 from training.settings.config import parse_overrides
 
@@ -57,9 +58,7 @@ def test_commands_are_understood_today(row: dict[str, str]) -> None:
     given = parse_overrides(GlimpseConfig, words[2:])
     config = GlimpseConfig(**{**TASK_SETTINGS[row["dataset"]], **given})
     config.check()
-    assert (config.model or train_mnist_glimpse.MODELS.get(config.dataset, "glimpse_mnist")) == row[
-        "model"
-    ]
+    assert (config.model or task.MODELS.get(config.dataset, "glimpse_mnist")) == row["model"]
     assert config.dataset == row["dataset"]
     assert config.epochs == int(row["epochs"])
     assert config.seed == int(row["seed"])
@@ -93,7 +92,7 @@ def test_files_score_what_the_index_says(row: dict[str, str], data_dir: Path) ->
 def _errors(row: dict[str, str], data_dir: Path, seeds: int, images: int) -> list[float]:
     """Return the error in percent on the first test images with each of the evaluation seeds."""
     path = str(GLIMPSE_INDEX.parent / row["file"])
-    opened = train_mnist_glimpse._open(path, GlimpseConfig(), {"data_dir": str(data_dir)})
+    opened = open_glimpse(path, GlimpseConfig(), {"data_dir": str(data_dir)})
     batches = list(glimpse_loaders.test_batches(opened.task))
     assert sum(len(batch.label) for batch in batches) == 10000
     kept = list(itertools.islice(batches, math.ceil(images / len(batches[0].label))))
