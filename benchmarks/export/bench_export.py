@@ -194,10 +194,10 @@ def measure(name: str, config: Config) -> dict[str, Any]:
 
 def measure_file(row: dict[str, str], config: Config) -> dict[str, Any]:
     """Return accuracy and speed of a published classifier in float32 and in 8 bits."""
-    from export_model import measure_int8
     from model.export.export_files import open_network
     from model.export.onnx_graph import to_onnx
     from model.export.tracing import trace
+    from training.apply.int8 import measure_int8
 
     path = INDEX.parent / row["file"]
     traced = trace(open_network(path).net)

@@ -38,6 +38,8 @@ from model.native.processor import Unavailable, limit_onednn
 from model.ram_resnet import ResNet
 from model.registry import ModelError
 from model.weights.file_match import LoadError
+from training.apply.int8 import INT8_IMAGES, INT8_LIMIT, recorded_settings
+from training.classifier.loaders import preprocessing_of
 
 PREPROCESSING_FILE = "preprocessing.json"  # in a run folder
 
@@ -169,3 +171,37 @@ def main(argv: Optional[Sequence[str]] = None, knowledge: Optional[Knowledge] = 
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `quantize_file` wants to be told, and what `take_threads` reads before MXNet is there."""
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        help="threads of the CPU (default: $OMP_NUM_THREADS, else all physical cores)",
+    )
+    group = parser.add_argument_group("8 bits")
+    group.add_argument("--data-dir", help="folder with the data set's files")
+    group.add_argument(
+        "--int8-limit",
+        type=float,
+        default=INT8_LIMIT,
+        help="accuracy that may be lost, as a share (default: %(default)s)",
+    )
+    group.add_argument(
+        "--int8-images",
+        type=int,
+        default=INT8_IMAGES,
+        help="training images to calibrate on (default: %(default)s)",
+    )
+    group.add_argument(
+        "--int8-test", type=int, default=0, help="test images to compare on; 0: all (default)"
+    )
+
+
+def preprocessing(path: Path) -> Optional[str]:
+    """Return how a published classifier wants its images, as JSON; None for other files."""
+    config = recorded_settings(path)
+    if config is None:
+        return None
+    return preprocessing_of(path, config).to_json().decode()

@@ -16,7 +16,6 @@ from model.export.tracing import trace
 from tests.model.export.exported import tiny_attention, tiny_resnet
 from tests.model.export.test_export import TINY_FLAGS
 from training.apply import int8
-from training.classifier import loaders
 from training.data.dataset import Dataset, ImageData
 from training.settings.errors import UserError
 
@@ -77,7 +76,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     split = ImageData(pixels, labels)
     names = tuple("abcdefghij")
     data = Dataset("cifar10", split, split, names, (0.5,) * 3, (0.25,) * 3)
-    monkeypatch.setattr(loaders, "open_dataset", lambda config: data)
+    monkeypatch.setattr(int8, "open_dataset", lambda config: data)
     return tmp_path
 
 
