@@ -5,9 +5,10 @@
     python -m bridge.train --symbol ... --stop-after 540            ends itself, exit code 75
     python -m bridge.train --resume runs/NAME                       goes on, on any machine
 
-The symbol and its weights come from ``python -m model.export.export_symbol``, where MXNet is. Here PyTorch
-and NumPy suffice. The run folder is that of ``train_cifar.py``: ``last.param`` and ``best.param``
-are MXNet's files, and ``training.reports.plot`` and ``training.reports.compare`` read its records.
+The symbol and its weights come from ``python -m model.export.export_symbol``, where MXNet is. Here
+PyTorch and NumPy suffice. The run folder is that of ``train_cifar.py``: ``last.param`` and
+``best.param`` are MXNet's files, and ``training.reports.plot`` and ``training.reports.compare``
+read its records.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A pickle is a program: it names Python functions and says on what to call them. Here a name is only
 ever looked up in the table `STAND_INS`, and only the functions of this file are called. They keep a
-note of each tensor; its elements are read later (`formats.torch_arrays`), when every number has been
-checked.
+note of each tensor; its elements are read later (`formats.torch_arrays`), when every number has
+been checked.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Source: He et al. 2015, arXiv 1512.03385 (version 1), and 2016, arXiv 1603.05027
 gate and its place, at the end of the residual branch and before the addition, of zhongshsh/RAM
 (MIT), whose attribute names these are up to PyTorch's words and the child ``gate``.
 
-Measured (pinned in ``tests/model/test_ram_resnet.py``), trainable parameters for 10 and 100 classes:
+Measured (pinned in ``tests/model/test_ram_resnet.py``), trainable parameters for 10 and 100
+classes:
 
     resnet164       1,704,154    1,727,284
     resnet164_ie    1,720,282    1,743,412

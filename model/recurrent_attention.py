@@ -83,8 +83,8 @@ class RecurrentAttention(nn.HybridBlock):
         """Compute with the operator in C++, or with the graph; return whether it is the operator.
 
         The results are equal up to rounding, and so are the gradients. The graph stays in use where
-        the operator cannot be built (`model.native.build`) or does not know the spec, and it is what
-        has to be in use for an export. The parameters must be on CPUs.
+        the operator cannot be built (`model.native.build`) or does not know the spec, and it is
+        what has to be in use for an export. The parameters must be on CPUs.
         """
         spec = self.spec
         known = spec.core == "rnn" and spec.first_location == "given" and spec.gaze == "policy"

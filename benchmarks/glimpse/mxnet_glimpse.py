@@ -1,9 +1,10 @@
 """Our recurrent attention model as it is trained and scored: a worker of bench_glimpse.py.
 
 It takes the operator in C++ where that was compiled (`model.native.build`), as the training does.
-A training step is `training.loop.engine.Updater.step` with the objective that ``train_mnist_glimpse.py``
-minimizes, and the reading of its sums; an evaluation is `training.glimpse.rollouts.score_rollouts` of one
-batch, one rollout of each image with mean locations.
+A training step is `training.loop.engine.Updater.step` with the objective that
+``train_mnist_glimpse.py`` minimizes, and the reading of its sums; an evaluation is
+`training.glimpse.rollouts.score_rollouts` of one batch, one rollout of each image with mean
+locations.
 """
 
 from __future__ import annotations

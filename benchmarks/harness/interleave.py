@@ -91,8 +91,8 @@ class Worker:
     command
         Program and arguments.
     environment
-        Variables besides those of this process, and besides `training.compute.processor.library_caps`: what
-        ``ATTENTION_ISA`` leaves out no system has.
+        Variables besides those of this process, and besides
+        `training.compute.processor.library_caps`: what ``ATTENTION_ISA`` leaves out no system has.
     timeout_sec
         Longest wait for an answer, the first one included.
 

@@ -1,10 +1,11 @@
-"""One thread against all, alone and beside a busy process: ``python benchmarks/networks/bench_threads.py``.
+"""One thread against all, alone and beside a busy process: ``python
+benchmarks/networks/bench_threads.py``.
 
 Training steps of attention56_small and of the glimpse model in images/s, with each way in which
 OpenMP's threads can wait for each other. Every combination is a process of its own; all take turns,
 first on the machine as it is, then beside an endless loop that may run on any core. The table says
-which way is never much slower than one thread, which `training.compute.thread_choice.WAIT_POLICY` is to be.
-Takes at most about eight minutes with two cores; use no other machine than a quiet one.
+which way is never much slower than one thread, which `training.compute.thread_choice.WAIT_POLICY`
+is to be. Takes at most about eight minutes with two cores; use no other machine than a quiet one.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-# Also as `python benchmarks/networks/bench_train_variants.py`, which has only this folder on its path.
+# Also as `python benchmarks/networks/bench_train_variants.py`, which has only this folder on its
+# path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once

@@ -1,9 +1,9 @@
 """A network of this project as it is trained and used: a worker of bench_networks.py.
 
-A training step is `training.loop.engine.Updater.step` with the trainer, the precision and the settings
-of hybridize that the scripts use, and the reading of its sums. Inference is what
-`model.execution.inference.prepare_inference` returns. MXNet's own bfloat16 cannot be switched off again in a
-process, so a worker that trains in it does nothing else.
+A training step is `training.loop.engine.Updater.step` with the trainer, the precision and the
+settings of hybridize that the scripts use, and the reading of its sums. Inference is what
+`model.execution.inference.prepare_inference` returns. MXNet's own bfloat16 cannot be switched off
+again in a process, so a worker that trains in it does nothing else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Where the time of a step goes: ``python benchmarks/networks/profile_operators.py --model attention92``.
+"""Where the time of a step goes: ``python benchmarks/networks/profile_operators.py --model
+attention92``.
 
 A training step or a forward pass as bench_networks.py measures it runs under MXNet's profiler, each
 operator by itself (bulk execution off), and the time is added up by kind of operator. Own operators

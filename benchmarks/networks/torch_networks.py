@@ -153,7 +153,9 @@ class AttentionNetwork(nn.Module):
 
 
 class RecurrentGate(nn.Module):
-    """``sigmoid(w bn(w g + b) + b)``, as `model.layers.channel_attention.RecurrentGate` of two steps."""
+    """``sigmoid(w bn(w g + b) + b)``, as `model.layers.channel_attention.RecurrentGate` of two
+    steps.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()

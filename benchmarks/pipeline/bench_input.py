@@ -1,4 +1,5 @@
-"""Speed of the input pipeline alone: ``OMP_NUM_THREADS=1 python benchmarks/pipeline/bench_input.py``.
+"""Speed of the input pipeline alone: ``OMP_NUM_THREADS=1 python
+benchmarks/pipeline/bench_input.py``.
 
 Each row adds one step to the row above it and gives the median time of one epoch. The batches are
 made in the process itself, as in training without prefetch; ``--data-dir`` measures the real

@@ -4,8 +4,8 @@
     python -m bridge.carry.pack code --output carry                             code.zip
     python -m bridge.carry.pack run runs/NAME --output back --max-file-mb 15    weights and records
     python -m bridge.carry.pack run runs/NAME --output back --what state        what a resume needs
-    python -m bridge.carry.pack half net.param                                  first weights as float16
-    python -m bridge.carry.pack unpack carry --output DIR                       whatever is in the pieces
+    python -m bridge.carry.pack half net.param                              first weights as float16
+    python -m bridge.carry.pack unpack carry --output DIR                  whatever is in the pieces
 
 Data becomes ``DIR/cifar10/*.bin``, for ``--data-dir DIR``; a run becomes ``DIR/NAME``. The code is
 unpacked by ``python -m zipfile -e code.zip DIR`` and runs in that folder. Digests are checked
@@ -177,7 +177,9 @@ def _records(form: Format, name: str, about: Mapping, files: Mapping[str, bytes]
 
 
 def pack_code() -> bytes:
-    """Return a zip of `bridge`, `formats` and `training`, which run without the rest, and their commit."""
+    """Return a zip of `bridge`, `formats` and `training`, which run without the rest, and their
+    commit.
+    """
     files = {
         str(path.relative_to(PROJECT)): path.read_bytes()
         for package in ("bridge", "formats", "training")

@@ -1,8 +1,8 @@
 """A network of MXNet in PyTorch: the same graph, the same weights by name; needs PyTorch.
 
 `SymbolModule` runs the graph that MXNet exported. Its parameters have the names of the symbol's
-arguments; ``python -m model.export.export_symbol`` writes symbols whose arguments have the names of this
-project's ``.param`` files, so that a file goes in and comes out again without any translation.
+arguments; ``python -m model.export.export_symbol`` writes symbols whose arguments have the names of
+this project's ``.param`` files, so that a file goes in and comes out again without any translation.
 MXNet is not needed.
 """
 

@@ -1,9 +1,9 @@
 """Images in device memory, and training batches made of them there.
 
-The random numbers are those of `training.batches.in_memory.TrainBatches`, drawn by the same generator in the
-same order, so a batch here has the pixels that ``train_cifar.py`` trains on with the same seed:
-exactly, but for the rounding of colour jitter on another processor. Crop, shift and flip move
-pixels along one axis each; they become one index per row and per column, and one gather.
+The random numbers are those of `training.batches.in_memory.TrainBatches`, drawn by the same
+generator in the same order, so a batch here has the pixels that ``train_cifar.py`` trains on with
+the same seed: exactly, but for the rounding of colour jitter on another processor. Crop, shift and
+flip move pixels along one axis each; they become one index per row and per column, and one gather.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ class DeviceBatches:
 
 
 class Normalizer:
-    """``(image / 255 - mean) / std`` as `training.augmentation.augment.normalize` computes it, in N, H, W, C."""
+    """``(image / 255 - mean) / std`` as `training.augmentation.augment.normalize` computes it, in
+    N, H, W, C.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         deviation = np.asarray(std, np.float64)
@@ -149,7 +151,9 @@ class Normalizer:
 
 
 def blend(values: Tensor, partner: Tensor, rest: float) -> Tensor:
-    """Return ``values + rest * (values[partner] - values)``, as `training.augmentation.augment.mixup` does."""
+    """Return ``values + rest * (values[partner] - values)``, as
+    `training.augmentation.augment.mixup` does.
+    """
     return (values[partner] - values) * rest + values
 
 

@@ -1,7 +1,7 @@
 """A whole training run in PyTorch: epochs, evaluation, records, checkpoints, interruption.
 
-The counterpart of `training.loop.fit` for MXNet: the same rules for the best epoch, for early stopping
-and for a plateau, the same records.
+The counterpart of `training.loop.fit` for MXNet: the same rules for the best epoch, for early
+stopping and for a plateau, the same records.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Folding trained gates for inference: one affine map per channel, or none at all.
 
-With running statistics the chain of a recurrent gate (`model.layers.channel_attention.RecurrentGate`) is
-one affine map of the channel's mean, ``y_T = A g + B``; for two steps
+With running statistics the chain of a recurrent gate
+(`model.layers.channel_attention.RecurrentGate`) is one affine map of the channel's mean, ``y_T = A
+g + B``; for two steps
 
     A = w^2 gamma / s,   B = w (gamma (b - m) / s + beta) + b,   s = sqrt(v + eps)
 

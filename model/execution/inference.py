@@ -1,11 +1,11 @@
 """``prepare_inference(net, image)``: the same outputs for less work.
 
-Residual units are computed by the project's own operators (`model.execution.fused_inference`) where these can
-be built. Elsewhere, and in what is exported, the network is traced, its graph rewritten
-(`model.execution.graph_rewrite`; gates by `model.execution.gate_folding`), and oneDNN fuses what follows a convolution
-into it. Every step is checked: a batch must give what the network itself gives, else the step is
-undone with a warning. That is needed, for oneDNN's fusion in MXNet 1.9.1 is known to compute
-something else on some networks without a word.
+Residual units are computed by the project's own operators (`model.execution.fused_inference`) where
+these can be built. Elsewhere, and in what is exported, the network is traced, its graph rewritten
+(`model.execution.graph_rewrite`; gates by `model.execution.gate_folding`), and oneDNN fuses what
+follows a convolution into it. Every step is checked: a batch must give what the network itself
+gives, else the step is undone with a warning. That is needed, for oneDNN's fusion in MXNet 1.9.1 is
+known to compute something else on some networks without a word.
 """
 
 from __future__ import annotations

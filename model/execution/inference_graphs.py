@@ -1,7 +1,7 @@
 """Forms of a network for inference, and how near each is to the network itself.
 
-`model.execution.inference.prepare_inference` chooses among them: graphs of the project's own operators, and
-graphs of MXNet's operators, rewritten and fused.
+`model.execution.inference.prepare_inference` chooses among them: graphs of the project's own
+operators, and graphs of MXNet's operators, rewritten and fused.
 """
 
 from __future__ import annotations

@@ -96,9 +96,9 @@ def quantize(
     What a convolution reads is quantized by the largest value that the calibration images give,
     its weights channel by channel. There are two forms. In one, residual units are computed by the
     project's own operators, which leave the stem and the classifier in float32. In the other, which
-    is the one that is exported, the graph is rewritten as by `model.execution.inference.prepare_inference`
-    and quantized by MXNet, dense layers too. Both are timed, and the faster that is accurate enough
-    is returned.
+    is the one that is exported, the graph is rewritten as by
+    `model.execution.inference.prepare_inference` and quantized by MXNet, dense layers too. Both are
+    timed, and the faster that is accurate enough is returned.
 
     Parameters
     ----------

@@ -1,9 +1,10 @@
-"""Write a network's graph for the PyTorch bridge: ``python -m model.export.export_symbol NAME OUT.json``.
+"""Write a network's graph for the PyTorch bridge: ``python -m model.export.export_symbol NAME
+OUT.json``.
 
 The file is a symbol as ``net.export`` writes it, with one difference: the arguments have the names
 that ``save_parameters`` gives them (``conv1.0.weight``), not those with the prefixes of blocks. So
-a ``.param`` file fits by name, and `bridge.graph.symbol_module.SymbolModule` can read one and write one.
-``mx.gluon.SymbolBlock.imports`` reads both files as well.
+a ``.param`` file fits by name, and `bridge.graph.symbol_module.SymbolModule` can read one and write
+one. ``mx.gluon.SymbolBlock.imports`` reads both files as well.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class ResNetSpec:
         1: activation after the addition (He et al. 2015, arXiv 1512.03385); 2: before each
         convolution (He et al. 2016, arXiv 1603.05027).
     attention
-        What scales the channels of the residual branch, see `model.layers.channel_attention`: one of
-        `ATTENTIONS`.
+        What scales the channels of the residual branch, see `model.layers.channel_attention`: one
+        of `ATTENTIONS`.
     steps, w_init, b_init
         Linear steps T and first values of w and b; only for ``ram`` (b_init for ``static`` too).
         One step is the gate called IE.
@@ -54,7 +54,8 @@ class ResNetSpec:
     channels
         Width of the 3x3 convolutions in each stage; the stem has the first.
     ungated
-        (stage from 1, unit from 0) of units without a gate, as `model.execution.gate_folding` leaves them.
+        (stage from 1, unit from 0) of units without a gate, as `model.execution.gate_folding`
+        leaves them.
     image_size
         Edge of the images that the variant is meant for; any size will do.
     """

@@ -1,10 +1,10 @@
 """Own operators in C++, ``model/native``: built when they are first needed, and loaded.
 
 They are optional, for CPUs alone, and do faster what a graph does too. ``python -m
-model.native.build`` builds all of them ahead; ``ATTENTION_NATIVE=0`` leaves them out. They need a C++
-compiler, and those of residual units oneDNN 3, which the locked environment for the CPU has as a
-package; ``ATTENTION_ONEDNN=FOLDER`` names another one, with ``lib`` and ``include`` in it. What was
-built is kept in ``model/native/build`` or, where that cannot be written, in the user's cache
+model.native.build`` builds all of them ahead; ``ATTENTION_NATIVE=0`` leaves them out. They need a
+C++ compiler, and those of residual units oneDNN 3, which the locked environment for the CPU has as
+a package; ``ATTENTION_ONEDNN=FOLDER`` names another one, with ``lib`` and ``include`` in it. What
+was built is kept in ``model/native/build`` or, where that cannot be written, in the user's cache
 folder, under a name that tells sources, options, compiler, processor, MXNet and oneDNN: a library
 for another one of them is not found and so never loaded. ``ATTENTION_ISA=avx2`` builds and loads
 what a processor without AVX-512 gets; see `model.native.processor`.

@@ -1,9 +1,9 @@
 """The processor's instruction sets, and ``ATTENTION_ISA``, which leaves some of them unused.
 
 ``ATTENTION_ISA=avx2`` makes a processor with AVX-512 compute as one without: the project's own
-operators are compiled for AVX2, and the oneDNN that they call, which `model.native.build` loads, stops
-there. So does MXNet's own oneDNN where a program calls `limit_onednn` at its start, as the scripts
-and the tests do; nothing here changes a setting by being imported.
+operators are compiled for AVX2, and the oneDNN that they call, which `model.native.build` loads,
+stops there. So does MXNet's own oneDNN where a program calls `limit_onednn` at its start, as the
+scripts and the tests do; nothing here changes a setting by being imported.
 """
 
 from __future__ import annotations

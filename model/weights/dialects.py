@@ -52,7 +52,8 @@ TITLES = {
     TORCH_RESNET: "zhongshsh/RAM's PyTorch",
 }
 TARGETS = (HEAD, PRE, GLUONCV, TORCH, RESNET, TORCH_RESNET)
-# Wiring of the soft mask (see `model.layers.attention_module`) in the code that a dialect belongs to.
+# Wiring of the soft mask (see `model.layers.attention_module`) in the code that a dialect belongs
+# to.
 WIRINGS = {PRE: "legacy", GLUONCV: "legacy", TORCH: "legacy", HAO: "paper"}
 
 # Channels before the classifier of PistonY's networks; other widths came later, with his names.
@@ -107,9 +108,9 @@ def rename(tensors: Mapping[str, T], target: str) -> dict[str, T]:
     Returns
     -------
     dict
-        The same values, without those that `model.weights.foreign_names` says are never used; unchanged
-        names when `tensors` are in no known dialect, or `target` is ``pre`` and the network has no
-        older names.
+        The same values, without those that `model.weights.foreign_names` says are never used;
+        unchanged names when `tensors` are in no known dialect, or `target` is ``pre`` and the
+        network has no older names.
 
     Raises
     ------

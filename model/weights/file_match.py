@@ -125,8 +125,8 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
     Parameters
     ----------
     source
-        The file, of any format that `formats.weight_file` reads, or name to shape as in the file; in
-        any dialect.
+        The file, of any format that `formats.weight_file` reads, or name to shape as in the file;
+        in any dialect.
 
     Returns
     -------

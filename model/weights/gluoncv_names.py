@@ -1,8 +1,9 @@
 """The constructors of ``gluoncv.model_zoo.residual_attentionnet`` for this project's networks.
 
-``from model.weights.gluoncv_names import cifar_residualattentionnet92`` takes the place of gluoncv's. The
-networks compute the same, accept any image size, and load gluoncv's files through
-`model.weights.loading.load_parameters`; their tensors have the names of `model.residual_attention_network`.
+``from model.weights.gluoncv_names import cifar_residualattentionnet92`` takes the place of
+gluoncv's. The networks compute the same, accept any image size, and load gluoncv's files through
+`model.weights.loading.load_parameters`; their tensors have the names of
+`model.residual_attention_network`.
 """
 
 from __future__ import annotations

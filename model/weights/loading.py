@@ -42,7 +42,8 @@ class LoadResult(str):
     Attributes
     ----------
     renamed_from
-        Dialect of the file when the names were translated (see `model.weights.dialects`), else None.
+        Dialect of the file when the names were translated (see `model.weights.dialects`), else
+        None.
     cast
         Names of the parameters that had another floating-point type in the file.
     fresh

@@ -1,6 +1,7 @@
 """Networks in PyTorch against MXNet: outputs, gradients, training steps, decisions, files.
 
-`python benchmarks/bridge/bridge_parity.py` does this for every network; here are small ones of each kind.
+`python benchmarks/bridge/bridge_parity.py` does this for every network; here are small ones of each
+kind.
 """
 
 from __future__ import annotations

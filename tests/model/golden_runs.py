@@ -2,8 +2,8 @@
 
 A case is a small network with parameters and images from a fixed seed. Its run gives the logits, a
 digest of every parameter's gradient, and the losses and batch statistics of a few NAG steps. The
-files ``golden/run_*.npz`` were written once, by ``python tests/model/golden_runs.py``, at the commit that
-added them, and are never written again: whoever changes results changes the network.
+files ``golden/run_*.npz`` were written once, by ``python tests/model/golden_runs.py``, at the
+commit that added them, and are never written again: whoever changes results changes the network.
 """
 
 from __future__ import annotations

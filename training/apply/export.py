@@ -174,7 +174,9 @@ if __name__ == "__main__":
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `quantize_file` wants to be told, and what `take_threads` reads before MXNet is there."""
+    """Add what `quantize_file` wants to be told, and what `take_threads` reads before MXNet is
+    there.
+    """
     parser.add_argument(
         "--threads",
         metavar="N",

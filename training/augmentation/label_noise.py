@@ -12,7 +12,8 @@ import numpy as np
 from training.data.dataset import ImageData
 
 NOISE_FILE = "label_noise.json"
-# Beside the numbers of epochs in the seeds of training.batches.in_memory, which no training reaches.
+# Beside the numbers of epochs in the seeds of training.batches.in_memory, which no training
+# reaches.
 NOISE_STREAM = 2**32 - 1
 
 

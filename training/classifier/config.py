@@ -1,4 +1,5 @@
-"""What the training of a classifier of whole images can be told, beside `training.settings.run_config`.
+"""What the training of a classifier of whole images can be told, beside
+`training.settings.run_config`.
 
 `ClassifierConfig` is for images of any size and source, `TrainConfig` for small images in memory.
 """

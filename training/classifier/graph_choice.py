@@ -28,7 +28,8 @@ class Choice(NamedTuple):
     Parameters
     ----------
     fused
-        What the fused operators are, as `model.execution.fused_training.fuse` says; None: MXNet's own.
+        What the fused operators are, as `model.execution.fused_training.fuse` says; None: MXNet's
+        own.
     reason
         Why they are MXNet's own.
     precision

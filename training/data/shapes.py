@@ -4,8 +4,8 @@ Each picture shows one object on a textured background among distractors. Colour
 rotation, background and distractors are drawn before the class is looked at, and all outlines
 have the same area, so pixels, colours and nearest neighbours say little: with the default 10,000
 training and 2,000 test pictures a linear classifier, a colour histogram and the nearest neighbour
-stay below 60 % accuracy (tests/training/data/test_shapes.py measures them: 53 % is the highest), whereas small
-residual networks pass 95 % within a few epochs. The masks tell whether soft attention
+stay below 60 % accuracy (tests/training/data/test_shapes.py measures them: 53 % is the highest),
+whereas small residual networks pass 95 % within a few epochs. The masks tell whether soft attention
 finds the object.
 """
 

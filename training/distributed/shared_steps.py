@@ -81,8 +81,8 @@ def evaluate_together(
 ) -> Scores:
     """Return the scores over exactly all images of `batches`, of which each worker scores a share.
 
-    Parameters are those of `training.loop.evaluation.evaluate`, which `score` is like; `batches` have
-    the method `training.batches.in_memory.EvalBatches.share`.
+    Parameters are those of `training.loop.evaluation.evaluate`, which `score` is like; `batches`
+    have the method `training.batches.in_memory.EvalBatches.share`.
     """
     own = batches.share(group.rank, group.size)
     mine = score(net, own, contexts, advance) if own else Scores(0.0, 0.0, 0)

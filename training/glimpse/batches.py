@@ -24,8 +24,8 @@ _DRAWN_TOGETHER = 1000
 class GlimpseTrainBatches(TrainBatches):
     """Shuffled batches, each image deformed and put on a canvas of its own anew in every epoch.
 
-    ``epoch`` yields :class:`training.batches.in_memory.Batch` with image float32 (N, C, S, S) in [0, 1] and
-    label int32 (N,). Batch ``k`` of epoch ``e`` is a function of ``(seed, e, k)`` alone.
+    ``epoch`` yields :class:`training.batches.in_memory.Batch` with image float32 (N, C, S, S) in
+    [0, 1] and label int32 (N,). Batch ``k`` of epoch ``e`` is a function of ``(seed, e, k)`` alone.
 
     Parameters
     ----------
@@ -43,7 +43,8 @@ class GlimpseTrainBatches(TrainBatches):
     Raises
     ------
     UserError
-        As :class:`training.batches.in_memory.TrainBatches`; also when the images do not fit the canvas.
+        As :class:`training.batches.in_memory.TrainBatches`; also when the images do not fit the
+        canvas.
     """
 
     def __init__(

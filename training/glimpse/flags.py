@@ -77,7 +77,8 @@ def translate_seed_flags(argv: Sequence[str]) -> list[str]:
     Returns
     -------
     list of str
-        Words for `training.settings.config.parse`. Our own flags and unknown ones are in it as they were.
+        Words for `training.settings.config.parse`. Our own flags and unknown ones are in it as they
+        were.
 
     Raises
     ------

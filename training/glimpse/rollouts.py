@@ -125,8 +125,8 @@ def score_rollouts(
     net
         Network that gives logits (B, R, T, classes) first.
     batches
-        `training.batches.in_memory.Batch` objects, or (image, label) pairs as a gluon ``DataLoader`` yields
-        them. The last may be short.
+        `training.batches.in_memory.Batch` objects, or (image, label) pairs as a gluon
+        ``DataLoader`` yields them. The last may be short.
     contexts
         The first one computes.
     draw

@@ -39,8 +39,8 @@ def measure_statistics(
     Parameters
     ----------
     updater
-        The `training.loop.engine.Updater` of the network: statistics are computed as in training, of
-        its parts of batches, in its precision and by its operators, backwards too, because MXNet
+        The `training.loop.engine.Updater` of the network: statistics are computed as in training,
+        of its parts of batches, in its precision and by its operators, backwards too, because MXNet
         keeps them then.
     batches
         `training.batches.in_memory.Batch` objects.

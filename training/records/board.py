@@ -16,7 +16,8 @@ import numpy as np
 from formats.atomic import sync_folder
 
 HISTOGRAM_BINS = 64
-# Keys of `training.records.metrics` are <split>_<quantity>; the splits of a quantity share one chart.
+# Keys of `training.records.metrics` are <split>_<quantity>; the splits of a quantity share one
+# chart.
 _SPLITS = ("train", "valid", "test")
 _CHARTS = {"loss": "loss", "acc": "accuracy"}
 _RENAMED = {"images_per_sec": "throughput"}
@@ -43,7 +44,8 @@ class Board:
         self._files: list[_EventFile] = []
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Add the numbers of one epoch, a row of `training.records.metrics`, with the epoch as step.
+        """Add the numbers of one epoch, a row of `training.records.metrics`, with the epoch as
+        step.
 
         ``loss`` and ``accuracy`` become charts of up to three curves, ``lr``, ``throughput`` and
         every other key a chart of its own. A value None is left out.

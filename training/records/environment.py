@@ -45,8 +45,9 @@ def describe() -> dict[str, Any]:
     dict
         JSON-serializable: ``time`` (UTC, ISO 8601), ``command``, ``python``, ``packages``
         (name to version), ``platform``, ``cpu`` and ``isa`` (its name and instruction sets, see
-        `training.compute.processor`), ``cores`` (of the machine), ``usable_cores`` (of this process),
-        ``threads`` (see `describe_threads`), ``variables``, ``git``, and what `remember` was told.
+        `training.compute.processor`), ``cores`` (of the machine), ``usable_cores`` (of this
+        process), ``threads`` (see `describe_threads`), ``variables``, ``git``, and what `remember`
+        was told.
 
     Raises
     ------

@@ -164,9 +164,9 @@ class Run:
         epoch : int
             Number of finished epochs, from 1.
         values : mapping from str to number or None
-            `training.records.metrics.METRICS_ORDER` has the common keys. Losses are mean cross-entropy per
-            image in nats, accuracies are between 0 and 1. NaN and infinity become null in
-            ``metrics.jsonl``: JSON has no name for them.
+            `training.records.metrics.METRICS_ORDER` has the common keys. Losses are mean
+            cross-entropy per image in nats, accuracies are between 0 and 1. NaN and infinity become
+            null in ``metrics.jsonl``: JSON has no name for them.
         """
         if epoch <= self.epoch:
             raise ValueError(f"epoch {epoch} is on record already (last: {self.epoch})")

@@ -1,4 +1,6 @@
-"""``python -m training.reports.shapes_sheet FILE.png``: pictures of every class of ``shapes`` and masks."""
+"""``python -m training.reports.shapes_sheet FILE.png``: pictures of every class of ``shapes`` and
+masks.
+"""
 
 from __future__ import annotations
 

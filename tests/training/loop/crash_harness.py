@@ -1,6 +1,6 @@
 """Kill a training at every write, flush and rename and at random moments, and resume it each time.
 
-    PYTHONPATH=. python tests/training/loop/crash_harness.py                all places, and 200 random moments
+    PYTHONPATH=. python tests/training/loop/crash_harness.py      all places, and 200 random moments
     PYTHONPATH=. python tests/training/loop/crash_harness.py --every 10     every tenth place
 
 Each trial is a process of its own, forked from one that has imported everything but started

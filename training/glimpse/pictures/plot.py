@@ -1,11 +1,11 @@
 """Pictures of what a glimpse model does: a figure, an animation, and overlays for TensorBoard.
 
-=====================================================  =====================================
-`GlimpsePath`                                          the arrays behind all pictures
-`plot_paths`                                           PNG: path, patches, class probabilities
-`training.glimpse.pictures.gif.animate_paths`                   GIF: one frame per glimpse
-`training.glimpse.pictures.overlay.glimpse_images`              uint8 arrays for `training.records.run.Run.images`
-=====================================================  =====================================
+==================================================  ============================================
+`GlimpsePath`                                       the arrays behind all pictures
+`plot_paths`                                        PNG: path, patches, class probabilities
+`training.glimpse.pictures.gif.animate_paths`       GIF: one frame per glimpse
+`training.glimpse.pictures.overlay.glimpse_images`  uint8 arrays for `Run.images`
+==================================================  ============================================
 """
 
 from __future__ import annotations
