@@ -128,7 +128,7 @@ class SymbolModule(nn.Module):
 
         Raises
         ------
-        SymbolError, formats.param_file.ParamFileError
+        SymbolError, formats.param_reader.ParamFileError
             When one of the files cannot be read, is damaged, or they do not fit each other.
         """
         verify_digest(param_path)

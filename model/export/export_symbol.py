@@ -107,7 +107,7 @@ def export_symbol(
 
     Raises
     ------
-    ModelError, LoadError, formats.param_file.ParamFileError
+    ModelError, LoadError, formats.param_reader.ParamFileError
         When there is no such network or file, or the file belongs to no network of the registry.
     OSError
         When `target` cannot be written.

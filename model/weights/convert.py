@@ -91,7 +91,7 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
     ------
     LoadError
         When these weights have no such form, or `target` exists.
-    formats.param_file.ParamFileError
+    formats.param_reader.ParamFileError
         When a file cannot be read or written, is damaged or differs from its digest.
     """
     if to not in TARGETS:

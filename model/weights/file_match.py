@@ -136,7 +136,7 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
 
     Raises
     ------
-    formats.param_file.ParamFileError
+    formats.param_reader.ParamFileError
         When the file cannot be read.
     """
     shapes = source if isinstance(source, Mapping) else read_weight_shapes(source)

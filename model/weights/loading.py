@@ -88,7 +88,7 @@ def load_parameters(
 
     Raises
     ------
-    formats.param_file.ParamFileError
+    formats.param_reader.ParamFileError
         When the file cannot be read, is damaged, or differs from its digest.
     LoadError
         When names, shapes or element types do not fit, or the file's dialect belongs to code with

@@ -57,7 +57,7 @@ def prepare_classifier(
     open_data
         Gives the data set, with its ``name``, ``classes`` and ``class_names``.
     build_loaders
-        Gives `training.loop.fit.Loaders` from settings, data set and number of classes.
+        Gives `training.batches.in_memory.Loaders` from settings, data set and number of classes.
 
     Raises
     ------

@@ -190,7 +190,7 @@ def _log_probabilities(
 
 
 def rollout_evaluation(draw: Draw) -> Callable[..., Scores]:
-    """Return the ``evaluate`` of a `training.loop.fit.Method`: one rollout, mean locations."""
+    """Return the ``evaluate`` of a `training.loop.task.Method`: one rollout, mean locations."""
 
     def evaluate(
         net: Any,

@@ -1,7 +1,8 @@
 """Learning rate schedules: a linear warm-up, then one main part.
 
-The arithmetic is that of gluoncv's ``LRSequential``, bit for bit (``tests/test_schedules.py``
-compares), in plain Python: the bridge trains on machines that have neither gluoncv nor MXNet.
+The arithmetic is that of gluoncv's ``LRSequential``, bit for bit
+(``tests/training/settings/test_schedules.py`` compares), in plain Python: the bridge trains on
+machines that have neither gluoncv nor MXNet.
 
 MXNet asks its scheduler for the rate of update ``num_update``, which counts from 1: epoch ``e``
 (from 0) consists of the updates ``e * steps_per_epoch + 1`` to ``(e + 1) * steps_per_epoch``. All

@@ -72,9 +72,9 @@ def test_onnxruntime_computes_the_same(family: str) -> None:
     model = to_onnx(traced, {"a": "b"})
     assert check_onnx(traced, model.SerializeToString()) < TOLERANCE
     assert len(traced.sizes) == (1 if "glimpse" in family else 3)  # sizes it was compared at
-    assert [value.name for value in model.execution.graph.input] == list(traced.inputs)
-    assert [value.name for value in model.execution.graph.output] == list(traced.outputs)
-    free = {dim.dim_param for dim in model.execution.graph.input[0].type.tensor_type.shape.dim}
+    assert [value.name for value in model.graph.input] == list(traced.inputs)
+    assert [value.name for value in model.graph.output] == list(traced.outputs)
+    free = {dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim}
     assert free - {""} == ({"N"} if "glimpse" in family else {"N", "H", "W"})
 
 
@@ -89,7 +89,7 @@ def test_outputs_are_not_all_alike() -> None:
 def test_a_model_with_another_weight_is_refused() -> None:
     traced = trace(tiny_resnet("resnet20_ram"))
     model = to_onnx(traced, {})
-    weight = next(t for t in model.execution.graph.initializer if t.name.endswith("dense0_bias"))
+    weight = next(t for t in model.graph.initializer if t.name.endswith("dense0_bias"))
     values = onnx.numpy_helper.to_array(weight) + np.float32(1e-3)
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     with pytest.raises(ExportError, match=r"differs from the original in logits by .*1 images"):
