@@ -158,6 +158,27 @@ def test_published_files_that_are_named_are_there(path: Path) -> None:
     assert [name for name in named if name not in files | {"FILE.param"}] == []
 
 
+def test_results_are_compared_as_the_index_says() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = next(table for table in tables(page) if "published" in table[0])
+    known = {
+        (f"{100 * float(row['test_acc']):.2f} %", f"{row['epochs']} epochs")
+        for row in read_index(INDEX)
+    }
+    for row in rows:
+        ours = row["here"].split(", ")
+        assert (ours[0], ours[-1]) in known
+        assert row["published"] in README
+
+
+def test_code_that_is_named_is_there() -> None:
+    page = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    rows = next(table for table in tables(page) if "`model/registry.py`" in str(table))
+    named = re.findall(r"`([\w./]+(?:\.py|/))`", " ".join(row["file"] for row in rows))
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def commands(page: str, script: str) -> list[list[str]]:
     """Return the words after `script` in a page's blocks of commands."""
     blocks = "".join(re.findall(r"^ *```sh\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE))
