@@ -24,26 +24,26 @@ train: setup  ## train a small Attention-56 on the embedded images, within minut
 	set -x; $(VENV)/bin/python train_cifar.py $(TRAIN_ARGS) --run-dir "$$run"
 
 native: setup  ## build the operators in C++ now, not when they are first needed (a C++ compiler does it)
-	$(VENV)/bin/python -m model.operators
+	$(VENV)/bin/python -m model.native.build
 
 train-glimpse: setup  ## train the glimpse model on embedded handwritten digits, within minutes
 	$(VENV)/bin/python train_mnist_glimpse.py --dataset digits
 
 # As many processes as there are physical cores; a file's tests stay together, since they share what is set up.
-test: setup  ## run the tests (real data: ATTENTION_DATA=FOLDER; a part: PYTEST_ARGS=tests/test_x.py)
+test: setup  ## run the tests (real data: ATTENTION_DATA=FOLDER; a part: PYTEST_ARGS=tests/model/test_models.py)
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 test-results: setup  ## score all published files on all test images (needs ATTENTION_DATA=FOLDER)
 	@[ -n "$$ATTENTION_DATA" ] || { echo "error: make test-results needs ATTENTION_DATA=FOLDER, a folder with" \
 	"cifar10/, cifar100/ and mnist/ in it" >&2; exit 2; }
-	$(VENV)/bin/python -m pytest -m results --durations=20 $(PYTEST_ARGS) tests/test_results.py tests/test_glimpse_results.py
+	$(VENV)/bin/python -m pytest -m results --durations=20 $(PYTEST_ARGS) tests/model/weights/test_results.py tests/training/glimpse/test_glimpse_results.py
 
 test-pythons: setup  ## run a core of the tests on every other Python that is here (3.9 to 3.13, pyenv's too)
 	@.ci/test_pythons.sh $(PYTEST_ARGS)
 
 test-bridge: setup  ## run the tests of the PyTorch bridge (sets up .venv-torch, 220 MB)
 	@.ci/setup.sh bench-torch .venv-torch
-	$(VENV)/bin/python -m pytest tests/test_bridge_*.py $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest tests/bridge $(PYTEST_ARGS)
 
 lint: setup  ## check style and formatting
 	$(VENV)/bin/python -m ruff check .
@@ -57,11 +57,11 @@ format: setup  ## format the code, and mend what can be mended without thought
 	$(VENV)/bin/python -m ruff format .
 
 bench: setup  ## measure all networks against PyTorch, one table (BENCH_ARGS="--scaling --epoch --again")
-	$(VENV)/bin/python benchmarks/bench_networks.py $(BENCH_ARGS)
+	$(VENV)/bin/python benchmarks/networks/bench_networks.py $(BENCH_ARGS)
 
 bench-parts: setup  ## measure input pipeline, training, glimpse model and export, each by itself
-	@failed=0; for name in input train train_variants glimpse export; do \
-	(set -x; $(VENV)/bin/python benchmarks/bench_$$name.py) || failed=1; done; exit $$failed
+	@failed=0; for name in pipeline/bench_input networks/bench_train networks/bench_train_variants glimpse/bench_glimpse export/bench_export; do \
+	(set -x; $(VENV)/bin/python benchmarks/$$name.py) || failed=1; done; exit $$failed
 
 board: setup  ## show the curves of all runs in TensorBoard (PORT=6006)
 	$(VENV)/bin/python -m tensorboard.main --logdir runs --port $(PORT)
@@ -70,7 +70,7 @@ gpu:  ## set up .venv-gpu: MXNet for CUDA 11.7 with its libraries, 3 GB
 	@.ci/setup.sh gpu $(VENV_GPU)
 
 gpu-check: gpu  ## check this machine's GPUs, and print a report to paste into an issue
-	$(VENV_GPU)/bin/python -m training.gpu_checklist
+	$(VENV_GPU)/bin/python -m training.loop.gpu_checklist
 
 test-gpu-install: gpu  ## check that .venv-gpu finds its CUDA libraries, also without a GPU (needs gcc)
 	@.ci/test_gpu_install.sh $(VENV_GPU)
@@ -80,16 +80,16 @@ horovod:  ## set up .venv-horovod: Horovod built for MXNet on Python 3.10 (JOBS=
 
 # Exit code 3 of the set-up: Horovod cannot be had on this machine. Its message says what is missing.
 test-distributed: setup  ## train with 2 processes on the loopback by MXNet's parameter server, then by Horovod
-	$(VENV)/bin/python -m pytest tests/test_launch.py tests/test_distributed.py $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest tests/training/launch/test_launch.py tests/training/distributed/test_distributed.py $(PYTEST_ARGS)
 	@.ci/setup.sh horovod $(VENV_HOROVOD) || { code=$$?; [ $$code = 3 ] || exit $$code; \
 	echo "NOT TESTED: Horovod, which this machine cannot have as it is (above); dist_sync has passed" >&2; exit 0; }; \
-	set -x; $(VENV_HOROVOD)/bin/python -m pytest tests/test_launch.py tests/test_distributed.py -k horovod $(PYTEST_ARGS)
+	set -x; $(VENV_HOROVOD)/bin/python -m pytest tests/training/launch/test_launch.py tests/training/distributed/test_distributed.py -k horovod $(PYTEST_ARGS)
 
 test-crash: setup  ## kill a training at every write, flush and rename and at random moments, and resume it
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/crash_harness.py $(CRASH_ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/training/loop/crash_harness.py $(CRASH_ARGS)
 
 test-fuzz: setup  ## load 23,000 randomly changed parameter files, checkpoints and pictures
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/fuzz_harness.py $(FUZZ_ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/formats/fuzz_harness.py $(FUZZ_ARGS)
 
 lock:  ## resolve the dependencies anew into requirements/ (newest versions: LOCK_ARGS=--upgrade)
 	.ci/lock.sh $(LOCK_ARGS)

@@ -24,23 +24,49 @@ from pathlib import Path
 from typing import Any, Optional
 
 if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:])
 
-from training.config import option, parse_overrides
-from training.errors import UserError
-from training.ram_flags import is_ram_command, note_on_ram_flags, translate_ram_flags
-from training.recipes import RECIPES, with_recipe
-from training.run_config import flags_of
-from training.script import Prepared, Script, check_settings, exit_code
-from training.seed_log import (
+import mxnet as mx
+
+from formats.atomic import write_atomically
+from model import summary
+from model.export.export_symbol import symbol_json
+from model.native.processor import Unavailable, limit_onednn
+from model.recurrent_attention import FAMILY as GLIMPSE
+from model.registry import ModelError, list_models
+from model.weights.file_match import LoadError
+from training.apply.actions import inspect
+from training.augmentation.label_noise import noise_files
+from training.classifier.config import ACTIONS, OVERRIDES, ClassifierConfig, TrainConfig
+from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
+from training.classifier.loaders import build_loaders, evaluation_batches, normalized, open_dataset
+from training.classifier.networks import build_classifier
+from training.classifier.recipes import RECIPES, with_recipe
+from training.classifier.task import (
+    open_classifier,
+    prepare_classifier,
+    start_network,
+    start_stem,
+)
+from training.compute.devices import usable_contexts
+from training.data.cifar import CLASS_NAMES
+from training.loop.checkpoint import save_parameters
+from training.loop.evaluation import evaluate
+from training.loop.train import Prepared, Script
+from training.records.run_folder import read_config
+from training.records.seed_log import (
     changed_settings,
     checkpoint_file,
     evaluation_lines,
     refuse_torch_file,
 )
-from training.train_config import ACTIONS, ClassifierConfig, TrainConfig
+from training.settings.config import parse_overrides
+from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
+from training.settings.fields import option
+from training.settings.run_config import check_settings
 
 PROG = "train_cifar.py"
 
@@ -99,10 +125,6 @@ def test(
     UserError
         When the loader is empty or its images and labels do not fit the network.
     """
-    from training.checkpoint import save_parameters
-    from training.devices import usable_contexts
-    from training.engine import evaluate
-
     contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
     parameters = test_net.collect_params()
     if any(set(p.list_ctx()) != set(contexts) for p in parameters.values()):
@@ -128,9 +150,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     given = _given(argv)
-    from model.loading import LoadError
-    from model.processor import Unavailable, limit_onednn
-    from model.registry import ModelError
 
     def run() -> int:
         limit_onednn()
@@ -146,8 +165,6 @@ def _given(argv: Sequence[str]) -> Mapping[str, Any]:
     if note:
         print(note)
     if given.get("resume") and is_ram_command(argv):
-        from training.record import read_config
-
         refuse_torch_file(given["resume"], argv)
         return {**changed_settings(given, read_config(given["resume"])), "resume": given["resume"]}
     return given
@@ -161,10 +178,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     if config.summary:
         return summarize(config.summary, config)
     if config.predict or config.masks or config.mask_score:
-        from training.inspect_file import inspect
-        from training.loaders import open_dataset
-
-        return inspect(config, given, networks(), lambda settings: open_dataset(settings).test)
+        return inspect(config, given, lambda settings: open_dataset(settings).test)
     if config.test:
         return _test_file(config.test, config, given)
     if config.export_start:
@@ -173,53 +187,15 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
 
 
 def _prepare(config: CifarConfig) -> Prepared:
-    from training.classifier import prepare_classifier
-    from training.label_noise import noise_files
-    from training.loaders import build_loaders, open_dataset
-
-    ready = prepare_classifier(config, networks(), open_dataset, build_loaders)
+    ready = prepare_classifier(config, open_dataset, build_loaders)
     noise = noise_files(ready.task.loaders.train.data, config.label_noise, config.seed)
     return ready._replace(files={**ready.files, **noise})
 
 
-def networks() -> Any:
-    """Return what `training` needs to know of the networks, a `training.classifier.Networks`."""
-    from model.fused_training import Unavailable, fuse
-    from model.gate_report import watch_gates
-    from model.loading import find_model, load_parameters
-    from training.classifier import Networks
-
-    return Networks(create_classifier, load_parameters, find_model, fuse, Unavailable, watch_gates)
-
-
-def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
-    """Return what `model.create_model` does; UserError for a glimpse model or another's flag."""
-    from model.registry import FAMILIES, GLIMPSE, create_model, overrides_of
-    from training.classifier import OVERRIDES, VARIANT
-
-    if name in GLIMPSE:
-        raise UserError(f"{name} is a glimpse model: use train_mnist_glimpse.py for it")
-    if name in FAMILIES:
-        fields, _ = overrides_of(name)
-        # The attention of a ResNet is another thing than that of masks, which the flag means.
-        masks = set(VARIANT) <= set(fields)
-        fits = [key for key in OVERRIDES if key in fields and (masks or key not in VARIANT)]
-        wrong = [key for key in OVERRIDES if key in overrides and key not in fits]
-        if wrong:
-            raise UserError(
-                f"{', '.join(flags_of(wrong))}: not for {name}, which takes "
-                f"{', '.join(flags_of(fits))}. Leave it out, or choose another network with --model"
-            )
-    return create_model(name, *args, **overrides)
-
-
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
-    from training.classifier import open_classifier
-    from training.loaders import evaluation_batches, normalized, open_dataset
-
     if config.seed_format:
         path = checkpoint_file(path)
-    net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
+    net, contexts, config, status = open_classifier(path, config, given)[:4]
     dataset = normalized(open_dataset(config), config.normalization)
     print(
         f"{path} ({status}): {config.model} on {dataset.name}, normalized by {config.normalization}"
@@ -239,18 +215,9 @@ def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
 def _export_start(prefix: str, config: CifarConfig) -> int:
     import json
 
-    import mxnet as mx
-
-    from bridge.atomic import write_atomically
-    from model.export_symbol import symbol_json
-    from training.checkpoint import save_parameters
-    from training.cifar import CLASS_NAMES
-    from training.classifier import OVERRIDES, start_network, start_stem
-    from training.loaders import build_loaders, open_dataset
-
     known = CLASS_NAMES.get(config.dataset)  # of these the data need not be here
     classes = config.classes or (len(known[-1]) if known else open_dataset(config).classes)
-    net = start_network(config, networks(), classes, [mx.cpu()])
+    net = start_network(config, classes, [mx.cpu()])
     net(mx.nd.zeros((1, *net.image_shape)))  # parameters get their shapes
     if config.stem_init != "usual":
         start_stem(net, config, build_loaders(config, open_dataset(config), classes).train)
@@ -272,17 +239,13 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
 
 def list_names() -> int:
     """Print the names of the classifiers of whole images."""
-    from model.registry import GLIMPSE, list_models
-
     print("\n".join(name for name in list_models() if name not in GLIMPSE))
     return 0
 
 
 def summarize(name: str, config: ClassifierConfig) -> int:
     """Print layers, parameters and MACs of a network."""
-    from model import summary
-
-    print(summary.summarize(networks().build(replace(config, model=name), config.classes or 10)))
+    print(summary.summarize(build_classifier(replace(config, model=name), config.classes or 10)))
     return 0
 
 

@@ -18,16 +18,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Optional
 
 if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:])
 
-from train_cifar import list_names, networks, summarize, test
-from training.config import parse_overrides
-from training.errors import UserError
-from training.imagenet import ImageNetConfig
-from training.script import Prepared, Script, check_settings, exit_code
-from training.train_config import ACTIONS
+from model.native.processor import Unavailable, limit_onednn
+from model.registry import ModelError
+from model.weights.file_match import LoadError
+from train_cifar import list_names, summarize, test
+from training.apply.actions import inspect
+from training.classifier.config import ACTIONS
+from training.classifier.imagenet import (
+    ImageNetConfig,
+    build_photo_loaders,
+    open_imagenet,
+    photo_test_batches,
+)
+from training.classifier.task import open_classifier, prepare_classifier
+from training.loop.train import Prepared, Script
+from training.settings.config import parse_overrides
+from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
+from training.settings.run_config import check_settings
 
 PROG = "train_imagenet.py"
 
@@ -36,9 +48,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     given = parse_overrides(ImageNetConfig, argv, PROG, __doc__)
-    from model.loading import LoadError
-    from model.processor import Unavailable, limit_onednn
-    from model.registry import ModelError
 
     def run() -> int:
         limit_onednn()
@@ -57,19 +66,14 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     if config.summary:
         return summarize(config.summary, config)
     if config.predict or config.masks or config.mask_score:
-        from training.inspect_file import inspect
-
-        return inspect(config, given, networks(), _no_test_images)
+        return inspect(config, given, _no_test_images)
     if config.test:
         return _test_file(config.test, config, given)
     return Script(PROG, ImageNetConfig, _prepare).train(config, given, argv)
 
 
 def _prepare(config: ImageNetConfig) -> Prepared:
-    from training.classifier import prepare_classifier
-    from training.imagenet import build_photo_loaders, open_imagenet
-
-    return prepare_classifier(config, networks(), open_imagenet, build_photo_loaders)
+    return prepare_classifier(config, open_imagenet, build_photo_loaders)
 
 
 def _no_test_images(config: ImageNetConfig) -> NoReturn:
@@ -77,10 +81,7 @@ def _no_test_images(config: ImageNetConfig) -> NoReturn:
 
 
 def _test_file(path: str, config: ImageNetConfig, given: Mapping[str, Any]) -> int:
-    from training.classifier import open_classifier
-    from training.imagenet import open_imagenet, photo_test_batches
-
-    net, contexts, config, status = open_classifier(path, config, given, networks())[:4]
+    net, contexts, config, status = open_classifier(path, config, given)[:4]
     data = open_imagenet(config)
     print(f"{path} ({status}): {config.model} on {data.name}, {config.size}x{config.size}")
     test(net, contexts, photo_test_batches(config, data, config.classes))

@@ -22,20 +22,29 @@ from pathlib import Path
 from typing import Any, Optional
 
 if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:])
 
-from training.config import parse_overrides
-from training.errors import UserError
-from training.glimpse_config import TASK_SETTINGS, GlimpseConfig
-from training.script import RESUMABLE, Prepared, Script, exit_code
+
+from model.native.processor import Unavailable, limit_onednn
+from model.registry import ModelError
+from model.weights.file_match import LoadError
+from training.compute.devices import usable_contexts
+from training.glimpse.config import TASK_SETTINGS, GlimpseConfig
+from training.glimpse.flags import note_on_seed_flags, translate_seed_flags
+from training.glimpse.report import print_report
+from training.glimpse.rollouts import Draw, score_rollouts
+from training.glimpse.task import in_named_folder, open_glimpse, prepare_glimpse
+from training.glimpse.view import draw_file, draw_run
+from training.loop.train import Script
+from training.records.metrics import read_metrics
+from training.records.run_folder import default_folder
+from training.settings.config import parse_overrides
+from training.settings.exit_code import exit_code
+from training.settings.run_config import RESUMABLE
 
 PROG = "train_mnist_glimpse.py"
-# The network for a data set when --model is not given.
-MODELS = dict.fromkeys(("translated", "digits-translated"), "glimpse_translated")
-MODELS.update(dict.fromkeys(("cluttered", "cluttered100"), "glimpse_cluttered"))
-DEFAULT_MODEL = "glimpse_mnist"
 
 
 def test(
@@ -72,9 +81,6 @@ def test(
     UserError
         When the loader is empty or gives something else.
     """
-    from training.devices import usable_contexts
-    from training.rollouts import Draw, score_rollouts
-
     contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
     test_net.collect_params().reset_ctx(contexts)
     draw = Draw(test_net.spec.num_glimpses, 0.0, seed=seed)
@@ -87,10 +93,6 @@ def test(
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    from model.loading import LoadError
-    from model.processor import Unavailable, limit_onednn
-    from model.registry import ModelError
-    from training.glimpse_flags import note_on_seed_flags, translate_seed_flags
 
     def run() -> int:
         given = parse_overrides(GlimpseConfig, translate_seed_flags(words), PROG, __doc__)
@@ -107,30 +109,25 @@ def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
     config = GlimpseConfig(**{**TASK_SETTINGS.get(dataset, {}), **given})
     config.check()
     if config.plot and Path(config.plot).is_dir():
-        from training.glimpse_view import draw_run
-
         return draw_run(config)
     if config.plot or config.test:
         return _open_and(config, given)
     if config.std_sweep:
         return _sweep(config, argv)
-    config, given = _in_named_folder(config, given)
+    config, given = in_named_folder(config, given)
     if not config.is_train:
         path = Path(str(config.run_dir)) / ("best.param" if config.best else "last.param")
         return _open_and(replace(config, test=str(path)), given)
-    return Script(PROG, GlimpseConfig, _prepare, _finish).train(config, given, argv)
+    return Script(PROG, GlimpseConfig, prepare_glimpse, _finish).train(config, given, argv)
 
 
 def _sweep(config: GlimpseConfig, argv: Sequence[str]) -> int:
     """Train with each deviation of the policy and say which is best on the held-out images."""
-    from training.announce import default_folder
-    from training.metrics import read_metrics
-
     base = config.run_dir or default_folder(config.dataset, "std")
     scores = {}
     for std in config.std_sweep:
         one = replace(config, std=std, std_sweep=(), run_dir=f"{base}/std-{std:g}")
-        code = Script(PROG, GlimpseConfig, _prepare).train(one, {}, argv)
+        code = Script(PROG, GlimpseConfig, prepare_glimpse).train(one, {}, argv)
         rows = read_metrics(Path(str(one.run_dir)))
         if code or len(rows) < config.epochs:
             return code
@@ -141,105 +138,6 @@ def _sweep(config: GlimpseConfig, argv: Sequence[str]) -> int:
     return 0
 
 
-def _in_named_folder(
-    config: GlimpseConfig, given: dict[str, Any]
-) -> tuple[GlimpseConfig, dict[str, Any]]:
-    """Name the run folder after the network, as the seed does, where that is asked for."""
-    from model.registry import spec_of
-    from training.glimpse_flags import RESUME_THIS_MODEL
-
-    again = config.resume == RESUME_THIS_MODEL
-    if config.resume and not again and not config.is_train:
-        return replace(config, run_dir=config.resume), given
-    if config.run_dir or not (config.checkpoint_dir or again or not config.is_train):
-        return config, given
-    spec = spec_of(_model_name(config), **config.spec())
-    folder = str(config.named_folder(spec.num_glimpses, spec.patch_size, spec.glimpse_scale))
-    if not again or not config.is_train:
-        return replace(config, run_dir=folder), given
-    # The flags that were given again have named the folder; the run has them on record.
-    kept = {name: given[name] for name in RESUMABLE if name in given}
-    return replace(config, resume=folder), {**kept, "resume": folder}
-
-
-def _model_name(config: GlimpseConfig) -> str:
-    from model.registry import FAMILIES, GLIMPSE
-
-    name = config.model or MODELS.get(config.dataset, DEFAULT_MODEL)
-    if name in FAMILIES and name not in GLIMPSE:
-        known = ", ".join(sorted(GLIMPSE))
-        raise UserError(f"{name} is no glimpse model: use train_cifar.py, or one of {known}")
-    return name
-
-
-def _prepare(config: GlimpseConfig) -> Prepared:
-    """Return what a training needs; everything that can be wrong fails here."""
-    import mxnet as mx
-    import numpy as np
-
-    from training.devices import choose_contexts
-    from training.glimpse_loaders import glimpse_loaders, load_data
-    from training.optimizer import build_trainer
-    from training.task import Task
-
-    contexts = choose_contexts(config.gpus)
-    data = load_data(config)
-    loaders = glimpse_loaders(config, data)
-    np.random.seed(config.seed)
-    mx.random.seed(config.seed)
-    net = _build(config, data)
-    net.initialize(ctx=contexts)
-    if config.finetune and not config.resume:
-        from model.loading import load_parameters
-
-        status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
-        print(f"started from {config.finetune} ({status})")
-    _use_operator(net, contexts)
-    method = _method(config, net, contexts[0], data, loaders)
-    return Prepared(Task(net, build_trainer(net, config), contexts, loaders, method))
-
-
-def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
-    """Compute glimpses in C++ where that can be built and the network is one that it knows."""
-    from model.operators import GLIMPSE, Unavailable, load
-
-    if any(context.device_type != "cpu" for context in contexts):
-        return
-    try:
-        found = load(GLIMPSE)
-    except Unavailable as error:
-        print(f"glimpses are computed by the graph ({error})")
-        return
-    if net.use_operator():
-        print(f"glimpses are computed by {found}; ATTENTION_NATIVE=0: by the graph")
-
-
-def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: Any) -> Any:
-    """Return how the network is trained and scored, as `training.task.Method`."""
-    from model.hybrid_loss import HybridLoss, LossWeights
-    from training.glimpse_view import keeper
-    from training.rollouts import Draw, RolloutObjective, rollout_evaluation
-    from training.task import Method
-
-    weights = LossWeights(
-        config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward
-    )
-    loss = HybridLoss(net, weights)
-    loss.hybridize(static_alloc=True, static_shape=True)
-    net.hybridize(static_alloc=True, static_shape=True)
-    glimpses, steps = net.spec.num_glimpses, config.epochs * len(loaders.train)
-    objective = RolloutObjective(
-        loss,
-        Draw(glimpses, config.std, config.first_radius, config.seed),
-        config.rollouts,
-        lambda step: config.std_at(step / steps),
-    )
-    still = Draw(glimpses, 0.0, config.first_radius)
-    shown = loaders.test.data.first(config.plot_images)
-    keep = keeper(config, net, context, shown, still, data.dataset.class_names)
-    return Method(objective, rollout_evaluation(still), keep, loss)
-
-
 def _finish(config: GlimpseConfig, folder: Path) -> None:
     """Say what the last file of a training scores, and draw where it looks."""
     path = str(folder / "last.param")
@@ -248,48 +146,10 @@ def _finish(config: GlimpseConfig, folder: Path) -> None:
     _open_and(replace(config, plot=path), here)
 
 
-def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:
-    from model import create_model
-
-    height, width = task.image_size
-    shape = {"height": height, "width": width, "channels": task.channels}
-    return create_model(
-        _model_name(config), task.dataset.classes, **{**shape, **config.spec(), **more}
-    )
-
-
-def _open(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
-    """Load a parameter file, or a checkpoint of the seed, into the network that it belongs to."""
-    from bridge.weight_file import TORCH, detect_format, read_weights
-    from model.loading import load_parameters
-    from model.seed_checkpoint import POLICY_STD, from_seed
-    from training.devices import choose_contexts
-    from training.glimpse_loaders import Opened, known_settings, load_data
-
-    contexts = choose_contexts(config.gpus)
-    arrays = None
-    known = known_settings(Path(path))
-    if detect_format(path) == TORCH:
-        name, arrays = from_seed(read_weights(path))
-        known = {"model": name, "std": POLICY_STD[name]}
-    config = GlimpseConfig(**{**known, **given})
-    task = load_data(config)
-    net, control = (_build(config, task, gaze=gaze) for gaze in ("policy", "noise"))
-    for one in (net, control):
-        status = load_parameters(one, path, contexts, arrays=arrays)
-        one.hybridize(static_alloc=True, static_shape=True)
-    _use_operator(net, contexts)
-    print(f"{path} ({status}): {_model_name(config)} on {config.dataset}")
-    return Opened(net, control, contexts, config, task)
-
-
 def _open_and(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
     """Score or draw a saved file."""
-    from training.glimpse_report import print_report
-    from training.glimpse_view import draw_file
-
     path = str(config.plot or config.test)
-    opened = _open(path, config, given)
+    opened = open_glimpse(path, config, given)
     if config.plot:
         draw_file(opened, config, Path(path))
     else:

@@ -211,8 +211,8 @@ refresh_compat() {
 # MXNet for CUDA must find the libraries of the nvidia wheels without LD_LIBRARY_PATH.
 install_preload() {
     site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
-        cp training/gpu_preload.py "$site/attention_gpu_preload.py" &&
-        cp training/gpu_preload.pth "$site/attention_gpu_preload.pth" || exit 1
+        cp training/compute/gpu_preload.py "$site/attention_gpu_preload.py" &&
+        cp training/compute/gpu_preload.pth "$site/attention_gpu_preload.pth" || exit 1
 }
 
 check_import() {

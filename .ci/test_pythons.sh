@@ -10,10 +10,10 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 
 # Training, resuming, loading, records, flags, export, glimpses, golden runs, and what makes MXNet run there.
-core="tests/test_compat.py tests/test_compat_user.py tests/test_config.py tests/test_engine.py
-tests/test_event_file.py tests/test_export.py tests/test_glimpse.py tests/test_glimpse_flags.py
-tests/test_golden_runs.py tests/test_loading.py tests/test_param_file.py tests/test_preload.py
-tests/test_record.py tests/test_record_io.py tests/test_weight_file.py"
+core="tests/compat/test_compat.py tests/compat/test_compat_user.py tests/training/settings/test_config.py tests/training/loop/test_engine.py
+tests/training/records/test_event_file.py tests/model/export/test_export.py tests/model/layers/test_glimpse.py tests/training/glimpse/test_glimpse_flags.py
+tests/model/test_golden_runs.py tests/model/weights/test_loading.py tests/formats/test_param_file.py tests/training/compute/test_preload.py
+tests/training/records/test_record.py tests/training/batches/test_record_io.py tests/formats/test_weight_file.py"
 
 mine=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 status=0

@@ -1,0 +1,1 @@
+"""Networks that MXNet exported, computed and trained in PyTorch; without MXNet."""

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:], wait_policy={})
 
-from bridge.atomic import write_atomically
-from bridge.torch_train.settings import ENGINES, PRECISIONS
-from training.config import option, parse
-from training.errors import UserError
-from training.run_config import check_least
-from training.script import exit_code
+from bridge.loop.settings import ENGINES, PRECISIONS
+from formats.atomic import write_atomically
+from training.settings.config import parse
+from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
+from training.settings.fields import option
+from training.settings.run_config import check_least
 
 PROG = "python -m bridge.bench"
 TRAIN_FACTOR = 3  # a training step computes about three forward passes
@@ -65,14 +66,14 @@ class BenchConfig:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     config = parse(BenchConfig, sys.argv[1:] if argv is None else argv, PROG, __doc__)
-    from bridge.symbol_graph import SymbolError
+    from bridge.graph.symbol_graph import SymbolError
 
     return exit_code(lambda: _run(config), SymbolError)
 
 
 def _run(config: BenchConfig) -> int:
-    from bridge.torch_train.announce import describe_device
-    from bridge.torch_train.prepare import choose_device
+    from bridge.loop.announce import describe_device
+    from bridge.loop.prepare import choose_device
 
     device = choose_device(config.device)
     about = describe_device(device)
@@ -151,10 +152,10 @@ def measure_network(path: str, config: BenchConfig, device: Any) -> list[dict[st
     """Return a row per engine that works: images/s, FLOP/s of the network's products."""
     import torch
 
-    from bridge.symbol_module import SymbolModule
-    from bridge.torch_train.engine import candidates, choose_step, measure_step
-    from bridge.torch_train.prepare import build_updater, default_weights, resolve_precision
-    from bridge.torch_train.settings import BridgeConfig
+    from bridge.graph.symbol_module import SymbolModule
+    from bridge.loop.engine import candidates, choose_step, measure_step
+    from bridge.loop.prepare import build_updater, default_weights, resolve_precision
+    from bridge.loop.settings import BridgeConfig
 
     settings = BridgeConfig(
         symbol=path,
@@ -198,7 +199,7 @@ def _forward_flops(module: Any, image: Any) -> tuple[float, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode  # type: ignore[import-not-found]
 
-    from bridge.torch_train.scoring import inference
+    from bridge.loop.scoring import inference
 
     with inference(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
         logits = module(image)

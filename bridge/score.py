@@ -1,7 +1,7 @@
 """Score a file of weights with PyTorch over all test images, and keep what it decides.
 
 python -m bridge.score --symbol net-symbol.json --start runs/NAME/last.param --dataset cifar10
-python -m bridge.score ... --output logits.npz        for benchmarks/compare_decisions.py
+python -m bridge.score ... --output logits.npz        for benchmarks/bridge/compare_decisions.py
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:], wait_policy={})
 
 import numpy as np
 
-from bridge.atomic import write_atomically
-from bridge.pieces import PieceError
-from training.config import option, parse
-from training.errors import UserError
-from training.script import exit_code
-from training.train_config import NORMALIZATIONS
+from bridge.carry.pieces import PieceError
+from formats.atomic import write_atomically
+from training.classifier.config import NORMALIZATIONS
+from training.settings.config import parse
+from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
+from training.settings.fields import option
 
 PROG = "python -m bridge.score"
 
@@ -60,7 +61,7 @@ class ScoreConfig:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     config = parse(ScoreConfig, sys.argv[1:] if argv is None else argv, PROG, __doc__)
-    from bridge.symbol_graph import SymbolError
+    from bridge.graph.symbol_graph import SymbolError
 
     return exit_code(lambda: _run(config), SymbolError, PieceError)
 
@@ -68,11 +69,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _run(config: Any) -> int:
     import torch  # type: ignore[import-not-found]
 
-    from bridge.symbol_module import SymbolModule
-    from bridge.torch_train.device_batches import DeviceImages
-    from bridge.torch_train.prepare import choose_device, default_weights
-    from bridge.torch_train.scoring import compute_logits, scores_of
-    from training.loaders import evaluation_batches, normalized, open_dataset
+    from bridge.graph.symbol_module import SymbolModule
+    from bridge.loop.device_batches import DeviceImages
+    from bridge.loop.prepare import choose_device, default_weights
+    from bridge.loop.scoring import compute_logits, scores_of
+    from training.classifier.loaders import evaluation_batches, normalized, open_dataset
 
     path = config.start or default_weights(config.symbol)
     module = SymbolModule.from_files(config.symbol, path)

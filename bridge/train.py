@@ -5,9 +5,10 @@
     python -m bridge.train --symbol ... --stop-after 540            ends itself, exit code 75
     python -m bridge.train --resume runs/NAME                       goes on, on any machine
 
-The symbol and its weights come from ``python -m model.export_symbol``, where MXNet is. Here PyTorch
-and NumPy suffice. The run folder is that of ``train_cifar.py``: ``last.param`` and ``best.param``
-are MXNet's files, and ``training.plot`` and ``training.compare`` read its records.
+The symbol and its weights come from ``python -m model.export.export_symbol``, where MXNet is. Here
+PyTorch and NumPy suffice. The run folder is that of ``train_cifar.py``: ``last.param`` and
+``best.param`` are MXNet's files, and ``training.reports.plot`` and ``training.reports.compare``
+read its records.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from pathlib import Path  # noqa: E402
 from typing import Any, Optional  # noqa: E402
 
 if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it once
-    from training.thread_choice import take_threads
+    from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:], wait_policy={})
 
-from bridge.pieces import PieceError  # noqa: E402
-from bridge.torch_train.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
-from training.config import from_dict, parse_overrides  # noqa: E402
-from training.recipes import RECIPES, with_recipe  # noqa: E402
-from training.script import INTERRUPTED_EXIT, exit_code  # noqa: E402
+from bridge.carry.pieces import PieceError  # noqa: E402
+from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
+from training.classifier.recipes import RECIPES, with_recipe  # noqa: E402
+from training.settings.config import from_dict, parse_overrides  # noqa: E402
+from training.settings.exit_code import INTERRUPTED_EXIT, exit_code  # noqa: E402
 
 PROG = "python -m bridge.train"
 UNFINISHED_EXIT = 75  # --stop-after ended it: EX_TEMPFAIL of sysexits.h, try again
@@ -42,7 +43,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     given = parse_overrides(BridgeConfig, argv, PROG, __doc__, LEFT_OUT)
-    from bridge.symbol_graph import SymbolError
+    from bridge.graph.symbol_graph import SymbolError
 
     return exit_code(lambda: _run(given, argv), SymbolError, PieceError)
 
@@ -51,7 +52,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     check_resume(given)
     config = _saved(given) if given.get("resume") else _chosen(given)
     config.check()
-    from bridge.torch_train.prepare import prepare
+    from bridge.loop.prepare import prepare
 
     prepared = prepare(config, argv, STARTED)
     with prepared.run:
@@ -75,7 +76,7 @@ def _chosen(given: Mapping[str, Any]) -> BridgeConfig:
 
 def _saved(given: Mapping[str, Any]) -> BridgeConfig:
     """Return the settings of a run, with what may be another at a resume."""
-    from training.record import read_config
+    from training.records.run_folder import read_config
 
     folder = str(given["resume"])
     saved = from_dict(BridgeConfig, read_config(folder))
@@ -95,7 +96,7 @@ def _report(scores: Any, progress: Any, folder: Path, config: BridgeConfig) -> N
     print(f"best {judged} {progress.best_acc:.5f} at epoch {progress.best_epoch}")
     print(f"wrote {folder}/last.param, {folder}/best.param; where MXNet is:")
     print(f"  python train_cifar.py --test {folder}/last.param")
-    print(f"  python -m training.plot {folder}")
+    print(f"  python -m training.reports.plot {folder}")
 
 
 if __name__ == "__main__":

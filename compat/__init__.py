@@ -27,10 +27,10 @@ class CompatFinder:
         # Every import of the process comes by here: one test of a string is what it costs.
         if name.partition(".")[0] not in PACKAGES:
             return None
-        from . import patching
+        from . import patching, table
 
         if self._patches is None:
-            self._patches = patching.patches_by_module()
+            self._patches = table.patches_by_module()
         patches = self._patches.get(name)
         return patches and patching.patched_spec(self, patches, name, path, target)
 

@@ -91,18 +91,6 @@ class OwnModules:
             sys.modules[name] = importlib.import_module(other)
 
 
-def patches_by_module() -> dict[str, list[Any]]:
-    """Return what is needed in this environment: by module, the patches in the table's order."""
-    from .table import ENTRIES
-
-    found: dict[str, list[Any]] = {}
-    for entry in ENTRIES:
-        if entry.is_needed():
-            for name, patch in entry.patches.items():
-                found.setdefault(name, []).append(patch)
-    return found
-
-
 def patched_spec(
     own: Finder, patches: Sequence[Any], name: str, path: Any = None, target: Any = None
 ) -> Any:

@@ -195,3 +195,13 @@ ENTRIES = (
         patches={"mxboard.summary": NewLines({"float(scalar)": "float(scalar.item())"})},
     ),
 )
+
+
+def patches_by_module() -> dict[str, list[Any]]:
+    """Return what is needed in this environment: by module, the patches in the table's order."""
+    found: dict[str, list[Any]] = {}
+    for entry in ENTRIES:
+        if entry.is_needed():
+            for name, patch in entry.patches.items():
+                found.setdefault(name, []).append(patch)
+    return found

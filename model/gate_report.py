@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 import mxnet as mx
 import numpy as np
 
-from model.channel_attention import RecurrentGate, StaticGate
+from model.layers.channel_attention import RecurrentGate, StaticGate
 from model.ram_resnet import ResNet
 
 ALIVE = 1e-3  # |w| above which a recurrent gate counts as depending on its input

@@ -4,7 +4,8 @@ Source: He et al. 2015, arXiv 1512.03385 (version 1), and 2016, arXiv 1603.05027
 gate and its place, at the end of the residual branch and before the addition, of zhongshsh/RAM
 (MIT), whose attribute names these are up to PyTorch's words and the child ``gate``.
 
-Measured (pinned in ``tests/test_ram_resnet.py``), trainable parameters for 10 and 100 classes:
+Measured (pinned in ``tests/model/test_ram_resnet.py``), trainable parameters for 10 and 100
+classes:
 
     resnet164       1,704,154    1,727,284
     resnet164_ie    1,720,282    1,743,412
@@ -26,12 +27,12 @@ import mxnet as mx
 from mxnet import autograd
 from mxnet.gluon import nn
 
-from model.basic_layer import norm
-from model.channel_attention import GATE, SharedLSTM, dense, global_mean
-from model.resnet_spec import SPECS, STAGES, ResNetSpec
-from model.resnet_unit import Stage, Unit, convolution, create_gate
+from model.layers.basic_layer import norm
+from model.layers.channel_attention import GATE, SharedLSTM, dense, global_mean
+from model.layers.resnet_spec import SPECS, STAGES, ResNetSpec
+from model.layers.resnet_unit import Stage, Unit, convolution, create_gate
 
-__all__ = ["FAMILY", "ResNet", "ResNetSpec"]
+__all__ = ["FAMILY", "ResNet"]
 
 
 class ResNet(nn.HybridBlock):
@@ -45,7 +46,7 @@ class ResNet(nn.HybridBlock):
         Number of classes, 1 or more; None: the spec's.
     norm_layer, norm_kwargs
         Normalisation in place of batch normalisation, and its settings; see
-        `model.basic_layer.norm`.
+        `model.layers.basic_layer.norm`.
 
     Attributes
     ----------
@@ -80,7 +81,7 @@ class ResNet(nn.HybridBlock):
         self.image_shape = (3, spec.image_size, spec.image_size)
         self.norms: dict[str, Any] = {"norm_layer": norm_layer, "norm_kwargs": norm_kwargs}
         self._gates: Optional[tuple[Any, list[str]]] = None
-        self.fused: Any = None  # see model.fused_training
+        self.fused: Any = None  # see model.execution.fused_training
         width = spec.channels[0]
         with self.name_scope():
             self.conv1 = convolution(width, 3, 1, 3)

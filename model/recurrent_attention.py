@@ -12,7 +12,7 @@ sizes and attribute names of kevinzakka/recurrent-visual-attention (MIT), whose 
 Differs from the seed: all images and rollouts at once; noise is an input, so that a forward pass is
 a function of its inputs; the location after the last glimpse, at which nobody looks, is not made.
 
-Trainable parameters, 10 classes (pinned in ``tests/test_recurrent_attention.py``):
+Trainable parameters, 10 classes (pinned in ``tests/model/test_recurrent_attention.py``):
 
     glimpse_mnist_209677    209,677    one layer from the core to the location (seed, 2018)
     glimpse_mnist_242317    242,317    two layers (seed, 2019)
@@ -26,8 +26,10 @@ from typing import Any, NamedTuple
 import mxnet as mx
 from mxnet.gluon import nn
 
-from model.glimpse_layers import Core, Head, Locator, LSTMCore, Sensor
-from model.glimpse_spec import SPECS, GlimpseSpec
+from model.layers.glimpse_layers import Core, Head, Locator, LSTMCore, Sensor
+from model.layers.glimpse_spec import SPECS, GlimpseSpec
+from model.native.build import GLIMPSE, load
+from model.native.processor import Unavailable
 
 CONTEXT_SIZE = 12  # edge of the thumbnail that the context network sees
 
@@ -81,11 +83,9 @@ class RecurrentAttention(nn.HybridBlock):
         """Compute with the operator in C++, or with the graph; return whether it is the operator.
 
         The results are equal up to rounding, and so are the gradients. The graph stays in use where
-        the operator cannot be built (`model.operators`) or does not know the spec, and it is what
-        has to be in use for an export. The parameters must be on CPUs.
+        the operator cannot be built (`model.native.build`) or does not know the spec, and it is
+        what has to be in use for an export. The parameters must be on CPUs.
         """
-        from model.operators import GLIMPSE, Unavailable, load
-
         spec = self.spec
         known = spec.core == "rnn" and spec.first_location == "given" and spec.gaze == "policy"
         self._native = wanted and known

@@ -3,7 +3,7 @@
 Source: Wang et al. 2017, "Residual Attention Network for Image Classification", arXiv 1704.06904;
 attribute names of PistonY/ResidualAttentionNetwork (MIT), which are a file format.
 
-Measured (pinned in ``tests/test_attention_sizes.py``):
+Measured (pinned in ``tests/model/test_attention_sizes.py``):
 
     attention56          32x32      7,202,794 trainable parameters   450 tensors    0.694 GMAC
     attention92          32x32     12,170,730                        750            1.089
@@ -25,19 +25,18 @@ import mxnet as mx
 from mxnet import autograd
 from mxnet.gluon import nn
 
-from model.attention_module import (
+from model.layers.attention_module import (
     OLD_NAMES_DEPTH_2,
     SOFT_MASK,
     AttentionModule,
     NormLayer,
     unit_builder,
 )
-from model.attention_presets import SPECS, STEMS, AttentionSpec
-from model.basic_layer import norm
+from model.layers.attention_presets import SPECS, STEMS, AttentionSpec
+from model.layers.basic_layer import norm
 
 __all__ = [
     "FAMILY",
-    "AttentionSpec",
     "ResidualAttentionModel",
     "ResidualAttentionModel_32input",
     "ResidualAttentionModel_92_32input_update",
@@ -56,7 +55,7 @@ class ResidualAttentionNetwork(nn.HybridBlock):
     classes
         Number of classes, 1 or more; None: the spec's.
     norm_layer
-        Takes the place of every batch normalisation, see `model.basic_layer.norm`.
+        Takes the place of every batch normalisation, see `model.layers.basic_layer.norm`.
     norm_kwargs
         Passed on to every normalisation, for example ``{"epsilon": 1e-4}``.
 
@@ -92,7 +91,7 @@ class ResidualAttentionNetwork(nn.HybridBlock):
         self.spec, self.classes = spec, classes
         self.image_shape = (3, spec.image_size, spec.image_size)
         self._masks: Optional[tuple[Any, list[str]]] = None
-        self.fused: Any = None  # see model.fused_training
+        self.fused: Any = None  # see model.execution.fused_training
         self._norms: dict[str, Any] = {"norm_layer": norm_layer, "norm_kwargs": norm_kwargs}
         unit = unit_builder(spec.unit, spec.groups, **self._norms)
         with self.name_scope():

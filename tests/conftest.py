@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.processor import limit_onednn
-from training.cores import physical_cores
+from model.native.processor import limit_onednn
+from training.compute.cores import physical_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 limit_onednn()  # before MXNet's first operator
@@ -84,7 +84,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def unit_operators() -> None:
     """Load the operators of residual units; skips where they cannot be had."""
-    from model.operators import UNITS
+    from model.native.build import UNITS
 
     _load_or_skip(UNITS)
 
@@ -92,13 +92,14 @@ def unit_operators() -> None:
 @pytest.fixture(scope="session")
 def glimpse_operators() -> None:
     """Load the operator of glimpses; skips where it cannot be had."""
-    from model.operators import GLIMPSE
+    from model.native.build import GLIMPSE
 
     _load_or_skip(GLIMPSE)
 
 
 def _load_or_skip(operators: Any) -> None:
-    from model.operators import Unavailable, load
+    from model.native.build import load
+    from model.native.processor import Unavailable
 
     try:
         load(operators)
@@ -128,7 +129,7 @@ def small_runs() -> Any:
 
 
 def _module_of(name: str) -> Any:
-    path = Path(__file__).with_name(f"{name}.py")
+    (path,) = Path(__file__).parent.rglob(f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"{name}_for_others", path)
     assert spec is not None
     assert spec.loader is not None

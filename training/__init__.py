@@ -1,1 +1,1 @@
-"""Everything about running a training that no network knows. It never imports `model`."""
+"""Everything about running a training, of classifiers and of the glimpse model."""

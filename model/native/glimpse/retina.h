@@ -1,4 +1,4 @@
-// Patches of several scales around a place, averaged down to one size: as in model/glimpse.py.
+// Patches of several scales around a place, averaged down to one size: as in model/layers/retina.py.
 #pragma once
 
 #include <algorithm>

@@ -1,0 +1,1 @@
+"""Whether networks compute and decide in PyTorch as in MXNet."""

@@ -1,0 +1,108 @@
+"""Does MXNet decide as PyTorch does? Compare both over the same test images, one by one.
+
+    .venv-torch/bin/python -m bridge.score --symbol S.json --start F.param --output logits.npz ...
+    .venv/bin/python benchmarks/bridge/compare_decisions.py F.param logits.npz --dataset cifar10
+
+The network is the one that the file belongs to by its run folder or by its shapes, as for
+``train_cifar.py --test``. Exit code 1 when a decision differs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+# Also as `python benchmarks/bridge/compare_decisions.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+if __name__ == "__main__":  # before MXNet is loaded, which reads it once
+    from training.compute.thread_choice import take_threads
+
+    take_threads(sys.argv[1:])
+
+from training.settings.config import parse_overrides
+from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
+
+
+class Agreement(NamedTuple):
+    """Counts over the images; ``largest`` is the largest difference between two logits."""
+
+    images: int
+    equal: int
+    correct: tuple[int, int]
+    largest: float
+
+
+def agreement(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> Agreement:
+    """Compare two sets of logits (N, classes).
+
+    Raises
+    ------
+    UserError
+        When they are not of the same images and classes.
+    """
+    if ours.shape != theirs.shape or labels.shape != ours.shape[:1] or not len(labels):
+        raise UserError(
+            f"logits {ours.shape} and {theirs.shape} with labels {labels.shape}; needed are the "
+            "same images and classes. Name the same --dataset and --count for both"
+        )
+    first, second = ours.argmax(1), theirs.argmax(1)
+    return Agreement(
+        len(labels),
+        int((first == second).sum()),
+        (int((first == labels).sum()), int((second == labels).sum())),
+        float(np.abs(ours - theirs).max()),
+    )
+
+
+def mxnet_logits(path: str, argv: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits and labels of the first `count` test images, computed by MXNet on the CPU."""
+    import mxnet as mx
+
+    from train_cifar import CifarConfig
+    from training.classifier.loaders import evaluation_batches, normalized, open_dataset
+    from training.classifier.task import open_classifier
+
+    given = {"gpus": "cpu", **parse_overrides(CifarConfig, argv)}
+    net, _, config, _, _ = open_classifier(path, CifarConfig(**given), given)
+    dataset = normalized(open_dataset(config), config.normalization)
+    images = dataset.test.first(count)
+    batches = evaluation_batches(images, dataset)
+    logits = [net(mx.nd.array(batch.image)).asnumpy() for batch in batches]
+    return np.concatenate(logits), images.labels
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: _run(words))
+
+
+def _run(words: Sequence[str]) -> int:
+    if len(words) < 2 or words[0].startswith("-"):
+        raise UserError("give the .param file and the .npz of bridge.score, then the flags")
+    path, other, *flags = words
+    try:
+        with np.load(other, allow_pickle=False) as saved:
+            theirs, labels = saved["logits"], saved["labels"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{other} is no file that bridge.score --output wrote: {error}") from error
+    ours, known = mxnet_logits(path, flags, len(labels))
+    if not np.array_equal(labels, known):
+        raise UserError(f"{other} has the labels of other images; name its --dataset")
+    result = agreement(ours, theirs, labels)
+    print(
+        f"{result.equal} of {result.images} decisions are equal; correct: MXNet "
+        f"{result.correct[0]}, PyTorch {result.correct[1]}; largest difference of a logit "
+        f"{result.largest:.2e}"
+    )
+    return 0 if result.equal == result.images else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Interleaved measurements in processes of their own, and their statistics."""

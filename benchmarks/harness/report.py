@@ -1,0 +1,88 @@
+"""What a benchmark prints and stores: machine, table, JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from formats.atomic import write_atomically
+from training.compute.processor import library_caps
+from training.records.environment import describe
+from training.settings.errors import UserError
+
+QUIET_LOAD = 0.3  # load average above which a machine is not called quiet
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on, with the load average; call it before anything is started."""
+    return {**describe(), "load": [round(x, 2) for x in os.getloadavg()]}
+
+
+def begin() -> dict[str, Any]:
+    """Cap this process's libraries as ``ATTENTION_ISA`` says, and return `environment`.
+
+    For the beginning of a program, before it imports MXNet. An unknown value of that variable ends
+    the program with exit code 2.
+    """
+    try:
+        os.environ.update(library_caps())
+        return environment()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def machine(known: Mapping[str, Any]) -> str:
+    """Return what figures are of: processor, instruction sets, number of cores, no operators."""
+    parts = [known["cpu"], known.get("isa"), f"{known['usable_cores']} cores"]
+    if known.get("variables", {}).get("ATTENTION_NATIVE") == "0":
+        parts.append("without own operators")
+    return ", ".join(str(part) for part in parts if part)
+
+
+def headline(known: Mapping[str, Any]) -> str:
+    """Return the line above a table: `machine`, load and commit of `environment`."""
+    load = known["load"][0]
+    state = "quiet" if load <= QUIET_LOAD else "NOT quiet"
+    git = known["git"] or {"commit": "unknown", "dirty": False}
+    commit = git["commit"][:7] + (" with changes" if git["dirty"] else "")
+    return f"{machine(known)}; load {load} before the start ({state}); commit {commit}"
+
+
+def header(names: Sequence[str], unit: str) -> str:
+    """Return the two lines that begin a Markdown table of `row`."""
+    columns = [*names, f"{unit}: median (min to max)", "x first (min to max)", "peak MiB"]
+    ruler = ["---"] * len(names) + ["--:"] * 3
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ruler))
+
+
+def row(names: Sequence[str], found: Mapping[str, Any], scale: float = 1e3) -> str:
+    """Return a line of the table.
+
+    Parameters
+    ----------
+    names
+        Of the row.
+    found
+        An entry of `series.compare`; its times are in seconds.
+    scale
+        What makes the unit of the table of a second.
+    """
+    low, middle, high = (_three_digits(scale * found[key]) for key in ("min", "median", "max"))
+    factor = found["ratio"]
+    factors = f"{factor['ratio']:.2f} ({factor['min']:.2f} to {factor['max']:.2f})"
+    cells = [*names, f"{middle} ({low} to {high})", factors, f"{found['peak_mib']:.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def store(path: str, record: Any) -> None:
+    """Write the record as JSON, making its folder."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())

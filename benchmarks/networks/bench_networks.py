@@ -1,0 +1,216 @@
+"""All networks against PyTorch, one table: ``python benchmarks/networks/bench_networks.py``.
+
+Each row is a network and a mode; both systems take turns, round by round. Before anything is timed
+PyTorch's network must give the same logits with the same parameters. Rows are written as they are
+done: a run that was stopped goes on where it was, ``--again`` measures anew what is there already.
+``--scaling`` and ``--epoch`` add what grows with what, and whether a network waits for its data.
+
+The whole table takes about 15 minutes with 2 threads, on a quiet machine. torch.compile takes
+minutes for each row of inference, so that it is measured where ``--prepare`` has compiled it into a
+cache, which may be done on a busy machine. PyTorch runs in .venv-torch, which is set up when it is
+missing. docs/speed.md has the method.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Optional, Union
+
+# Also as `python benchmarks/networks/bench_networks.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from benchmarks.glimpse import bench_glimpse
+from benchmarks.glimpse.bench_glimpse import find_torch
+from benchmarks.harness.interleave import Plan
+from benchmarks.harness.report import begin, headline
+from benchmarks.networks import bench_scaling
+from benchmarks.networks import network_rows as rows
+from benchmarks.networks.network_report import markdown
+from benchmarks.networks.network_table import Table
+from benchmarks.networks.network_workers import (
+    COMPILE_TIMEOUT_SEC,
+    Inference,
+    Machines,
+    Training,
+    measure_peak,
+    warm_up,
+)
+from benchmarks.pipeline import bench_epoch
+from formats.atomic import write_atomically
+from training.compute.cores import physical_cores
+from training.settings.config import parse
+from training.settings.errors import UserError
+from training.settings.fields import option
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the benchmark."""
+
+    networks: tuple[str, ...] = option(
+        tuple(rows.NETWORKS), "classifiers, by name", choices=tuple(rows.NETWORKS)
+    )
+    glimpse: bool = option(True, "also the glimpse model")
+    scaling: bool = option(False, "also how cost grows with batch, depth and image size")
+    epoch: bool = option(False, "also the share of an epoch that is the network's")
+    data_dir: Optional[str] = option(None, "with --epoch: folder with CIFAR-10; default: shapes")
+    modes: tuple[str, ...] = option((), "only modes that begin so, as: train infer 'infer bf16'")
+    threads: int = option(0, "threads of one operator; 0: all physical cores")
+    quick: bool = option(False, "one short round of each: shows that all works, measures nothing")
+    prepare: bool = option(False, "only set up PyTorch, compare forward passes, fill the cache")
+    compile: bool = option(True, "also torch.compile, where --prepare compiled it (needs C++)")
+    again: bool = option(False, "measure anew the rows that the file has already")
+    rounds: int = option(5, "timed rounds of each row; 3 where they take long")
+    round_sec: float = option(0.3, "about how long a round lasts, seconds")
+    row_sec: float = option(8.0, "after so long no further round of a row is begun, seconds")
+    budget_min: float = option(20.0, "after so long no further row is begun, minutes")
+    torch_python: Optional[str] = option(None, "interpreter that has PyTorch; default: .venv-torch")
+    out: Optional[str] = option(None, "file of the figures; default: benchmarks/results/CPU.json")
+    page: Optional[str] = option(None, "Markdown page; default: docs/speed_tables/CPU.md")
+
+    def check(self) -> None:
+        """Refuse what measures nothing, or more threads than there are cores."""
+        cores = os.cpu_count() or 1
+        if not 0 <= self.threads <= cores:
+            raise UserError(f"--threads {self.threads}; choose from 1 to {cores}")
+        if self.rounds < 1:
+            raise UserError(f"--rounds {self.rounds}; choose 1 or more")
+        if self.networks and not list(self.wanted()):
+            raise UserError(f"--modes {' '.join(self.modes)}; there is {known_modes()}")
+
+    def wanted(self) -> Iterator[tuple[str, str, rows.Mode]]:
+        """Yield network, name of the mode, and mode of every row."""
+        for network in self.networks:
+            for name, mode in rows.modes_of(rows.NETWORKS[network]).items():
+                if not self.modes or name.startswith(self.modes):
+                    yield network, name, mode
+
+    @property
+    def plan(self) -> Plan:
+        """How much is measured of a row."""
+        if self.quick or self.prepare:
+            return Plan(1, 0, 0.0, COMPILE_TIMEOUT_SEC, repeat=1)
+        return Plan(self.rounds, 1, self.round_sec, repeat=1, limit_sec=self.row_sec)
+
+
+def known_modes() -> str:
+    """Return the names of all modes, in a row."""
+    return ", ".join(rows.modes_of(next(iter(rows.NETWORKS.values()))))
+
+
+def macs(network: str) -> int:
+    """Return the multiply-adds of a network for one image."""
+    from model import create_model
+    from model.summary import summary_rows
+
+    net = create_model(network, **dict(rows.NETWORKS[network].overrides))
+    return sum(row.macs for row in summary_rows(net))
+
+
+def fill(config: Config, machines: Machines, table: Table) -> None:
+    """Measure all rows that are wanted and not there, as long as time allows."""
+    end = time.monotonic() + 60 * config.budget_min
+    if config.networks and not config.prepare and (config.again or not table.record["peak"]):
+        table.record.update(measure_peak(machines, config.networks[0]))
+    for network in config.networks:
+        table.record["macs"][network] = macs(network)
+        for name, mode in [] if config.prepare else table.todo(network, "train"):
+            if time.monotonic() < end:
+                measure_row(table, Training(machines, network), name, mode)
+        infer = table.todo(network, "infer")
+        if infer and time.monotonic() < end:
+            fill_inference(machines, table, network, infer, end)
+    if config.prepare:
+        return
+    if config.glimpse and (config.again or "glimpse" not in table.record):
+        table.keep("glimpse", measure_glimpse(config, machines.torch_python))
+    if config.scaling:
+        table.keep("scaling", bench_scaling.measure(bench_scaling.Config()))
+    if config.epoch:
+        table.keep("epoch", bench_epoch.measure_all(bench_epoch.Config(data_dir=config.data_dir)))
+
+
+def fill_inference(
+    machines: Machines,
+    table: Table,
+    network: str,
+    todo: Sequence[tuple[str, rows.Mode]],
+    end: float,
+) -> None:
+    """Compare the forward passes of a network, then measure its rows of inference."""
+    weights = os.path.join(machines.folder, f"{network}.npz")
+    with ExitStack() as stack:
+        ours = stack.enter_context(machines.ours(network))
+        torch, difference = machines.parity(network, ours, weights)
+        stack.enter_context(torch)
+        table.record["parity"][network] = difference
+        print(f"{network}: PyTorch's logits differ by {difference:.2g} of the largest", flush=True)
+        if table.config.prepare:
+            if machines.compile:
+                warm_up(machines, torch, network, todo)
+            return
+        pair = Inference(machines, network, ours, torch)
+        for name, mode in todo:
+            if time.monotonic() < end:
+                measure_row(table, pair, name, mode)
+
+
+def measure_row(table: Table, pair: Union[Training, Inference], name: str, mode: rows.Mode) -> None:
+    """Measure a row; one that fails, or that the processor cannot compute, costs no other."""
+    try:
+        found = pair.measure(mode)
+    except UserError as error:
+        table.leave_out(pair.network, name, error)
+    else:
+        table.add(pair.network, name, *found)
+
+
+def measure_glimpse(config: Config, torch_python: str) -> list[dict[str, Any]]:
+    """Return the figures of bench_glimpse.py, with our operator where there is a compiler."""
+    bench_glimpse.compile_operators()
+    rounds, round_sec = (1, 0.0) if config.quick else (config.rounds, config.round_sec)
+    settings = bench_glimpse.Config(rounds=rounds, round_sec=round_sec)
+    return [
+        bench_glimpse.measure_task(settings, torch_python, task, config.threads)
+        for task in settings.tasks
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print the table and store the figures; 2 for bad input or a worker that failed."""
+    config = parse(Config, argv, "bench_networks.py", __doc__)
+    config = replace(config, threads=config.threads or physical_cores().number)
+    known = begin()
+    print(headline(known), flush=True)
+    try:
+        table = Table(config, known)
+        torch_python = find_torch(config.torch_python)
+        with tempfile.TemporaryDirectory() as folder:
+            machines = Machines(torch_python, folder, config.threads, config.plan, config.compile)
+            fill(config, machines, table)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if config.prepare:
+        return 0
+    text = markdown(table.record)
+    print("\n" + text)
+    os.makedirs(os.path.dirname(os.path.abspath(table.page)), exist_ok=True)
+    write_atomically(table.page, text.encode())
+    print(f"stored in {table.path} and {table.page}")
+    left_out, missing = table.lacking()
+    if left_out:
+        print(f"{left_out} rows are left out, for the reasons on the page")
+    if missing:
+        print(f"{missing} rows are missing, as time was over; the same command goes on")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

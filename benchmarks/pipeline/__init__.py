@@ -1,0 +1,1 @@
+"""Speed of input, of whole epochs and of several workers."""

@@ -1,0 +1,149 @@
+"""Does the network wait for its data? ``python benchmarks/pipeline/bench_epoch.py --data-dir DIR``.
+
+The same steps of training are made with batches from the input pipeline, as the scripts build it,
+and with one batch that lies ready, in turn. The ratio of their times is the share of an epoch that
+is the network's; 1 means that the pipeline costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+# Also as `python benchmarks/pipeline/bench_epoch.py`, which has only this folder on its path.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+if __name__ == "__main__":  # before MXNet is loaded, which reads it once
+    from training.compute.thread_choice import take_threads
+
+    take_threads([])
+
+from benchmarks.harness.report import begin, headline, store
+from training.settings.config import parse
+from training.settings.errors import UserError
+from training.settings.fields import option
+
+WARM_UP = 3  # steps
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the benchmark."""
+
+    models: tuple[str, ...] = option(("attention56_small", "resnet20"), "networks, by name")
+    dataset: str = option("cifar10", "data set, with --data-dir; without it shapes")
+    data_dir: Optional[str] = option(None, "folder with the data set")
+    batch_size: int = option(128, "images per step", flags=("-b",))
+    prefetch: int = option(2, "batches that a background thread makes ahead")
+    steps: int = option(6, "steps of a round")
+    rounds: int = option(5, "rounds of each of the two")
+    precision: str = option("float32", "arithmetic", choices=("float32", "bfloat16"))
+    out: str = option("runs/bench/epoch.json", "file that the figures are stored in")
+
+    def check(self) -> None:
+        """Refuse what measures nothing."""
+        for name in ("batch_size", "steps", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}; choose 1 or more"
+                )
+
+
+def measure(config: Config, model: str) -> dict[str, float]:
+    """Return seconds of a step with the pipeline and without, and the share of the network."""
+    import mxnet as mx
+
+    from model import create_model
+    from training.augmentation.augment import Augmentation
+    from training.batches.in_memory import TrainBatches
+    from training.classifier.config import ClassifierConfig
+    from training.compute.devices import hybridize_options
+    from training.compute.optimizer import build_trainer
+    from training.data.catalogue import load_dataset
+    from training.loop.engine import Updater
+    from training.loop.engine import measure as finish
+
+    name = config.dataset if config.data_dir else "shapes"
+    data = load_dataset(name, config.data_dir, download=False)
+    batches = TrainBatches(
+        data.train,
+        config.batch_size,
+        augmentation=Augmentation(cutout="erasing", mixup_alpha=1.0),
+        mean=data.mean,
+        std=data.std,
+        classes=data.classes,
+        seed=0,
+    )
+    net = create_model(model, data.classes)
+    net.initialize(mx.init.MSRAPrelu())
+    net.hybridize(**hybridize_options(config.precision))
+    settings = ClassifierConfig(optimizer="nag", batch_size=config.batch_size, lr=0.01)
+    updater = Updater(net, build_trainer(net, settings), [mx.cpu()])
+    stream = endless(batches, config.prefetch)
+    ready = next(stream)
+
+    def run(source: Optional[Iterator[Any]], steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            finish(updater.step(next(source) if source else ready))
+        mx.nd.waitall()
+        return time.perf_counter() - start
+
+    run(stream, WARM_UP)
+    fed, alone = 0.0, 0.0
+    for _ in range(config.rounds):
+        fed += run(stream, config.steps)
+        alone += run(None, config.steps)
+    count = config.rounds * config.steps
+    return {"seconds": fed / count, "seconds_alone": alone / count, "share": alone / fed}
+
+
+def endless(batches: Any, prefetch: int) -> Iterator[Any]:
+    """Yield batches of one epoch after the other."""
+    epoch = 0
+    while True:
+        yield from batches.epoch(epoch, prefetch=prefetch)
+        epoch += 1
+
+
+def measure_all(config: Config) -> dict[str, dict[str, float]]:
+    """Return `measure` of each network, by name."""
+    import mxnet as mx
+
+    from training.compute.devices import use_precision
+
+    use_precision(config.precision, [mx.cpu()])
+    return {model: measure(config, model) for model in config.models}
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the Markdown table."""
+    lines = ["| network | ms of a step | with a batch that lies ready | share of the network |"]
+    lines.append("|---|---|---|---|")
+    for model, one in found.items():
+        times = [f"{1e3 * one[key]:.1f}" for key in ("seconds", "seconds_alone")]
+        lines.append(f"| {model} | {times[0]} | {times[1]} | {one['share']:.3f} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print the table and store the figures; 2 for bad input."""
+    config = parse(Config, argv, "bench_epoch.py", __doc__)
+    known = begin()
+    print(headline(known), flush=True)
+    try:
+        found = measure_all(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(found))
+    store(config.out, {"environment": known, "networks": found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

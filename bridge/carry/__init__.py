@@ -1,0 +1,1 @@
+"""Files in pieces, for machines that take small files only."""

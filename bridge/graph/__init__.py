@@ -1,0 +1,1 @@
+"""Symbols of MXNet as modules of PyTorch."""

@@ -1,0 +1,67 @@
+"""The moving average of `training.loop.averaging`, of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch  # type: ignore[import-not-found]
+
+from training.settings.errors import UserError
+from training.settings.run_config import EVERY
+
+Tensor = Any
+
+
+class TensorAverage:
+    """Exponential moving average of `tensors` by name, running statistics included.
+
+    `decay` and the steps are those of `training.loop.averaging.WeightAverage`.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
+        self.tensors, self.decay = dict(tensors), decay
+        self.values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take the parameters after `step` updates into the average; most updates are skipped."""
+        if step % EVERY:
+            return
+        steps = step // EVERY
+        keep = min(self.decay**EVERY, (1 + steps) / (10 + steps))
+        values = list(self.values.values())
+        torch._foreach_mul_(values, keep)
+        torch._foreach_add_(values, torch._foreach_mul(list(self.tensors.values()), 1 - keep))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the average by name."""
+        return {name: value.cpu().numpy() for name, value in self.values.items()}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on from the arrays of a saved state, whose names begin with ``average:``."""
+        for name, value in self.values.items():
+            saved = arrays.get(f"average:{name}")
+            if saved is None or saved.shape != tuple(value.shape):
+                raise UserError(
+                    f"the state of this run has no average of {name}. Restore the config.json that "
+                    "the run was started with"
+                )
+            value.copy_(torch.from_numpy(saved))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the network the averaged parameters, and its own again at the end."""
+        own = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        try:
+            self._assign(self.values)
+            yield
+        finally:
+            self._assign(own)
+
+    @torch.no_grad()
+    def _assign(self, values: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.tensors.items():
+            tensor.copy_(values[name])

@@ -1,0 +1,262 @@
+"""A whole training run in PyTorch: epochs, evaluation, records, checkpoints, interruption.
+
+The counterpart of `training.loop.fit` for MXNet: the same rules for the best epoch, for early
+stopping and for a plateau, the same records.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch  # type: ignore[import-not-found]
+
+from bridge.loop.average import TensorAverage
+from bridge.loop.device_batches import DeviceBatches, DeviceImages
+from bridge.loop.engine import Pace, Step
+from bridge.loop.scoring import score
+from bridge.loop.settings import BridgeConfig
+from bridge.loop.state import save_state, write_file
+from bridge.loop.status_line import SECONDS, StatusLine
+from bridge.loop.updater import Updater
+from training.batches.scores import Scores
+from training.records.interruption import Interrupted, Interruption
+from training.records.run import Run
+from training.records.run_folder import BEST_FILE, LAST_FILE
+from training.records.run_progress import Progress
+from training.settings.errors import UserError
+from training.settings.schedules import schedule_of
+
+
+class Job(NamedTuple):
+    """What is trained on what: everything is on one device. ``engine`` is the name of ``step``'s
+    way of running; ``valid`` is None when no images are held out."""
+
+    updater: Updater
+    step: Step
+    engine: str
+    train: DeviceBatches
+    valid: Optional[DeviceImages]
+    test: DeviceImages
+    average: Optional[TensorAverage]
+
+
+class Result(NamedTuple):
+    """How a process ended: test scores of the last epoch if it made one, and the signal or the time
+    limit that stopped it."""
+
+    scores: Optional[Scores]
+    signal: Optional[int] = None
+    out_of_time: bool = False
+
+
+class TorchFit:
+    """One training run, from where `progress` stands to the last epoch.
+
+    Parameters
+    ----------
+    job
+        See `Job`.
+    config
+        Number of epochs, schedule and so on.
+    run
+        Open record; weights and state go to its folder.
+    progress
+        A fresh `Progress`, or the restored one.
+    deadline
+        Time of `time.monotonic` at which to save and end.
+    """
+
+    def __init__(
+        self, job: Job, config: BridgeConfig, run: Run, progress: Progress, deadline: float
+    ) -> None:
+        self.job, self.config, self.run, self.progress = job, config, run, progress
+        self.updater, self.module = job.updater, job.updater.module
+        self.deadline = deadline
+        self._base_rate = schedule_of(config, len(job.train))
+        self._saved = self._begun = self._looked = time.monotonic()
+        self._signalled: Callable[[], bool] = lambda: False
+        self._best: Optional[dict[str, np.ndarray]] = None  # not written yet
+        epoch_images = len(job.train) * config.batch_size
+        done = progress.epoch * epoch_images + progress.images
+        self._line = StatusLine(config.epochs * epoch_images, done)
+
+    def run_epochs(self) -> Result:
+        """Train to the end, or until a signal or the deadline; the folder can be resumed from.
+
+        Raises
+        ------
+        UserError
+            When the training diverges; the last checkpoint before is kept.
+        """
+        progress, scores = self.progress, None
+        if not progress.step:
+            self._save_state()  # from here on the run can be resumed, whenever it is killed
+        with Interruption() as interruption:
+            self._signalled = interruption.stop
+            while progress.epoch < self.config.epochs and not self._early():
+                try:
+                    self._train_epoch()
+                    scores = self._finish_epoch() or scores
+                except Interrupted:
+                    self._line.clear()
+                    self._save()
+                    return Result(scores, interruption.signal, interruption.signal is None)
+        self._line.clear()
+        if progress.epoch < self.config.epochs:
+            print(f"stopped early: no better held-out accuracy since epoch {progress.best_epoch}")
+        return Result(scores)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of an update, counted from 1."""
+        return self._base_rate(step) * self.config.lr_factor**self.progress.drops
+
+    def _stop(self) -> bool:
+        return self._signalled() or time.monotonic() >= self.deadline
+
+    def _train_epoch(self) -> None:
+        progress, train, config = self.progress, self.job.train, self.config
+        mixes = progress.epoch < config.epochs - config.mixup_off_epochs
+        self.updater.totals.copy_(
+            torch.tensor([progress.loss_sum, progress.correct_sum], dtype=torch.float64)
+        )
+        plans = train.plans(progress.epoch, mixes, progress.batch)
+        pace, self._looked = Pace(self.updater.device), time.monotonic()
+        try:
+            for plan in plans:
+                if self._stop():
+                    self._look()
+                    raise Interrupted
+                image, label = train.make(plan)
+                self.updater.set_rate(self.rate(progress.step + 1), progress.step + 1)
+                self.job.step(image, label)
+                pace.step()
+                progress.step += 1
+                progress.batch += 1
+                progress.images += len(label)
+                if self.job.average:
+                    self.job.average.update(progress.step)
+                if time.monotonic() - self._looked >= SECONDS:
+                    self._look()
+                    self._checkpoint()
+        finally:
+            plans.close()
+        self._look()
+
+    def _look(self) -> None:
+        """Wait for the device, read the sums and show them."""
+        progress, config = self.progress, self.config
+        progress.loss_sum, progress.correct_sum = self.updater.totals.tolist()
+        now = time.monotonic()
+        progress.epoch_sec += now - self._looked
+        self._looked = now
+        if not math.isfinite(progress.loss_sum):
+            raise UserError(
+                f"the loss became {progress.loss_sum} in epoch {progress.epoch + 1} before step "
+                f"{progress.step + 1}, learning rate {self.rate(progress.step):.4g}; the last "
+                "checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
+            )
+        if progress.images:
+            batches = len(self.job.train)
+            text = (
+                f"epoch {progress.epoch + 1}/{config.epochs} {progress.batch / batches:4.0%}  "
+                f"loss {progress.loss_sum / progress.images:.4f}  "
+                f"acc {progress.correct_sum / progress.images:.4f}"
+            )
+            done = progress.epoch * batches * config.batch_size + progress.images
+            self._line.show(text, done, now)
+
+    def _checkpoint(self) -> None:
+        minutes = (time.monotonic() - self._saved) / 60
+        if self.config.checkpoint_minutes and minutes >= self.config.checkpoint_minutes:
+            self._save()
+            self._looked = time.monotonic()  # what saving takes is not training
+
+    def _finish_epoch(self) -> Optional[Scores]:
+        progress, config, job = self.progress, self.config, self.job
+        last = progress.epoch + 1 == config.epochs
+        row: dict[str, Any] = {
+            "step": progress.step,
+            "lr": self.rate(progress.step),
+            "train_loss": progress.loss_sum / max(progress.images, 1),
+            "train_acc": progress.correct_sum / max(progress.images, 1),
+            "images_per_sec": progress.images / max(progress.epoch_sec, 1e-9),
+        }
+        valid = test = None
+        with job.average.applied() if job.average else nullcontext():
+            if last or (progress.epoch + 1) % config.eval_every == 0:
+                if job.valid:
+                    valid = self._evaluate("held-out", job.valid)
+                test = self._evaluate("test", job.test)
+                for name, scores in (("valid", valid), ("test", test)):
+                    if scores:
+                        row[f"{name}_loss"], row[f"{name}_acc"] = scores.loss, scores.acc
+            judged = valid or test
+            best = judged is not None and judged.acc > progress.best_acc
+            if best:
+                self._best = self.module.param_arrays()
+        now = time.monotonic()
+        progress.wall_sec += now - self._begun
+        self._begun = now
+        progress.finish_epoch()
+        row["wall_sec"] = progress.wall_sec
+        self._line.clear()
+        self.run.scalars(progress.epoch, row)
+        if judged:
+            progress.judge(judged.acc, self.config)
+        # On a fast GPU writing would take about as long as an epoch.
+        minutes = (now - self._saved) / 60
+        if last or not config.checkpoint_minutes or minutes >= config.checkpoint_minutes:
+            self._save(count_time=False)
+        return test
+
+    def _evaluate(self, name: str, data: DeviceImages) -> Scores:
+        def advance(images: int) -> None:
+            if self._signalled():
+                raise Interrupted
+
+        scores = score(self.module, data, advance)
+        if not math.isfinite(scores.loss):
+            raise UserError(
+                f"the training diverged: the {name} loss after epoch {self.progress.epoch + 1} is "
+                f"{scores.loss}; the last checkpoint is kept. Start anew with a lower --lr or more "
+                "--warmup-epochs"
+            )
+        return scores
+
+    def _early(self) -> bool:
+        patience = self.config.early_stopping
+        return bool(patience) and self.progress.epoch - self.progress.best_epoch >= patience
+
+    def _write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        path = Path(self.run.folder) / name
+        write_file(path, arrays, self.config.max_file_mb, self.progress.step)
+
+    def _save(self, count_time: bool = True) -> None:
+        now = time.monotonic()
+        if count_time:
+            self.progress.wall_sec += now - self._begun
+            self._begun = now
+        if self._best:
+            self._write(BEST_FILE, self._best)
+            self._best = None
+        with self.job.average.applied() if self.job.average else nullcontext():
+            self._write(LAST_FILE, self.module.param_arrays())
+        self._save_state()
+        self._saved = time.monotonic()
+
+    def _save_state(self) -> None:
+        job = self.job
+        save_state(
+            Path(self.run.folder),
+            self.updater,
+            self.progress,
+            job.average,
+            self.config.max_file_mb,
+            job.engine,
+        )

@@ -1,0 +1,259 @@
+"""From settings to a run that is ready to train: network, data, device, state, record."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch  # type: ignore[import-not-found]
+
+from bridge.graph.symbol_module import SymbolModule, read_symbol
+from bridge.loop.announce import announce, describe_device, note_in_env
+from bridge.loop.average import TensorAverage
+from bridge.loop.device_batches import DeviceBatches, DeviceImages
+from bridge.loop.engine import choose_step
+from bridge.loop.fit import Job, TorchFit
+from bridge.loop.optimizer import OPTIMIZERS
+from bridge.loop.settings import BridgeConfig
+from bridge.loop.state import join_file, named_tensors, restore, trained_tensors
+from bridge.loop.updater import StepSettings, Updater
+from formats.atomic import write_atomically
+from formats.digest import verify_digest
+from formats.weight_file import read_weights
+from training.augmentation.label_noise import noise_files
+from training.batches.in_memory import Loaders
+from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
+from training.classifier.config import OVERRIDES as NOTED
+from training.classifier.loaders import build_loaders, open_dataset
+from training.records.environment import describe, warn_threads
+from training.records.run import Run
+from training.records.run_folder import STATE_FILE, default_folder
+from training.records.run_progress import Progress
+from training.records.state_file import load_state
+from training.settings.config import from_dict, to_dict
+from training.settings.errors import UserError
+
+SYMBOL_FILE = "symbol.json"
+HALF = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SECONDS_TO_SAVE = 60.0  # engines are not measured so shortly before the deadline
+
+
+class Prepared(NamedTuple):
+    """An open run and its training."""
+
+    run: Run
+    fit: TorchFit
+
+
+def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepared:
+    """Make everything ready; `started` is the time of `time.monotonic` that limits count from.
+
+    Raises
+    ------
+    UserError
+        For settings, data, a device or a run folder that cannot be used; also SymbolError,
+        ParamFileError and PieceError. No run folder is made then.
+    """
+    device = choose_device(config.device)
+    config = replace(config, precision=resolve_precision(config.precision, device))
+    progress = Progress()
+    arrays: dict[str, np.ndarray] = {}
+    meta: dict[str, Any] = {}
+    if config.resume:
+        join_file(Path(config.resume) / STATE_FILE)
+        progress, arrays, meta = load_state(config.resume)
+    module, symbol = _network(config, arrays)
+    noted = _described(symbol)
+    if not config.model:
+        config = replace(config, **{key: noted[key] for key in ("model", *NOTED) if key in noted})
+    data = open_dataset(config)
+    classes = _classes(module, data)
+    loaders = build_loaders(config, data, classes)
+    updater = build_updater(config, module, device)
+    average = TensorAverage(named_tensors(module), config.ema) if config.ema else None
+    if config.resume:
+        restore(updater, arrays, meta)
+        warn_threads(progress.threads, describe()["threads"]["effective"])
+        if average and progress.step:
+            average.load(arrays)
+    else:
+        progress.threads = describe()["threads"]["effective"]
+    deadline = started + config.stop_after if config.stop_after else float("inf")
+    job, rates = _job(config, updater, average, loaders, meta.get("engine"), deadline)
+    run = _open_run(config, argv, progress, data, loaders, symbol)
+    try:
+        note = {"engine": job.engine, "images_per_sec": rates, **describe_device(device)}
+        note_in_env(Path(run.folder), note)
+        announce(config, job, loaders, Path(run.folder), progress, rates)
+        return Prepared(run, TorchFit(job, config, run, progress, deadline))
+    except BaseException:
+        run.close()
+        raise
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that a name means, after computing on it.
+
+    Raises
+    ------
+    UserError
+        When it is not there or cannot compute.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("cuda, cuda:1 or cpu is meant")
+        value = float(torch.ones(2, device=device).sum())
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--device {name} cannot be used: {reason}. Leave --device out to take what is there"
+        ) from error
+    if value != 2:
+        raise UserError(f"--device {name} computes wrong numbers; use another one")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return the precision that a name means on a device."""
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def _network(config: BridgeConfig, arrays: dict[str, np.ndarray]) -> tuple[SymbolModule, str]:
+    """Return the network and the text of its symbol."""
+    if config.resume:
+        symbol = read_symbol(Path(config.resume) / SYMBOL_FILE)
+        weights = {
+            name[len("param:") :]: value
+            for name, value in arrays.items()
+            if name.startswith("param:")
+        }
+    else:
+        symbol = read_symbol(str(config.symbol))
+        path = config.start or default_weights(str(config.symbol))
+        verify_digest(path)
+        weights = read_weights(path)
+    return SymbolModule(symbol, weights), symbol
+
+
+def default_weights(symbol: str) -> str:
+    """Return the file of weights that belongs beside a symbol by its name.
+
+    Raises
+    ------
+    UserError
+        When there is none.
+    """
+    stem = symbol[: -len(".json")] if symbol.endswith(".json") else symbol
+    stem = stem[: -len("-symbol")] if stem.endswith("-symbol") else stem
+    names = [stem + ending for ending in (".param", ".params", "-0000.params")]
+    found = next((name for name in names if os.path.exists(name)), None)
+    if found is None:
+        raise UserError(
+            f"no weights beside {symbol}: looked for {', '.join(names)}. Name the file that the "
+            "exporter wrote with --start FILE"
+        )
+    return found
+
+
+def _described(symbol: str) -> dict[str, Any]:
+    """Return the settings of the network that the exporter noted at the symbol's first input."""
+    try:
+        attributes = json.loads(symbol)["nodes"][0].get("attrs", {})
+        noted = {
+            key: json.loads(attributes[f"__{key}__"]) for key in NOTED if f"__{key}__" in attributes
+        }
+        noted["model"] = attributes.get("__network__", "")
+        return to_dict(from_dict(BridgeConfig, noted)) if noted["model"] else {}
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, UserError):
+        return {}
+
+
+def _classes(module: Any, data: Any) -> int:
+    """Return the number of logits that the network gives for images of the data set."""
+    height, width, channels = data.train.images.shape[1:]
+    module.eval()
+    try:
+        with torch.no_grad():
+            logits = module(torch.zeros(1, channels, height, width))
+    except (RuntimeError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the network cannot compute images {channels}x{height}x{width} of {data.name}: "
+            f"{reason}"
+        ) from error
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 2 or shape[1] < data.classes:
+        raise UserError(
+            f"the network gives {shape} for an image; {data.name} needs logits "
+            f"(1, {data.classes}). Export the network with as many classes as the data set has"
+        )
+    return int(shape[1])
+
+
+def build_updater(config: BridgeConfig, module: Any, device: torch.device) -> Updater:
+    """Put the network onto the device and return its updater; sets PyTorch's switches for it."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    module.to(device=device, memory_format=layout).train()
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    optimizer = OPTIMIZERS[config.optimizer](trained_tensors(module), config)
+    settings = StepSettings(
+        config.batch_size, config.micro_batch, HALF[config.precision], config.clip_gradient
+    )
+    return Updater(module, optimizer, settings)
+
+
+def _job(
+    config: BridgeConfig,
+    updater: Updater,
+    average: Optional[TensorAverage],
+    loaders: Loaders,
+    saved_engine: Optional[str],
+    deadline: float,
+) -> tuple[Job, dict[str, float]]:
+    """Put the data onto the device and choose how a step runs: as before, or by measuring."""
+    device = updater.device
+    train = DeviceBatches(loaders.train, device, config.channels_last)
+    engine = config.compile
+    if engine == "auto" and saved_engine and (device.type == "cuda" or saved_engine == "eager"):
+        engine = saved_engine
+    batch = train.make(next(iter(loaders.train.plans(0, True, 0))))
+    step, engine, rates = choose_step(updater, engine, batch, deadline - SECONDS_TO_SAVE)
+    valid = DeviceImages(loaders.valid, device) if loaders.valid else None
+    test = DeviceImages(loaders.test, device)
+    return Job(updater, step, engine, train, valid, test, average), rates
+
+
+def _open_run(
+    config: BridgeConfig,
+    argv: Sequence[str],
+    progress: Progress,
+    data: Any,
+    loaders: Loaders,
+    symbol: str,
+) -> Run:
+    if config.resume:
+        return Run.resume(config.resume, progress.epoch)
+    folder = Path(config.run_dir or default_folder(config.dataset, config.model or "bridge"))
+    run = Run.create(folder, to_dict(config), ["-m", "bridge.train", *argv])
+    train = loaders.train
+    size, names = train.data.images.shape[1], tuple(data.class_names)
+    files = {
+        SYMBOL_FILE: symbol.encode(),
+        PREPROCESSING_FILE: Preprocessing(size, train.mean, train.std, names).to_json(),
+        **noise_files(train.data, config.label_noise, config.seed),
+    }
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return run

@@ -1,0 +1,1 @@
+"""Files of parameters: bytes, digests, bounded readers. NumPy and the standard library alone."""

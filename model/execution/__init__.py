@@ -1,0 +1,1 @@
+"""How networks are computed: fused training, prepared inference, quantization."""

@@ -1,0 +1,1 @@
+"""Networks as symbols and as ONNX."""

@@ -1,0 +1,193 @@
+"""Exported networks as files, and as the network that a parameter file belongs to.
+
+`training.apply.export` is the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional
+
+import mxnet as mx
+import numpy as np
+
+from formats.atomic import write_atomically
+from formats.digest import sha256_hex
+from formats.param_file import write_params
+from formats.param_reader import ParamFileError
+from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
+from model.export.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
+from model.export.tracing import Traced, run_symbol
+from model.registry import FAMILIES, create_model
+from model.weights.file_match import LoadError, find_model
+from model.weights.loading import load_parameters
+from model.weights.published import settings_of
+from model.weights.seed_checkpoint import from_seed
+
+BATCHES = (1, 3)  # that a written file is compared at
+# Settings of a run that are the data's and not the network's.
+NOT_OF_THE_SPEC = ("classes", "image_size")
+
+
+class Found(NamedTuple):
+    """A parameter file in its network."""
+
+    net: Any
+    name: str
+    settings: dict[str, Any]
+    status: str
+
+
+def open_network(
+    path: Path, name: Optional[str] = None, given: Optional[Mapping[str, Any]] = None
+) -> Found:
+    """Load a parameter file into the network that it belongs to.
+
+    Parameters
+    ----------
+    path
+        File that `formats.weight_file` reads, or a checkpoint of kevinzakka's glimpse models.
+    name
+        Of the model; None: what the index or the run folder says, or else the file's shapes.
+    given
+        Fields of the model's spec; they come before those of the run folder.
+
+    Raises
+    ------
+    LoadError, ModelError, ParamFileError
+        When the file cannot be read, or no network or another one fits.
+    """
+    known = settings_of(path)
+    arrays, shapes = None, read_weight_shapes(path)
+    seed = _seed_network(path) if name is None and detect_format(path) == TORCH else None
+    if seed is not None:
+        name, arrays = seed
+    found, classes = (name, 0) if arrays is not None else find_model(shapes)
+    name = name or known.get("model") or found
+    if name is None:
+        raise LoadError(
+            f"{path}: no model of this project fits. Expected a parameter file of one. Name it "
+            "with --model, and with --set FIELD=VALUE what is not as in the model."
+        )
+    settings: dict[str, Any] = {}
+    if name in FAMILIES:
+        fields = {field.name for field in dataclasses.fields(FAMILIES[name][0])}
+        for key in fields.difference(NOT_OF_THE_SPEC):
+            if known.get(key) not in (None, ""):
+                settings[key] = known[key]
+    settings.update(given or {})
+    with mx.name.NameManager():  # names that do not depend on what was built before
+        net = create_model(name, **{"classes": classes or None, **settings})
+    status = load_parameters(net, path, mx.cpu(), arrays=arrays)
+    return Found(net, name, settings, str(status))
+
+
+def _seed_network(path: Path) -> Optional[tuple[str, dict[str, np.ndarray]]]:
+    try:
+        name, arrays = from_seed(read_weights(path))
+    except LoadError:
+        return None  # a PyTorch file of another network
+    return name, dict(arrays)
+
+
+def metadata_of(path: Path, found: Found, traced: Traced, preprocessing: Optional[str]) -> dict:
+    """Return what goes into the exported file about its origin and use; str to str."""
+    about = {
+        "model": found.name,
+        "settings": json.dumps(found.settings),
+        "source": path.name,
+        "source_sha256": sha256_hex(path.read_bytes()),
+        "inputs": json.dumps(traced.inputs),
+        "outputs": json.dumps(traced.outputs),
+    }
+    if preprocessing:
+        about["preprocessing"] = preprocessing
+    return about
+
+
+def export_symbol(traced: Traced, output: str, metadata: Mapping[str, str]) -> list[str]:
+    """Write ``OUT-symbol.json``, ``OUT-0000.params`` and ``OUT.json``; return their names.
+
+    Raises
+    ------
+    ExportError
+        When ``SymbolBlock`` computes something else from them.
+    ParamFileError
+        When they cannot be written.
+    """
+    names = [f"{output}-symbol.json", f"{output}-0000.params", f"{output}.json"]
+    text = traced.symbol.tojson()
+    with tempfile.TemporaryDirectory() as folder:
+        symbol, params = f"{folder}/x-symbol.json", f"{folder}/x-0000.params"
+        Path(symbol).write_text(text, encoding="utf-8")
+        write_params(params, traced.parameter_file(), digest=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that types of inputs are guessed; all are float32
+            block = mx.gluon.SymbolBlock.imports(symbol, list(traced.inputs), params)
+        compare(traced, lambda inputs: _run_block(block, inputs))
+    write_params(names[1], traced.parameter_file())
+    about = {**metadata, "inputs": traced.inputs, "outputs": traced.outputs}
+    if "preprocessing" in metadata:
+        about["preprocessing"] = json.loads(metadata["preprocessing"])
+    for name, content in ((names[0], text), (names[2], json.dumps(about, indent=1) + "\n")):
+        write(name, content.encode())
+    return names
+
+
+def _run_block(block: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    found = block(*(mx.nd.array(value) for value in inputs.values()))
+    return [value.asnumpy() for value in (found if isinstance(found, list) else [found])]
+
+
+def write(name: str, content: bytes) -> None:
+    """Write a file atomically; ParamFileError when that fails."""
+    try:
+        write_atomically(name, content)
+    except OSError as error:
+        raise ParamFileError(
+            f"{name}: cannot be written: {error.strerror or error}. Expected a writable folder "
+            "with room. Choose another --output."
+        ) from error
+
+
+def compare(traced: Traced, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]]) -> float:
+    """Return the largest difference from the network, over sizes and batches, relative to it.
+
+    Raises
+    ------
+    ExportError
+        When it is above `TOLERANCE`.
+    """
+    worst = 0.0
+    for size in traced.sizes:
+        for batch in BATCHES:
+            inputs = traced.example(batch, size)
+            for name, expected, found in zip(
+                traced.outputs, run_symbol(traced, inputs), run(inputs)
+            ):
+                difference = largest_difference(expected, found)
+                if not difference <= TOLERANCE:
+                    raise ExportError(
+                        f"the exported network differs from the original in {name} by "
+                        f"{difference:.2g} for {batch} images of {size[0]}x{size[1]}; at most "
+                        f"{TOLERANCE:g} is allowed. Nothing was written; please report this."
+                    )
+                worst = max(worst, difference)
+    return worst
+
+
+def check_onnx(traced: Traced, model: bytes) -> float:
+    """Return the largest difference of onnxruntime from MXNet, as `compare` does and raises."""
+    try:
+        session = onnx_session(model)
+    except ImportError as error:
+        raise ExportError(
+            f"a written ONNX file is checked with onnxruntime: {error}. Expected the extra "
+            "`export`. Run make setup, or pip install -e '.[cpu,export]'."
+        ) from error
+    return compare(traced, lambda inputs: list(session.run(list(traced.outputs), inputs)))

@@ -1,0 +1,1 @@
+"""What networks are made of, and the tables of their variants."""

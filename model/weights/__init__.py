@@ -1,0 +1,1 @@
+"""Parameters into networks: loading, names of other projects, conversion, indices."""

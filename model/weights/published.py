@@ -1,0 +1,69 @@
+"""What is on record about a parameter file: its row in an index, the settings of its run.
+
+Published files are in ``cifar_param/`` and ``mnist_param/``, each with an ``index.csv``; a run
+folder has ``config.json``. Networks and training read both here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, Optional
+
+from formats.digest import sha256_hex
+from formats.param_reader import ParamFileError
+
+ROOT = Path(__file__).resolve().parents[2]
+INDEX = ROOT / "cifar_param" / "index.csv"
+GLIMPSE_INDEX = ROOT / "mnist_param" / "index.csv"
+RUN_SETTINGS = "config.json"  # in a run folder
+
+
+def read_index(path: Path = INDEX) -> list[dict[str, str]]:
+    """Return the rows of an index; none when there is no index."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def find_row(param_file: Path, *indices: Path) -> Optional[dict[str, str]]:
+    """Return the row of a parameter file, recognised by its content, or None."""
+    rows = [row for index in indices for row in read_index(index)]
+    try:
+        digest = sha256_hex(param_file.read_bytes()) if rows else ""
+    except OSError:
+        return None  # reading the parameters reports it, with what to do
+    return next((row for row in rows if row["sha256"] == digest), None)
+
+
+def settings_of(param_file: Path) -> dict[str, Any]:
+    """Return what the indices, or else the run folder, say of a parameter file; {} for nothing.
+
+    Raises
+    ------
+    ParamFileError
+        When ``config.json`` beside the file is damaged.
+    """
+    row = find_row(param_file, INDEX, GLIMPSE_INDEX)
+    if row:
+        return {name: value for name, value in row.items() if value}
+    path = param_file.parent / RUN_SETTINGS
+    if not path.is_file():
+        return {}
+    try:
+        saved = json.loads(path.read_bytes())
+        if not isinstance(saved, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise ParamFileError(
+            f"{path}: cannot be read: {error}. Expected the settings of the run that wrote "
+            f"{param_file.name}. Restore it, or move the parameter file out of this folder."
+        ) from error
+    return saved
+
+
+def find_result(param_file: Path, index: Path = INDEX) -> Optional[dict[str, str]]:
+    """Return the row of a parameter file, recognised by its content, or None."""
+    return find_row(param_file, index)

@@ -1,0 +1,304 @@
+"""Checks of the training in PyTorch, run by test_bridge_train.py in an environment that has it.
+
+    .venv-torch/bin/python tests/bridge/torch_checks.py FOLDER
+
+FOLDER has what the tests made with MXNet: ``tiny-symbol.json`` and ``tiny.param``, a network for
+28x28 pictures, and ``updates-NAME.npz``, what MXNet's optimizers did. Every ``check_*`` function is
+run; FOLDER/results.json gets its name and None, or the traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch  # type: ignore[import-not-found]
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import bridge.train  # noqa: E402
+from bridge.carry.pieces import piece_names  # noqa: E402
+from bridge.graph.symbol_module import SymbolModule  # noqa: E402
+from bridge.loop import fit as torch_fit  # noqa: E402
+from bridge.loop.average import TensorAverage  # noqa: E402
+from bridge.loop.device_batches import DeviceBatches  # noqa: E402
+from bridge.loop.engine import unchanged  # noqa: E402
+from bridge.loop.optimizer import OPTIMIZERS, clip_norm  # noqa: E402
+from bridge.loop.settings import BridgeConfig  # noqa: E402
+from bridge.loop.updater import FIRST_SCALE, StepSettings, Updater  # noqa: E402
+from training.augmentation.augment import Augmentation  # noqa: E402
+from training.batches.in_memory import TrainBatches  # noqa: E402
+from training.data.dataset import ImageData  # noqa: E402
+from training.records.metrics import read_metrics  # noqa: E402
+
+FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
+CPU = torch.device("cpu")
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "none": {"pad": 0, "flip": False},
+    "crop": {"pad": 4, "crop_size": 20},
+    "alternating": {"pad": 4, "flip_mode": "alternating"},
+    "shift": {"pad": 3, "shift": 0.2},
+    "square": {"cutout": "square", "cutout_size": 9},
+    "erasing": {"cutout": "erasing", "cutout_prob": 0.9},
+    "mixup": {"mixup_alpha": 0.7},
+    "smoothing": {"label_smoothing": 0.1},
+    "all": {"shift": 0.1, "cutout": "erasing", "mixup_alpha": 0.2, "label_smoothing": 0.1},
+}
+
+
+def batches_of(**settings: Any) -> TrainBatches:
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (96, 24, 28, 3), np.uint8)
+    data = ImageData(images, rng.integers(0, 7, 96).astype(np.int32))
+    return TrainBatches(
+        data,
+        32,
+        augmentation=Augmentation(**settings),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.25),
+        classes=7,
+        seed=3,
+    )
+
+
+def pairs(source: TrainBatches, mixup: bool = True) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield a batch as NumPy makes it, and images and soft labels as PyTorch does."""
+    device = DeviceBatches(source, CPU)
+    for batch, plan in zip(source.epoch(1, mixup), device.plans(1, mixup, 0)):
+        yield batch, *(tensor.numpy() for tensor in device.make(plan))
+
+
+def check_batches_have_the_pixels_of_train_cifar() -> None:
+    for name, settings in AUGMENTATIONS.items():
+        for batch, image, label in pairs(batches_of(**settings)):
+            assert np.array_equal(batch.image, image), name
+            soft = batch.soft_label
+            if soft is None:
+                soft = np.eye(7, dtype=np.float32)[batch.label]
+            assert np.array_equal(soft, label), name
+
+
+def check_mixup_can_be_off() -> None:
+    for batch, image, label in pairs(batches_of(mixup_alpha=0.7), mixup=False):
+        assert np.array_equal(batch.image, image)
+        assert set(label.ravel()) == {0.0, 1.0}
+
+
+def check_colour_jitter_differs_by_rounding_only() -> None:
+    std = np.array([0.2, 0.3, 0.25])[:, None, None] * 255
+    for batch, image, _ in pairs(batches_of(jitter=0.4)):
+        levels = np.abs(batch.image - image) * std
+        assert levels.max() < 1.01, levels.max()
+        assert (levels > 0.5).mean() < 1e-3
+
+
+def check_an_epoch_can_begin_anywhere() -> None:
+    device = DeviceBatches(batches_of(mixup_alpha=0.7), CPU)
+    whole = [device.make(plan)[0] for plan in device.plans(2, True, 0)]
+    later = [device.make(plan)[0] for plan in device.plans(2, True, 2)]
+    assert len(later) == len(whole) - 2
+    assert torch.equal(later[0], whole[2])
+
+
+def check_optimizers_do_what_mxnet_does() -> None:
+    for name in OPTIMIZERS:
+        with np.load(FOLDER / f"updates-{name}.npz") as saved:
+            known = {key: saved[key] for key in saved.files}
+        first = {"a.weight": known["first"].copy(), "a.gamma": known["first"].copy()}
+        weights = {key: torch.from_numpy(value) for key, value in first.items()}
+        config = BridgeConfig(optimizer=name, wd=0.01, momentum=0.9)
+        optimizer = OPTIMIZERS[name](weights, config)
+        for step, gradient in enumerate(torch.from_numpy(known["gradients"]), 1):
+            lr = torch.tensor(optimizer.rate(0.3 / step, step))
+            optimizer.update([gradient, gradient], lr)
+            for key, weight in weights.items():
+                expected = known[key][step - 1]
+                error = np.abs(weight.numpy() - expected).max()
+                # NAG to the bit: its kernel has no other order. The others round elsewhere.
+                assert error <= (0 if name == "nag" else 1e-5), (name, key, step, error)
+
+
+def check_gradients_are_clipped_over_all_parameters() -> None:
+    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
+    clip_norm(gradients, 1.0)
+    assert torch.allclose(torch.cat(gradients), torch.tensor([0.6, 0.0, 0.8]))
+    clip_norm(gradients, 2.0)
+    assert torch.allclose(torch.cat(gradients), torch.tensor([0.6, 0.0, 0.8]))
+
+
+def linear_updater(**settings: Any) -> Updater:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    config = BridgeConfig(optimizer="nag", wd=0.0)
+    optimizer = OPTIMIZERS["nag"](dict(module.named_parameters()), config)
+    return Updater(module, optimizer, StepSettings(8, **settings))
+
+
+def linear_batch() -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(8, 3, 2, 2, generator=generator)
+    return image, torch.eye(3)[torch.arange(8) % 3]
+
+
+def check_micro_batches_add_up() -> None:
+    whole, parts = linear_updater(), linear_updater(micro_batch=3)
+    assert parts.parts == [3, 3, 2]
+    for updater in (whole, parts):
+        updater.set_rate(0.5, 1)
+        updater.step(*linear_batch())
+    for one, other in zip(whole.optimizer.weights, parts.optimizer.weights):
+        assert torch.allclose(one, other, atol=1e-6)
+    assert torch.allclose(whole.totals, parts.totals)
+
+
+def check_a_step_is_the_gradient_of_the_mean_loss() -> None:
+    updater = linear_updater()
+    weight = updater.optimizer.weights[0]
+    before, (image, label) = weight.detach().clone(), linear_batch()
+    loss = torch.nn.functional.cross_entropy(updater.module(image), label)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    updater.set_rate(0.5, 1)
+    updater.step(image, label)
+    assert torch.allclose(weight, before - 0.5 * 1.9 * gradient, atol=1e-6)
+    assert math.isclose(updater.totals[0].item(), 8 * loss.item(), rel_tol=1e-6)
+
+
+def check_float16_skips_a_step_that_overflows() -> None:
+    updater = linear_updater(half=torch.float16)
+    assert updater.scale == FIRST_SCALE
+    image, label = linear_batch()
+    before = [weight.detach().clone() for weight in updater.optimizer.weights]
+    updater.set_rate(0.5, 1)
+    updater.step(image * 1e30, label)
+    assert all(map(torch.equal, before, updater.optimizer.weights))
+    assert updater.scale == FIRST_SCALE / 2
+    for _ in range(10):  # the scale falls until it fits
+        updater.step(image, label)
+    assert not torch.equal(before[0], updater.optimizer.weights[0])
+    assert 1 < updater.scale < FIRST_SCALE / 2
+
+
+def check_trial_steps_leave_no_trace() -> None:
+    updater = linear_updater()
+    before = [tensor.detach().clone() for tensor in updater.tensors()]
+    with unchanged(updater):
+        updater.set_rate(0.5, 1)
+        updater.step(*linear_batch())
+        assert not torch.equal(before[0], updater.tensors()[0])
+    assert all(map(torch.equal, before, updater.tensors()))
+
+
+def check_the_average_follows_its_formula() -> None:
+    value = torch.zeros(3)
+    average = TensorAverage({"w": value}, 0.9)
+    expected = 0.0
+    for step in range(1, 33):
+        value.fill_(step)
+        average.update(step)
+        if step % 8 == 0:
+            keep = min(0.9**8, (1 + step // 8) / (10 + step // 8))
+            expected = expected * keep + step * (1 - keep)
+    assert np.allclose(average.arrays()["w"], expected)
+    with average.applied():
+        assert torch.allclose(value, torch.full((3,), expected))
+    assert value[0] == 32
+
+
+def train(*argv: str, stop_at: int = 0) -> int:
+    """Run bridge.train in this process; stop before update `stop_at`, as a deadline does."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if stop_at:
+            reached = lambda fit: fit.progress.step >= stop_at  # noqa: E731
+            stack.enter_context(mock.patch.object(torch_fit.TorchFit, "_stop", reached))
+        return bridge.train.main([*argv])
+
+
+def started(folder: Path, *more: str) -> tuple[str, ...]:
+    return (
+        "--symbol", str(FOLDER / "tiny-symbol.json"), "--recipe", "quick", "--dataset", "digits",
+        "--epochs", "2", "--train-count", "320", "--mixup-alpha", "0.3", "--cutout", "erasing",
+        "--micro-batch", "40", "--ema", "0.9", "--run-dir", str(folder), *more,
+    )  # fmt: skip
+
+
+def check_a_resumed_run_ends_with_the_same_bits() -> None:
+    whole, cut = FOLDER / "whole", FOLDER / "cut"
+    assert train(*started(whole)) == 0
+    # Stopped within the first epoch, and within the second; state in pieces from then on.
+    assert train(*started(cut, "--max-file-mb", "0.01"), stop_at=3) == 75
+    assert "resume.state" in piece_names(cut)
+    assert not (cut / "resume.state").exists()
+    assert train("--resume", str(cut), stop_at=8) == 75
+    assert train("--resume", str(cut), "--max-file-mb", "0") == 0
+    assert not piece_names(cut)
+    for name in ("last.param", "best.param"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    timed = ("images_per_sec", "wall_sec")
+    rows = [
+        [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(folder)]
+        for folder in (whole, cut)
+    ]
+    assert rows[0] == rows[1]
+    assert [row["epoch"] for row in rows[0]] == [1, 2]
+    env = json.loads((cut / "env.json").read_text())
+    assert len(env["bridge"]) == 3
+    assert len(env["resumes"]) == 2
+
+
+def check_wrong_input_is_one_line() -> None:
+    symbol = ("--symbol", str(FOLDER / "tiny-symbol.json"))
+    cases = {
+        "--symbol is missing": (),
+        "no weights beside": ("--symbol", str(FOLDER / "other-symbol.json")),
+        "3x32x32 of shapes": (*symbol, "--dataset", "shapes"),
+        "cuda:7": (*symbol, "--dataset", "digits", "--device", "cuda:7"),
+        "--compile graph": (*symbol, "--dataset", "digits", "--compile", "graph", "-b", "64"),
+        "holds no run": ("--resume", str(FOLDER / "nowhere")),
+    }
+    (FOLDER / "other-symbol.json").write_text((FOLDER / "tiny-symbol.json").read_text())
+    for wanted, argv in cases.items():
+        stream = io.StringIO()
+        with contextlib.redirect_stderr(stream):
+            assert train(*argv) == 2, wanted
+        text = stream.getvalue()
+        assert text.startswith("error: "), text
+        assert wanted in text, text
+        assert "Traceback" not in text
+
+
+def check_only_weights_decay() -> None:
+    module = SymbolModule.from_files(FOLDER / "tiny-symbol.json", FOLDER / "tiny.param")
+    weights = dict(module.named_parameters())
+    some = OPTIMIZERS["nag"](weights, BridgeConfig(wd=0.1))
+    assert {some.names[index] for index in some.decayed} == {"conv.weight", "fc.weight"}
+    every = OPTIMIZERS["nag"](weights, BridgeConfig(wd=0.1, decay_bias=True))
+    assert len(every.decayed) == len(weights) == 5
+
+
+def main() -> int:
+    """Run every check; return 0 when all of them pass."""
+    results: dict[str, Any] = {}
+    for name, check in sorted(globals().items()):
+        if name.startswith("check_"):
+            try:
+                check()
+                results[name] = None
+            except Exception:
+                results[name] = traceback.format_exc()
+    (FOLDER / "results.json").write_text(json.dumps(results))
+    return int(any(results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

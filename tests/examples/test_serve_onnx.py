@@ -1,0 +1,190 @@
+"""The serving example: the same classes as the project's own prediction, and bounded requests."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.export.onnx_graph import to_onnx
+from model.export.tracing import trace
+from tests.model.export.exported import tiny_attention
+from training.apply.predict import probabilities, read_pictures
+from training.batches.preprocessing import Preprocessing
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "serve_onnx.py"
+NAMES = tuple(f"name {i}" for i in range(9))  # the tenth class has none
+WANTED = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), NAMES, 0.875)
+
+
+@pytest.fixture(scope="module")
+def serve() -> Any:
+    spec = importlib.util.spec_from_file_location("serve_onnx", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["serve_onnx"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("model") / "x.onnx"
+    metadata = {"preprocessing": WANTED.to_json().decode()}
+    path.write_bytes(to_onnx(trace(tiny_attention()), metadata).SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier(serve: Any, model: Path) -> Any:
+    return serve.Classifier(str(model))
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (50, 37), **options: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def turned() -> bytes:
+    """A JPEG that a camera held sideways, several times larger than the network's input."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return picture("JPEG", (400, 300), exif=exif)
+
+
+@pytest.mark.parametrize("content", [picture(), turned()], ids=["png", "turned jpeg"])
+def test_the_classes_are_those_of_the_project(
+    classifier: Any, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.picture"
+    path.write_bytes(content)
+    pictures = read_pictures([str(path)], WANTED, lambda: np.empty(0))
+    (shares,) = probabilities(tiny_attention(), mx.cpu(), pictures, WANTED)
+    answers = classifier.classify(content)
+    assert len(answers) == 5
+    assert shares.std() > 1e-3  # it prefers some
+    order = np.argsort(-shares, kind="stable")
+    assert [answer.name for answer in answers] == [WANTED.name_of(int(i)) for i in order[:5]]
+    np.testing.assert_allclose(
+        [answer.probability for answer in answers], shares[order[:5]], rtol=1e-4
+    )
+
+
+@pytest.fixture
+def address(serve: Any, classifier: Any) -> Iterator[tuple[str, int]]:
+    with serve.make_server(classifier, 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.server_address
+        server.shutdown()
+        thread.join()
+
+
+def ask(
+    address: tuple[str, int], method: str, body: Any = None, headers: Any = None
+) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(*address, timeout=60)
+    try:
+        connection.request(method, "/", body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def test_the_server_answers_this_machine_with_json(
+    address: tuple[str, int], classifier: Any
+) -> None:
+    assert address[0] == "127.0.0.1"
+    status, answer = ask(address, "POST", picture())
+    assert status == 200
+    expected = classifier.classify(picture())
+    assert [one["name"] for one in answer["classes"]] == [one.name for one in expected]
+    assert ask(address, "POST", picture())[0] == 200  # and again
+
+
+def test_requests_are_bounded(address: tuple[str, int], serve: Any) -> None:
+    too_long = {"Content-Length": str(serve.MAX_BYTES + 1)}
+    assert ask(address, "POST", None, too_long)[0] == 413  # before any of it was sent
+    assert ask(address, "POST", iter([b"a"]), {"Transfer-Encoding": "chunked"})[0] == 411
+    assert ask(address, "POST", None, {"Content-Length": "-5"})[0] == 411
+    assert ask(address, "GET")[0] == 405
+    assert ask(address, "POST", picture())[0] == 200
+
+
+def bomb(width: int) -> bytes:
+    """A PNG header of a huge picture."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        whole = kind + data
+        return struct.pack(">I", len(data)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    header = struct.pack(">IIBBBBB", width, width, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", picture()[:200], bomb(8000), bomb(60000)])
+def test_bad_pictures_are_refused(address: tuple[str, int], content: bytes) -> None:
+    status, answer = ask(address, "POST", content)
+    assert status == 400
+    assert "picture" in answer["error"] or "pixels" in answer["error"]
+    assert ask(address, "POST", picture())[0] == 200
+
+
+def test_the_command_line_needs_no_framework(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(picture())
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "for name in ('mxnet', 'onnx', 'model', 'training'): sys.modules[name] = None\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(SCRIPT), str(model), "cat.png"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "cat.png"
+    assert len(lines) == 6
+    assert "%  name " in lines[1]
+
+
+def test_mistakes_end_with_one_line(
+    serve: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare.onnx"
+    bare.write_bytes(to_onnx(trace(tiny_attention()), {}).SerializeToString())
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(b"\0" * 50)
+    for words, message in (
+        ([str(model)], "name pictures, or give --port"),
+        ([str(model), "a.png", "--port", "0"], "name pictures, or give --port"),
+        ([str(model), str(tmp_path / "none.png")], "No such file"),
+        ([str(model), str(damaged)], "not a picture"),
+        ([str(tmp_path / "none.onnx"), "a.png"], "cannot be loaded"),
+        ([str(damaged), "a.png"], "cannot be loaded"),
+        ([str(bare), "a.png"], "python export_model.py FILE --to onnx"),
+        ([str(model), "--port", "99999"], "port"),
+    ):
+        assert serve.main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert error.count("\n") == 1

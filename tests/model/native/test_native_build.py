@@ -1,0 +1,148 @@
+"""The operators are built where they can be, kept per machine, and never needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+import pytest
+
+from model.native import build as operators
+from model.native.build import UNITS, Operators
+from model.native.onednn import OneDNN, find_onednn
+from model.native.processor import Unavailable
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# Notes each call, makes what it is asked for, fails at what FAILS names.
+FAKE_COMPILER = """#!/bin/sh
+echo "$@" >>"$0.calls"
+[ "$1" = --version ] && echo "fake 1" && exit 0
+[ -z "$FAILS" ] || { echo "unit.cc:1: error: $FAILS" >&2; exit 1; }
+while [ $# -gt 1 ]; do [ "$1" = -o ] && echo built >"$2"; shift; done
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A compiler and a oneDNN that do nothing, and folders of their own."""
+    compiler = tmp_path / "bin" / "g++"
+    compiler.parent.mkdir()
+    compiler.write_text(FAKE_COMPILER)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.delenv("FAILS", raising=False)
+    sources = tmp_path / "units"
+    sources.mkdir()
+    (sources / "unit.cc").write_text("int unit;")
+    monkeypatch.setattr(operators, "NATIVE", tmp_path)
+    monkeypatch.delenv(operators.SWITCH, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library = tmp_path / "libdnnl.so.3"
+    library.write_bytes(b"library")
+    return OneDNN(library, tmp_path, "3.2")
+
+
+def build(onednn: OneDNN, of: Operators = UNITS) -> Path:
+    return operators.build(of, onednn)
+
+
+def calls(tmp_path: Path) -> list[str]:
+    lines = (tmp_path / "bin" / "g++.calls").read_text().splitlines()
+    return [line for line in lines if line != "--version"]
+
+
+def test_it_is_built_once(machine: OneDNN, tmp_path: Path) -> None:
+    made = build(machine)
+    assert made.read_text() == "built\n"
+    before = calls(tmp_path)
+    assert any("unit.cc" in line for line in before)
+    assert build(machine) == made
+    assert calls(tmp_path) == before
+    assert [file.name for file in made.parent.iterdir()] == [made.name]  # nothing half-built
+
+
+def test_another_processor_gets_its_own(machine: OneDNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build(machine)
+    monkeypatch.setattr(operators, "cpu_identity", lambda: "model name: another\nflags: sse2")
+    assert build(machine) != made
+
+
+def test_changed_sources_are_built_anew(machine: OneDNN) -> None:
+    made = build(machine)
+    (operators.NATIVE / "units" / "unit.cc").write_text("int other;")
+    assert build(machine) != made
+
+
+def test_another_onednn_is_built_for_anew(machine: OneDNN) -> None:
+    made = build(machine)
+    assert build(machine._replace(version="3.3")) != made
+
+
+def test_other_options_are_built_anew(machine: OneDNN) -> None:
+    assert build(machine, UNITS._replace(flags=("-O1",))) != build(machine)
+
+
+def test_another_mxnet_is_built_for_anew(machine: OneDNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build(machine)
+    monkeypatch.setattr(mx, "__version__", "2")
+    assert build(machine) != made
+
+
+def test_switched_off(machine: OneDNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(operators.SWITCH, "0")
+    with pytest.raises(Unavailable, match="ATTENTION_NATIVE=0"):
+        operators.load(UNITS)
+    assert not (tmp_path / "build").exists()
+
+
+def test_a_library_that_cannot_be_loaded(machine: OneDNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "_loaded", {})
+    with pytest.raises(Unavailable, match="cannot be loaded"):
+        operators.load(Operators("units"))  # the fake compiler makes no library
+
+
+def test_a_read_only_package_is_built_in_the_cache(
+    machine: OneDNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (operators.NATIVE / "build").write_text("a file, so no folder can be made here")
+    made = build(machine)
+    assert made.parent == tmp_path / "cache" / operators.CACHE_NAME
+
+
+def test_a_failing_compiler_is_quoted_and_leaves_nothing(
+    machine: OneDNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAILS", "no such thing")
+    with pytest.raises(Unavailable, match=r"error: no such thing"):
+        build(machine)
+    assert list((operators.NATIVE / "build").iterdir()) == []
+
+
+def test_no_compiler(machine: OneDNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match="no C\\+\\+ compiler"):
+        build(machine)
+
+
+def test_no_onednn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTENTION_ONEDNN", str(tmp_path))
+    with pytest.raises(Unavailable, match=f"no oneDNN 3 in ATTENTION_ONEDNN={tmp_path}"):
+        find_onednn()
+
+
+def test_the_program_says_why_and_does_not_fail(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "model.native.build"],
+        env={**os.environ, "ATTENTION_ONEDNN": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "units: not built: no oneDNN 3" in done.stdout

@@ -1,0 +1,208 @@
+"""What docs/results.md and cifar_param/index.csv say about trained files is so."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import mxnet as mx
+import pytest
+
+import train_cifar
+from formats.digest import verify_digest
+from formats.param_file import read_shapes
+from model.execution.inference import prepare_inference
+from model.weights.file_match import find_model
+from model.weights.published import INDEX, find_result, read_index
+from training.batches.in_memory import EvalBatches
+from training.batches.scores import Scores
+from training.classifier.loaders import evaluation_batches, normalized, open_dataset
+from training.classifier.recipes import RECIPES
+from training.classifier.task import Opened, open_classifier
+from training.data.dataset import ImageData
+from training.loop.evaluation import evaluate
+from training.reports.results_table import results_table
+from training.settings.config import parse_overrides
+
+ROOT = Path(__file__).resolve().parents[3]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROWS = read_index()
+FILES = [row["file"] for row in ROWS]
+SAMPLE = 500  # test images that are scored in every run of the tests
+
+
+def legacy_snippet() -> str:
+    """Return the README's first Python block: the old snippet."""
+    found = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def legacy_file() -> str:
+    found = re.search(r"""load_parameters\(['"]cifar_param/([^'"]+)['"]\)""", legacy_snippet())
+    assert found
+    return found[1]
+
+
+def test_index_names_every_file_once() -> None:
+    assert ROWS
+    assert sorted(FILES) == sorted(path.name for path in INDEX.parent.glob("*.param"))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=FILES)
+def test_rows_describe_their_files(row: dict[str, str]) -> None:
+    path = INDEX.parent / row["file"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
+    assert verify_digest(path)
+    assert find_result(path) == row
+    shapes = {name: shape for name, (shape, _) in read_shapes(path).items()}
+    assert find_model(shapes) == (row["model"], int(row["classes"]))
+    assert re.fullmatch(r"[0-9a-f]{7,40}", row["commit"])
+    size_limit = 50e6 if row["file"] == legacy_file() else 10e6
+    assert path.stat().st_size < size_limit
+
+
+@pytest.mark.parametrize("row", ROWS, ids=FILES)
+def test_commands_are_understood_today(row: dict[str, str]) -> None:
+    words = shlex.split(row["command"])
+    assert words[:2] == ["python", "train_cifar.py"]
+    given = parse_overrides(train_cifar.CifarConfig, words[2:])
+    config = train_cifar.CifarConfig(**{**RECIPES[given.get("recipe", "pistony")], **given})
+    config.check()
+    assert config.model == row["model"]
+    assert config.dataset == row["dataset"]
+    assert config.normalization == row["normalization"]
+    assert config.epochs == int(row["epochs"])
+    assert config.seed == int(row["seed"])
+
+
+def test_the_page_of_results_shows_the_index() -> None:
+    assert results_table() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def test_only_a_file_of_the_same_content_is_found(tmp_path: Path) -> None:
+    copy = tmp_path / "renamed.param"
+    copy.write_bytes((INDEX.parent / FILES[0]).read_bytes())
+    assert find_result(copy) == ROWS[0]
+    copy.write_bytes(copy.read_bytes() + b"x")
+    assert find_result(copy) is None
+    assert find_result(tmp_path / "missing.param") is None
+    assert read_index(tmp_path / "index.csv") == []
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("row", ROWS, ids=FILES)
+def test_a_sample_scores_what_the_index_says(row: dict[str, str], data_dir: Path) -> None:
+    images, batches, opened = _opened(row, data_dir, SAMPLE)
+    scores = evaluate(opened.net, batches, opened.contexts)
+    expected = float(row["test_acc"])
+    # Four standard deviations of a sample's accuracy, one image where nearly all are right.
+    spread = max(math.sqrt(expected * (1 - expected) / images), 1 / images)
+    assert scores.images == images
+    assert abs(scores.acc - expected) < 4 * spread
+
+
+@pytest.mark.data
+@pytest.mark.results
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("row", ROWS, ids=FILES)
+def test_files_score_what_the_index_says(row: dict[str, str], data_dir: Path) -> None:
+    """All test images, by a prepared network that gives the network's own logits."""
+    images, batches, opened = _opened(row, data_dir)
+    first = mx.nd.array(next(iter(batches)).image[:64])
+    prepared = prepare_inference(opened.net, first)
+    assert prepared.difference < 1e-5
+    assert abs(prepared(first) - opened.net(first)).max() <= 1e-5 * abs(opened.net(first)).max()
+    _assert_scores(evaluate(prepared, batches, opened.contexts), row, images)
+
+
+def test_the_command_line_scores_a_file() -> None:
+    """The published file of the embedded data set, of which nothing has to be at hand."""
+    row = next(row for row in ROWS if row["dataset"] == "shapes")
+    done = subprocess.run(
+        [sys.executable, "train_cifar.py", "--test", f"cifar_param/{row['file']}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert row["model"] in done.stdout
+    _assert_scores(_printed(done.stdout, 2000), row, 2000)
+
+
+# Before the snippet's own first line: Gluon's data set gives its first images only.
+FIRST_IMAGES = """
+from mxnet.gluon.data import vision
+class FirstImages(vision.CIFAR10):
+    def __len__(self):
+        return {count}
+vision.CIFAR10 = FirstImages
+"""
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "count",
+    [
+        SAMPLE,
+        pytest.param(10000, marks=[pytest.mark.results, pytest.mark.timeout(1500)]),
+    ],
+)
+def test_legacy_snippet_runs_as_it_stands(count: int, data_dir: Path, tmp_path: Path) -> None:
+    """The text of the README, with Gluon's data set finding the files where it keeps them."""
+    home = tmp_path / "home"
+    (home / "datasets").mkdir(parents=True)
+    (home / "datasets" / "cifar10").symlink_to(data_dir / "cifar10")
+    before = sorted(path.name for path in (ROOT / "cifar_param").iterdir())
+    cut = "" if count == 10000 else FIRST_IMAGES.format(count=count)
+    done = subprocess.run(
+        [sys.executable, "-c", cut + legacy_snippet()],
+        cwd=ROOT,
+        env={**os.environ, "MXNET_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    row = next(row for row in ROWS if row["file"] == legacy_file())
+    printed = _printed(done.stdout, count)
+    if count == 10000:
+        _assert_scores(printed, row, count)
+    else:
+        _, batches, opened = _opened(row, data_dir, count)
+        ours = evaluate(opened.net, batches, opened.contexts)
+        assert abs(printed.acc - ours.acc) < 1.5 / count
+        assert printed.loss == pytest.approx(ours.loss, abs=1e-3)
+    assert sorted(path.name for path in (ROOT / "cifar_param").iterdir()) == before
+
+
+def _opened(row: dict[str, str], data_dir: Path, count: int = 0) -> tuple[int, EvalBatches, Opened]:
+    """Return the number of images, their batches, and the file in its network; 0: all images."""
+    given = {"data_dir": str(data_dir)}
+    config = train_cifar.CifarConfig(data_dir=str(data_dir))
+    path = str(INDEX.parent / row["file"])
+    opened = open_classifier(path, config, given)
+    dataset = normalized(open_dataset(opened.config), opened.config.normalization)
+    images = dataset.test.images[: count or None]
+    data = ImageData(images, dataset.test.labels[: count or None])
+    return len(images), evaluation_batches(data, dataset), opened
+
+
+def _printed(output: str, images: int) -> Scores:
+    pattern = rf"test loss ([0-9.]+), test accuracy ([0-9.]+) \({images} images\)"
+    found = re.search(pattern, output)
+    assert found, output
+    return Scores(float(found[1]), float(found[2]), images)
+
+
+def _assert_scores(scores: Scores, row: dict[str, str], images: int) -> None:
+    # One image may turn between kinds of processor.
+    assert scores.images == images == (2000 if row["dataset"] == "shapes" else 10000)
+    assert abs(scores.acc - float(row["test_acc"])) < 1.5 / images
+    assert abs(scores.loss - float(row["test_loss"])) < 1e-3

@@ -1,0 +1,215 @@
+"""A user's own image folders: layouts, decoding, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.data import decode as decoding
+from training.data import image_folder
+from training.data.catalogue import load_dataset
+from training.data.decode import decode_image
+from training.data.image_folder import load_image_folder
+from training.settings.errors import UserError
+
+COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "emu": (30, 30, 200)}
+
+
+def fill(folder: Path, counts: dict[str, int], ending: str = ".png") -> None:
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            Image.new("RGB", (40, 36), COLOURS[name]).save(folder / name / f"{index:03}{ending}")
+
+
+def test_train_and_test_folders(tmp_path: Path) -> None:
+    fill(tmp_path / "train", {"emu": 3, "cat": 4, "dog": 5})
+    fill(tmp_path / "test", {"dog": 2, "cat": 1})
+    fill(tmp_path / "val", {"cat": 9})
+    (tmp_path / "train/cat/notes.txt").write_text("not an image")
+    (tmp_path / "train/cat/._000.png").write_text("not an image either")
+    (tmp_path / "train/.hidden").mkdir()
+    dataset = load_dataset(f"folder:{tmp_path}")
+    assert dataset.class_names == ("cat", "dog", "emu")
+    assert dataset.name == f"folder:{tmp_path}"
+    assert dataset.train.images.shape == (12, 32, 32, 3)
+    np.testing.assert_array_equal(np.bincount(dataset.train.labels), [4, 5, 3])
+    np.testing.assert_array_equal(np.bincount(dataset.test.labels), [1, 2])
+    for split in (dataset.train, dataset.test):
+        for image, label in zip(split.images, split.labels):
+            assert tuple(image[5, 7]) == COLOURS[dataset.class_names[label]]
+    expected = dataset.train.images / 255
+    np.testing.assert_allclose(dataset.mean, expected.mean(axis=(0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(dataset.std, expected.std(axis=(0, 1, 2)), rtol=1e-9)
+
+
+def test_val_serves_as_test(tmp_path: Path) -> None:
+    fill(tmp_path / "train", {"cat": 2, "dog": 2})
+    fill(tmp_path / "val", {"cat": 3})
+    assert len(load_image_folder(str(tmp_path)).test) == 3
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_without_a_test_folder_a_fifth_is_held_out(tmp_path: Path, below: str) -> None:
+    fill(tmp_path / below, {"cat": 20, "dog": 10})
+    first = load_image_folder(str(tmp_path), seed=1)
+    np.testing.assert_array_equal(np.bincount(first.train.labels), [16, 8])
+    np.testing.assert_array_equal(np.bincount(first.test.labels), [4, 2])
+    again = load_image_folder(str(tmp_path), seed=1)
+    np.testing.assert_array_equal(first.test.images, again.test.images)
+
+
+def test_held_out_images_depend_on_the_seed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for level in range(20):
+            Image.new("L", (32, 32), level).save(tmp_path / name / f"{level}.png")
+    held = [load_image_folder(str(tmp_path), seed=seed).test.images[:, 0, 0, 0] for seed in (1, 2)]
+    assert len(set(held[0])) >= 4
+    assert not np.array_equal(held[0], held[1])
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".JPEG", ".webp", ".bmp"])
+def test_other_formats(tmp_path: Path, ending: str) -> None:
+    fill(tmp_path, {"cat": 2, "dog": 2}, ending)
+    dataset = load_image_folder(str(tmp_path), size=16)
+    assert dataset.train.images.shape[1:] == (16, 16, 3)
+    for image, label in zip(dataset.train.images, dataset.train.labels):
+        difference = image[8, 8].astype(int) - COLOURS[dataset.class_names[label]]
+        assert abs(difference).max() <= 6
+
+
+def decode(path: Path, size: int = 8) -> np.ndarray:
+    return decode_image(str(path), size)
+
+
+@pytest.mark.parametrize("landscape", [True, False])
+def test_shorter_side_and_centre(tmp_path: Path, landscape: bool) -> None:
+    array = np.zeros((16, 48, 3), np.uint8)
+    array[:, 16:32] = 255  # the central square
+    Image.fromarray(array if landscape else array.transpose(1, 0, 2).copy()).save(
+        tmp_path / "a.png"
+    )
+    image = decode(tmp_path / "a.png", 16)
+    np.testing.assert_array_equal(image, 255)
+
+
+def test_modes_become_rgb(tmp_path: Path) -> None:
+    grey = Image.new("L", (9, 9), 77)
+    wide = Image.fromarray(np.full((9, 9), 77 * 256, np.uint16))
+    for name, image, expected in (
+        ("grey", grey, (77, 77, 77)),
+        ("wide", wide, (77, 77, 77)),
+        ("bits", Image.new("1", (9, 9), 1), (255, 255, 255)),
+        ("alpha", Image.new("RGBA", (9, 9), (1, 2, 3, 128)), (1, 2, 3)),
+        ("palette", Image.new("RGB", (9, 9), (9, 99, 200)).convert("P"), None),
+    ):
+        image.save(tmp_path / f"{name}.png")
+        array = decode(tmp_path / f"{name}.png")
+        assert array.shape == (8, 8, 3)
+        if expected:
+            assert (array == expected).all()
+
+
+def test_camera_orientation_is_applied(tmp_path: Path) -> None:
+    array = np.zeros((8, 8, 3), np.uint8)
+    array[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(array).save(tmp_path / "a.png", exif=exif)
+    image = decode(tmp_path / "a.png")
+    assert image[0].max() == 0
+    assert image[7].min() == 255
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "cannot read"), (b"no image", "cannot read"), (None, "cannot read")],
+)
+def test_damaged_image_is_named(tmp_path: Path, content: Optional[bytes], reason: str) -> None:
+    fill(tmp_path, {"cat": 3, "dog": 3})
+    path = tmp_path / "dog/001.png"
+    if content is None:
+        noise = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (64, 64, 3))
+        Image.fromarray(noise.astype(np.uint8)).save(path)
+        content = path.read_bytes()[:5000]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{reason}.*dog/001.png"):
+        load_image_folder(str(tmp_path))
+
+
+def test_large_image_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, {"cat": 2, "dog": 2})
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 40 * 36 - 1)
+    with pytest.raises(UserError, match=r"cat/000.png has 40 x 36 pixels, more than"):
+        load_image_folder(str(tmp_path))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"cat/000.png has more than"):
+        load_image_folder(str(tmp_path))
+
+
+def test_too_many_images_for_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, {"cat": 2, "dog": 2})
+    monkeypatch.setattr(image_folder, "MAX_TOTAL_BYTES", 4 * 32 * 32 * 3 - 1)
+    with pytest.raises(UserError, match="4 images of 32x32 need"):
+        load_image_folder(str(tmp_path))
+
+
+def test_wrong_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none' does not exist; expected .*/train/<class>/"):
+        load_image_folder(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="has 0 class folders, at least 2 needed"):
+        load_image_folder(str(tmp_path))
+    fill(tmp_path, {"cat": 3})
+    with pytest.raises(UserError, match="has 1 class folders"):
+        load_image_folder(str(tmp_path))
+    fill(tmp_path, {"dog": 1})
+    with pytest.raises(UserError, match=r"dog has 1 images, at least 2 needed; accepted endings"):
+        load_image_folder(str(tmp_path))
+    with pytest.raises(UserError, match="size 0 was asked for"):
+        load_image_folder(str(tmp_path), size=0)
+
+
+def test_test_classes_must_be_known(tmp_path: Path) -> None:
+    fill(tmp_path / "train", {"cat": 2, "dog": 2})
+    fill(tmp_path / "test", {"emu": 2})
+    with pytest.raises(UserError, match=r"test has classes that .*train has not: emu"):
+        load_image_folder(str(tmp_path))
+    (tmp_path / "test/emu").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="has no images in folders named like"):
+        load_image_folder(str(tmp_path))
+
+
+def test_class_of_trains(tmp_path: Path) -> None:
+    fill(tmp_path, {"cat": 4})
+    (tmp_path / "cat").rename(tmp_path / "train")
+    fill(tmp_path, {"dog": 4})
+    assert load_image_folder(str(tmp_path)).class_names == ("dog", "train")
+
+
+def test_links_are_used_but_not_followed_upwards(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    fill(root, {"cat": 4})
+    fill(tmp_path / "other", {"dog": 4})
+    os.symlink(tmp_path / "other/dog", root / "dog")
+    os.symlink(root, root / "loop")
+    os.symlink("..", root / "up")
+    assert load_image_folder(str(root)).class_names == ("cat", "dog")
+    os.symlink("missing", root / "cat/broken.png")
+    with pytest.raises(UserError, match=r"cannot read .*broken.png"):
+        load_image_folder(str(root))
+
+
+def test_constant_images_do_not_divide_by_zero(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.new("L", (32, 32)).save(tmp_path / name / f"{index}.png")
+    assert load_image_folder(str(tmp_path)).std == (1 / 255,) * 3

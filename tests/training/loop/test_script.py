@@ -1,0 +1,178 @@
+"""A training from its start to its end as every script runs it: folders, locks, what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from training.classifier.config import TrainConfig
+from training.loop.train import Prepared, Script
+from training.records.run_folder import STATE_FILE, hold
+from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
+
+ROOT = Path(__file__).resolve().parents[3]
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def train(small_runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """A script that trains the small network; ``train.prepared`` has the settings of each start."""
+    monkeypatch.setattr("training.loop.train.plot_runs", lambda folders, *_: Path(folders[0]))
+    count = iter(range(100))
+    prepared = []
+
+    def prepare(config: TrainConfig) -> Prepared:
+        prepared.append(config)
+        fit = small_runs.start(tmp_path / f"unused {next(count)}")
+        fit.run.close()
+        return Prepared(
+            small_runs.fit.Task(fit.net, fit.trainer, fit.contexts, fit.loaders), {"x": b"a file"}
+        )
+
+    def run(**given: Any) -> int:
+        config = replace(small_runs.CONFIG, epochs=2, gpus="cpu", model="tiny", **given)
+        return Script("train_tiny.py", TrainConfig, prepare).train(config, given)
+
+    run.prepared = prepared  # type: ignore[attr-defined]
+    return run
+
+
+def test_a_run_that_never_began_begins_again(
+    small_runs: Any, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(run_dir=str(tmp_path / "whole"))
+    for again in ("resume", "run_dir"):
+        run = tmp_path / again
+        with monkeypatch.context() as patch:
+            small_runs.at_call(patch, small_runs.fit, "write_state", 1, small_runs.crash)
+            with pytest.raises(small_runs.Crash):
+                train(run_dir=str(run))
+        assert (run / "config.json").exists()
+        assert not (run / STATE_FILE).exists()
+        (run / "x").unlink()
+        (run / ".x.0123456789ab.tmp").write_bytes(b"")
+        assert train(**{again: str(run)}) == 0
+        small_runs.assert_same_as(tmp_path / "whole", run)
+        assert (run / "x").read_bytes() == b"a file"
+        assert not list(run.glob(".*.tmp"))
+    with pytest.raises(UserError, match=r"already holds a run, .*--resume"):
+        train(run_dir=str(run))
+
+
+def test_a_state_that_is_lost_is_not_a_run_that_never_began(train: Train, tmp_path: Path) -> None:
+    train(run_dir=str(tmp_path / "run"))
+    (tmp_path / "run" / STATE_FILE).unlink()
+    with pytest.raises(UserError, match=r"has no resume.state to continue from"):
+        train(resume=str(tmp_path / "run"))
+
+
+def test_a_run_in_use_is_refused_before_anything_is_read(train: Train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run_dir=str(run))
+    with hold(run), pytest.raises(UserError, match="another process has the run"):
+        train(resume=str(run))
+    assert len(train.prepared) == 1  # type: ignore[attr-defined]
+    assert train(resume=str(run)) == 0
+
+
+def test_a_folder_that_cannot_be_written(train: Train, tmp_path: Path) -> None:
+    train(run_dir=str(tmp_path / "run"))
+    (tmp_path / "run/.lock").unlink()
+    (tmp_path / "run/.lock").mkdir()  # root may write where others may not, but no folder
+    with pytest.raises(UserError, match=r"cannot write to the run folder .*Make it writable"):
+        train(resume=str(tmp_path / "run"))
+    (tmp_path / "new/.lock").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot write to the run folder .*--run-dir"):
+        train(run_dir=str(tmp_path / "new"))
+
+
+def test_a_full_disk_says_how_to_go_on(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("formats.param_file.write_together", full)
+    message = r"resume.state: cannot be written: No space left .* Then go on with --resume .*run$"
+    with pytest.raises(UserError, match=message):
+        train(run_dir=str(tmp_path / "run"))
+    monkeypatch.undo()
+    monkeypatch.setattr("training.loop.train.plot_runs", lambda folders, *_: Path(folders[0]))
+    assert train(resume=str(tmp_path / "run")) == 0
+
+
+def test_a_state_without_a_digest_is_called_unverified(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(run_dir=str(run))
+    train(resume=str(run))
+    assert "unverified" not in capsys.readouterr().err
+    (run / f"{STATE_FILE}.sha256").unlink()
+    train(resume=str(run))
+    assert f"warning: {run}/{STATE_FILE} is unverified" in capsys.readouterr().err
+
+
+def test_settings_that_a_resume_takes(train: Train, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    train(run_dir=run)
+    train(resume=run, on_nonfinite="skip", nonfinite_limit=3, keep=2)
+    config = train.prepared[-1]  # type: ignore[attr-defined]
+    assert (config.on_nonfinite, config.nonfinite_limit, config.keep) == ("skip", 3, 2)
+
+
+def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> int:
+        raise OSError(28, "No space left on device", "runs/x/curves.png")
+
+    assert exit_code(full) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: runs/x/curves.png: No space left on device. Check the path, ")
+    assert error.count("\n") == 1
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    code = (
+        "import sys; from training.settings.exit_code import exit_code\n"
+        "sys.exit(exit_code(lambda: print('x' * 10**6, flush=True) or 0))"
+    )
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    os.close(read)
+    assert process.communicate()[1] == b""
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("mxnet", "import numpy; numpy.bool_of_old"),
+        ("mxboard", "raise TypeError('Descriptors cannot be created directly.\\n1. Downgrade')"),
+        ("gluoncv", "import distutils_of_old"),
+    ],
+)
+def test_an_environment_that_needs_patches_gets_one_line(
+    package: str, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = compile(source, "a file", "exec")
+
+    def run_as(module: str) -> int:
+        exec(code, {"__name__": module})
+        return 0
+
+    assert exit_code(lambda: run_as(f"{package}.module")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {package} cannot be imported in this environment: ")
+    assert "python -m compat --install" in line
+    with pytest.raises((AttributeError, TypeError, ImportError)):
+        exit_code(lambda: run_as("train_cifar"))

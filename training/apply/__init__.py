@@ -1,0 +1,1 @@
+"""Using a trained file: predictions, masks, export."""

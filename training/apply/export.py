@@ -1,0 +1,209 @@
+"""Export a trained network: ``python -m training.apply.export FILE --to symbol|onnx``.
+
+- ``symbol``: ``OUT-symbol.json`` and ``OUT-0000.params``, which ``gluon.SymbolBlock.imports`` runs
+  without this project's code, and ``OUT.json``, which says what the inputs are;
+- ``onnx``: ``OUT.onnx`` with the same in its metadata, for onnxruntime, with free batch and, but
+  for glimpse models, free image size.
+
+What was written is run and compared with the network before it gets its name. ``export_model.py``
+takes the same options and knows the data sets too: it stores how published files want their
+images normalized, and has ``--int8``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional
+
+import mxnet as mx
+
+from formats.param_reader import ParamFileError
+from model.execution.gate_folding import fold_gates
+from model.export.export_files import (
+    Found,
+    check_onnx,
+    export_symbol,
+    metadata_of,
+    open_network,
+    write,
+)
+from model.export.onnx_graph import ExportError, to_onnx
+from model.export.tracing import trace
+from model.native.processor import Unavailable, limit_onednn
+from model.ram_resnet import ResNet
+from model.registry import ModelError
+from model.weights.file_match import LoadError
+from training.apply.int8 import INT8_IMAGES, INT8_LIMIT, recorded_settings
+from training.classifier.loaders import preprocessing_of
+
+PREPROCESSING_FILE = "preprocessing.json"  # in a run folder
+
+
+class Knowledge(NamedTuple):
+    """What a caller knows of data sets, which networks do not.
+
+    ``preprocessing(FILE)`` gives the JSON text of how a file's images are normalized, None where it
+    cannot tell. ``quantize(FILE, model, metadata, arguments)`` gives a serialized int8 model.
+    ``options(parser)`` adds what it wants to be told.
+    """
+
+    preprocessing: Callable[[Path], Optional[str]] = lambda path: None
+    quantize: Optional[Callable[[Path, bytes, argparse.Namespace], bytes]] = None
+    options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None
+
+
+def parser_of(knowledge: Knowledge) -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python export_model.py" if knowledge.quantize else "python -m training.apply.export",
+        description="Write a trained network as MXNet symbol or ONNX, and check what was written.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", help="parameter file; its network is found out")
+    parser.add_argument("--to", required=True, choices=("symbol", "onnx"), help="form to write")
+    parser.add_argument("--output", metavar="OUT", help="without ending; default: FILE without it")
+    parser.add_argument("--model", help="network, where the file does not tell")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="field of the network's spec, such as wiring=paper or height=100; may be repeated",
+    )
+    parser.add_argument(
+        "--fold-gates", action="store_true", help="fold the recurrent gates of a RAM ResNet"
+    )
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="quantize to 8 bits (export_model.py, which knows data to calibrate on)",
+    )
+    knowledge.options(parser)
+    return parser
+
+
+def _settings(words: Sequence[str]) -> dict[str, Any]:
+    settings = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ExportError(f"--set {word}: give FIELD=VALUE, such as --set wiring=paper")
+        try:
+            settings[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            settings[name] = text
+    return settings
+
+
+def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
+    """Export what the command line says and print what was written.
+
+    Raises
+    ------
+    ExportError, LoadError, ModelError, ParamFileError
+        When it cannot be done; nothing is then written.
+    """
+    if args.int8 and (args.to != "onnx" or knowledge.quantize is None):
+        raise ExportError(
+            "--int8 is for --to onnx, and needs images to calibrate on: use python "
+            "export_model.py FILE --to onnx --int8"
+        )
+    path = Path(args.file)
+    endings = (".onnx",) if args.to == "onnx" else ("-symbol.json", "-0000.params", ".json")
+    output = args.output or str(path.with_suffix(""))
+    for ending in endings:  # given by those who take it for a file
+        output = output[: -len(ending)] if output.endswith(ending) else output
+    if not Path(output).name or output.endswith("/"):
+        raise ExportError(f"--output {args.output}: give a name for the files, not only an ending")
+    for name in (output + ending for ending in endings):
+        if os.path.lexists(name) and not args.force:
+            raise ExportError(f"{name} exists. Give another --output, or --force to replace it.")
+    found = open_network(path, args.model, _settings(args.set))
+    if args.fold_gates:
+        found = _folded(found)
+    traced = trace(found.net)
+    beside = path.parent / PREPROCESSING_FILE
+    preprocessing = beside.read_text("utf-8") if beside.is_file() else knowledge.preprocessing(path)
+    metadata = metadata_of(path, found, traced, preprocessing)
+    print(f"{path} ({found.status}): {found.name}")
+    if args.to == "symbol":
+        names = export_symbol(traced, output, metadata)
+    else:
+        names = [f"{output}.onnx"]
+        content = to_onnx(traced, metadata).SerializeToString()
+        print(f"onnxruntime differs from MXNet by at most {check_onnx(traced, content):.1e}")
+        if args.int8 and knowledge.quantize:
+            content = knowledge.quantize(path, content, args)
+        write(names[0], content)
+    print("wrote", ", ".join(names))
+    if not preprocessing and "H" in traced.inputs["image"]:
+        print("nothing is known here of how its images were normalized; export_model.py may know")
+
+
+def _folded(found: Found) -> Found:
+    if not isinstance(found.net, ResNet):
+        raise ExportError("--fold-gates is for RAM ResNets")
+    try:
+        with mx.name.NameManager():
+            return found._replace(net=fold_gates(found.net))
+    except ValueError as error:
+        raise ExportError(f"--fold-gates: {error}") from error
+
+
+def main(argv: Optional[Sequence[str]] = None, knowledge: Optional[Knowledge] = None) -> int:
+    """Run the command line; returns 0, or 2 after printing what is wrong."""
+    knowledge = knowledge or Knowledge()
+    args = parser_of(knowledge).parse_args(argv)
+    try:
+        limit_onednn()
+        run(args, knowledge)
+    except (ExportError, LoadError, ModelError, ParamFileError, Unavailable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `quantize_file` wants to be told, and what `take_threads` reads before MXNet is
+    there.
+    """
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        help="threads of the CPU (default: $OMP_NUM_THREADS, else all physical cores)",
+    )
+    group = parser.add_argument_group("8 bits")
+    group.add_argument("--data-dir", help="folder with the data set's files")
+    group.add_argument(
+        "--int8-limit",
+        type=float,
+        default=INT8_LIMIT,
+        help="accuracy that may be lost, as a share (default: %(default)s)",
+    )
+    group.add_argument(
+        "--int8-images",
+        type=int,
+        default=INT8_IMAGES,
+        help="training images to calibrate on (default: %(default)s)",
+    )
+    group.add_argument(
+        "--int8-test", type=int, default=0, help="test images to compare on; 0: all (default)"
+    )
+
+
+def preprocessing(path: Path) -> Optional[str]:
+    """Return how a published classifier wants its images, as JSON; None for other files."""
+    config = recorded_settings(path)
+    if config is None:
+        return None
+    return preprocessing_of(path, config).to_json().decode()

@@ -1,0 +1,208 @@
+"""ONNX classifiers in 8 bits: static quantization by onnxruntime, accepted by measured accuracy.
+
+Weights of convolutions get one scale per output channel, activations one per tensor, from the
+range that they take on training images. Everything between convolutions stays float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from training.augmentation.augment import normalize
+from training.batches.scores import image_and_label
+from training.classifier.config import TrainConfig
+from training.classifier.loaders import evaluation_batches, normalized, open_dataset
+from training.classifier.task import known_of
+from training.settings.errors import UserError
+
+INPUT = "image"
+CALIBRATION_BATCH = 32
+INT8_LIMIT = 0.005  # accuracy that 8 bits may cost, as a share
+INT8_IMAGES = 256  # that ranges of activations are taken from
+
+
+def quantize(model: bytes, images: np.ndarray) -> bytes:
+    """Return a model with 8 bit convolutions.
+
+    Parameters
+    ----------
+    model
+        Serialized float32 ONNX classifier with one input called ``image``.
+    images
+        Normalized training images, float32 (N, C, H, W), for the ranges of activations.
+
+    Raises
+    ------
+    UserError
+        When onnxruntime or onnx is missing, or there is no image.
+    """
+    if not len(images):
+        raise UserError("quantization needs training images for the ranges of activations; got 0")
+    try:
+        import onnx
+        from onnxruntime.quantization import (
+            CalibrationMethod,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise UserError(
+            f"8 bits need the packages onnx and onnxruntime: {error}. Run make setup, or pip "
+            "install -e '.[cpu,export]'"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        source, prepared, target = (str(Path(folder) / f"{n}.onnx") for n in "abc")
+        Path(source).write_bytes(model)
+        # Folds normalisations into the convolutions before them, whose weights it then sees.
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            target,
+            _reader(images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        quantized = onnx.load(target)
+    known = onnx.load_model_from_string(model).metadata_props
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(known)
+    return bytes(quantized.SerializeToString())
+
+
+def _reader(images: np.ndarray) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = _batches(images)
+
+        def get_next(self) -> Optional[dict[str, np.ndarray]]:
+            return next(self.batches, None)
+
+    return Reader()
+
+
+def _batches(images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    for start in range(0, len(images), CALIBRATION_BATCH):
+        yield {INPUT: images[start : start + CALIBRATION_BATCH]}
+
+
+def accuracies(models: Sequence[bytes], batches: Iterable[Any]) -> list[float]:
+    """Return the accuracy of each model over the same images, with onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    sessions = [
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        for model in models
+    ]
+    correct, images = [0] * len(models), 0
+    for image, label in map(image_and_label, batches):
+        images += len(label)
+        for index, session in enumerate(sessions):
+            logits = session.run(None, {INPUT: image})[0]
+            correct[index] += int((logits.argmax(axis=1) == label).sum())
+    if not images:
+        raise UserError("there is nothing to evaluate: the data set gave no images")
+    return [number / images for number in correct]
+
+
+def accept(before: float, after: float, limit: float) -> None:
+    """Raise UserError when the accuracy fell by more than `limit`, both as shares."""
+    if before - after > limit:
+        raise UserError(
+            f"8 bits cost {before - after:.2%} of accuracy ({before:.2%} before, {after:.2%} "
+            f"after), more than the {limit:.2%} of --int8-limit. Nothing was written; raise the "
+            "limit, calibrate on more images (--int8-images), or export without --int8"
+        )
+
+
+def recorded_settings(path: Path, data_dir: Optional[str] = None) -> Optional[Any]:
+    """Return the data set and normalization of a file, as settings; None when they are unknown."""
+    known = known_of(path)
+    if not {"dataset", "normalization"} <= known.keys():
+        return None
+    return replace(
+        TrainConfig(),
+        dataset=known["dataset"],
+        normalization=known["normalization"],
+        data_dir=data_dir,
+    )
+
+
+class Quantized(NamedTuple):
+    """A model in 8 bits, and the accuracy (shares) before and after on test images."""
+
+    model: bytes
+    dataset: str
+    images: int
+    before: float
+    after: float
+
+
+def measure_int8(
+    path: Path, model: bytes, data_dir: Optional[str], images: int, test: int
+) -> Quantized:
+    """Quantize the float32 ONNX model of a classifier's file and compare both on its data set.
+
+    Parameters
+    ----------
+    path
+        Parameter file, by which data set and normalization are known.
+    model
+        Serialized float32 ONNX model of it.
+    data_dir
+        Folder with the data set's files; None: the usual one.
+    images
+        Training images that give the ranges of activations.
+    test
+        Test images that are counted, from the first; 0: all.
+
+    Raises
+    ------
+    UserError
+        When the data set is unknown or not there.
+    """
+    config = recorded_settings(path, data_dir)
+    if config is None:
+        raise UserError(
+            f"--int8: nothing is on record of the images that {path} was trained on. Give a "
+            "classifier in its run folder, or one of cifar_param/"
+        )
+    dataset = normalized(open_dataset(config), config.normalization)
+    small = quantize(model, normalize(dataset.train.images[:images], dataset.mean, dataset.std))
+    chosen = dataset.test.first(test) if test else dataset.test
+    before, after = accuracies([model, small], evaluation_batches(chosen, dataset))
+    return Quantized(small, dataset.name, len(chosen), before, after)
+
+
+def quantize_file(path: Path, model: bytes, args: argparse.Namespace) -> bytes:
+    """Return the model in 8 bits; UserError when that costs too much, or nothing can be measured.
+
+    Training images give the ranges, test images the accuracy before and after, which is printed.
+    """
+    if args.int8_images < 1 or args.int8_test < 0 or not 0 <= args.int8_limit < 1:
+        raise UserError(
+            "--int8-images must be 1 or more, --int8-test 0 or more, --int8-limit from 0 to 1"
+        )
+    found = measure_int8(path, model, args.data_dir, args.int8_images, args.int8_test)
+    print(
+        f"accuracy over {found.images} test images of {found.dataset}: {found.before:.2%} in "
+        f"float32, {found.after:.2%} in 8 bits; {len(model):,} and {len(found.model):,} bytes"
+    )
+    accept(found.before, found.after, args.int8_limit)
+    return found.model

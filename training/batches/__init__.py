@@ -1,0 +1,1 @@
+"""Batches from images in memory or in files."""

@@ -1,0 +1,271 @@
+"""Batches of large photographs that are read and decoded while the network trains.
+
+The counterpart of ``batches.py`` for data that does not fit into memory, with the same methods:
+image ``i`` of batch ``k`` of epoch ``e`` is a function of ``(seed, e, k, i)`` alone, so a run can
+be resumed at any batch. Threads decode; Pillow lets them work at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Callable, Optional, Protocol, Union
+
+import numpy as np
+
+from training.augmentation.augment import mixup, smooth_labels
+from training.augmentation.photo_augment import PhotoAugmentation, augment_photo, normalize_photo
+from training.batches.in_memory import Batch, prefetched
+from training.batches.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD
+from training.data.decode import centre_square, check_file, open_rgb
+from training.data.image_folder import Files
+from training.settings.errors import UserError
+
+READERS = min(16, os.cpu_count() or 1)
+
+
+class Source(Protocol):
+    """Encoded images: how many, and label, name and content of each."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[int, str, bytes]:
+        """Return label, name for messages, and content of an image."""
+
+
+class FolderSource:
+    """The image files of a listing."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files.paths)
+
+    def read(self, index: int) -> tuple[int, str, bytes]:
+        """Return label, path and content of an image."""
+        path = self.files.paths[index]
+        check_file(path)
+        try:
+            with open(path, "rb") as file:
+                return int(self.files.labels[index]), path, file.read()
+        except OSError as error:
+            raise UserError(f"cannot read the image {path}: {error.strerror}") from error
+
+
+class Subset:
+    """Some images of a source."""
+
+    def __init__(self, source: Source, rows: np.ndarray) -> None:
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.rows)
+
+    def read(self, index: int) -> tuple[int, str, bytes]:
+        """Return label, name and content of an image."""
+        return self.source.read(int(self.rows[index]))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Edge of the inputs in pixels, and number of classes of the network."""
+
+    size: int
+    classes: int
+
+
+class _Photos:
+    """What training and evaluation share: reading images of a source in parallel."""
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    def __init__(self, data: Source, batch_size: int, shape: Shape) -> None:
+        self.data, self.batch_size, self.shape = data, batch_size, shape
+        self.size = shape.size
+
+    def _load(
+        self, rows: Union[Sequence[int], np.ndarray], pool: ThreadPoolExecutor, prepare: Callable
+    ) -> tuple[np.ndarray, np.ndarray]:
+        def one(place: int) -> tuple[np.ndarray, int]:
+            label, name, content = self.data.read(int(rows[place]))
+            if label >= self.shape.classes:
+                raise UserError(
+                    f"{name} has the label {label}, the network has {self.shape.classes} classes; "
+                    f"labels count from 0. Give --classes of at least {label + 1}"
+                )
+            pixels = prepare(open_rgb(name, self.size, content), place)
+            return normalize_photo(pixels, self.mean, self.std), label
+
+        images, labels = zip(*pool.map(one, range(len(rows))))
+        return np.stack(images), np.array(labels, np.int32)
+
+
+class PhotoTrainBatches(_Photos):
+    """Shuffled, augmented batches; less than one at the end of an epoch is dropped.
+
+    Parameters
+    ----------
+    data
+        Where the images come from.
+    batch_size
+        Images per batch, 1 to N.
+    shape
+        Size of the inputs and number of classes.
+    augmentation
+        What is done to each photograph.
+    mixup_alpha, label_smoothing
+        Those of `training.augmentation.augment.Augmentation`.
+    seed
+        0 or larger.
+
+    Raises
+    ------
+    UserError
+        When the data holds less than one batch.
+    """
+
+    def __init__(
+        self,
+        data: Source,
+        batch_size: int,
+        shape: Shape,
+        *,
+        augmentation: PhotoAugmentation,
+        mixup_alpha: float = 0.0,
+        label_smoothing: float = 0.0,
+        seed: int,
+    ) -> None:
+        super().__init__(data, batch_size, shape)
+        if batch_size > len(data):
+            raise UserError(
+                f"a batch of {batch_size} images does not fit into {len(data)} training images; "
+                f"choose a batch size of at most {len(data)}"
+            )
+        self.augmentation, self.seed = augmentation, seed
+        self._places = (0, 1, 1)
+        self.mixup_alpha, self.label_smoothing = mixup_alpha, label_smoothing
+
+    def __len__(self) -> int:
+        """Return the batches per epoch."""
+        return len(self.data) // self.batch_size
+
+    def keep(self, first: int, count: int, devices: int) -> None:
+        """Read only what `count` devices from number `first` on, of `devices`, get of a batch.
+
+        The rest of a batch is zeros, which nobody looks at; mixup then mixes what is read.
+        """
+        self._places = (first, count, devices)
+
+    def _own(self, images: int) -> slice:
+        first, count, devices = self._places
+        sizes = [len(part) for part in np.array_split(np.arange(images), devices)]
+        return slice(sum(sizes[:first]), sum(sizes[: first + count]))
+
+    def epoch(
+        self, epoch: int, mixup: bool = True, start: int = 0, prefetch: int = 0
+    ) -> Iterator[Batch]:
+        """Return an iterator over batches ``start`` to the last of an epoch.
+
+        Parameters are those of `training.batches.in_memory.TrainBatches.epoch`.
+        """
+        batches = self._epoch(epoch, mixup, start)
+        return prefetched(batches, prefetch) if prefetch else batches
+
+    def _epoch(self, epoch: int, mix: bool, start: int) -> Iterator[Batch]:
+        order = self._rng(epoch).permutation(len(self.data))
+        with ThreadPoolExecutor(READERS) as pool:
+            for k in range(start, len(self)):
+                rows = order[k * self.batch_size : (k + 1) * self.batch_size]
+                own = self._own(len(rows))
+
+                def prepare(
+                    image: object, place: int, k: int = k, begin: int = own.start
+                ) -> np.ndarray:
+                    rng = self._rng(epoch, (k, begin + place))
+                    return augment_photo(image, self.size, self.augmentation, rng)
+
+                image, label = self._load(rows[own], pool, prepare)
+                batch = self._labelled(image, label, mix, self._rng(epoch, (k,)))
+                yield _widened(batch, own, len(rows))
+
+    def _labelled(
+        self, image: np.ndarray, label: np.ndarray, mix: bool, rng: np.random.Generator
+    ) -> Batch:
+        mix = mix and self.mixup_alpha > 0
+        if not mix and not self.label_smoothing:
+            return Batch(image, label)
+        soft = smooth_labels(label, self.shape.classes, self.label_smoothing)
+        if mix:
+            image, soft = mixup(image, soft, self.mixup_alpha, rng)
+        return Batch(image, label, soft)
+
+    def _rng(self, epoch: int, child: tuple[int, ...] = ()) -> np.random.Generator:
+        seeds = np.random.SeedSequence([self.seed, epoch], spawn_key=child)
+        return np.random.Generator(np.random.PCG64(seeds))
+
+
+class PhotoEvalBatches(_Photos):
+    """Every image once, in order: the central square of 7/8 of the shorter side, resized.
+
+    That is a resize of the shorter side to 256 and a crop of 224, and the same for other sizes.
+    """
+
+    crop = IMAGENET_CROP
+
+    def __len__(self) -> int:
+        """Return the batches per pass."""
+        return (len(self.data) + self.batch_size - 1) // self.batch_size
+
+    def share(self, rank: int, size: int) -> Optional[PhotoEvalBatches]:
+        """Return every `size`-th image from number `rank` on; None when there is none."""
+        rows = np.arange(rank, len(self.data), size)
+        if not len(rows):
+            return None
+        return PhotoEvalBatches(Subset(self.data, rows), self.batch_size, self.shape)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return prefetched(self._batches(), 2)
+
+    def _batches(self) -> Iterator[Batch]:
+        def prepare(image: object, place: int) -> np.ndarray:
+            return np.asarray(centre_square(image, self.size, self.crop), np.float32)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            for start in range(0, len(self.data), self.batch_size):
+                rows = range(start, min(start + self.batch_size, len(self.data)))
+                yield Batch(*self._load(rows, pool, prepare))
+
+
+def _widened(batch: Batch, own: slice, images: int) -> Batch:
+    """Return the batch in its place of a whole one."""
+    if len(batch.label) == images:
+        return batch
+
+    def widen(values: np.ndarray) -> np.ndarray:
+        whole = np.zeros((images, *values.shape[1:]), values.dtype)  # untouched pages cost nothing
+        whole[own] = values
+        return whole
+
+    soft = None if batch.soft_label is None else widen(batch.soft_label)
+    return Batch(widen(batch.image), widen(batch.label), soft)
+
+
+def held_out(source: Source, count: int, seed: int) -> tuple[Source, Optional[Source]]:
+    """Return a source without `count` images chosen by `seed`, and these (None for 0).
+
+    Raises
+    ------
+    UserError
+        When there are not more images than are held out.
+    """
+    if not count:
+        return source, None
+    if count >= len(source):
+        raise UserError(f"--valid-count {count}: there are {len(source)} training images")
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(source))
+    return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))

@@ -1,0 +1,51 @@
+"""Loss and accuracy, and what a loader gives, as they are counted everywhere."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from training.settings.errors import UserError
+
+
+class Scores(NamedTuple):
+    """Mean cross-entropy per image in nats, accuracy in 0 to 1, and the images they are over."""
+
+    loss: float
+    acc: float
+    images: int
+
+
+def image_and_label(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return images float32 (N, C, H, W) and labels int64 (N,) of what a loader yields.
+
+    Raises
+    ------
+    UserError
+        When it is no pair of such arrays.
+    """
+    try:
+        image, label = _array(batch[0]), _array(batch[1])
+    except (TypeError, IndexError, KeyError) as error:
+        raise UserError(
+            f"a batch is a {type(batch).__name__}; needed is a pair of images and labels"
+        ) from error
+    if image.ndim != 4 or label.shape not in ((len(image),), (len(image), 1)):
+        raise UserError(
+            f"a batch has images {image.shape} and labels {label.shape}; "
+            "needed are (N, C, H, W) and (N,)"
+        )
+    return image.astype(np.float32, copy=False), label.reshape(-1).astype(np.int64)
+
+
+def check_labels(label: np.ndarray, classes: int) -> None:
+    """Raise UserError when a label is none of the network's classes."""
+    if label.min() < 0 or label.max() >= classes:
+        raise UserError(
+            f"labels from {label.min()} to {label.max()} for a network of {classes} classes"
+        )
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.asnumpy() if hasattr(value, "asnumpy") else np.asarray(value)

@@ -1,0 +1,1 @@
+"""Classifiers of whole images: settings, recipes, data, what is trained."""

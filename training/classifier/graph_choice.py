@@ -1,0 +1,139 @@
+"""What training steps are computed by and in which precision, where the settings leave it open."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple, Optional
+
+import mxnet as mx
+from mxnet import autograd
+
+from model.execution.fused_training import fuse
+from model.native.processor import Unavailable
+from training.classifier.networks import build_classifier
+from training.compute.devices import check_bfloat16
+from training.records.environment import remember
+from training.settings.errors import UserError, last_line
+from training.settings.run_config import HOROVOD
+
+# A timing is only as good as the machine is quiet: bfloat16 must save this share of a step.
+LEAST_GAIN = 0.1
+PROBE_PIXELS = 16 * 32 * 32  # of all images of a step
+PROBE_STEPS = 3
+
+
+class Choice(NamedTuple):
+    """How training steps are computed.
+
+    Parameters
+    ----------
+    fused
+        What the fused operators are, as `model.execution.fused_training.fuse` says; None: MXNet's
+        own.
+    reason
+        Why they are MXNet's own.
+    precision
+        ``float32``, ``bfloat16`` or ``float16``.
+    why
+        Why this precision, where it was chosen here.
+    """
+
+    fused: Optional[str]
+    reason: str
+    precision: str
+    why: str = ""
+
+    @property
+    def amp(self) -> str:
+        """The precision that MXNet itself is set to; fused operators bring their own."""
+        return "float32" if self.fused else self.precision
+
+    def tell(self) -> None:
+        """Print it and let the record of the run have it."""
+        steps = self.fused or f"MXNet's own operators ({self.reason})"
+        print(f"training steps by {steps}, {self.precision}{self.why and f' ({self.why})'}")
+        remember("training_steps", steps)
+        remember("precision", f"{self.precision}{self.why and f': {self.why}'}")
+
+
+def choose_graph(config: Any, contexts: list[Any], classes: int) -> Choice:
+    """Return how a network trains fastest without being worse, which is measured where needed.
+
+    Parameters
+    ----------
+    config
+        A `ClassifierConfig`; ``fused`` and ``precision`` may be ``auto``.
+    contexts
+        Devices of the training.
+    classes
+        Number of classes.
+
+    Raises
+    ------
+    UserError
+        When fused operators are demanded and cannot be had, or bfloat16 on a processor without.
+    """
+    found, reason = None, ""
+    if config.fused == "off":
+        reason = "--fused off"
+    elif any(context.device_type != "cpu" for context in contexts):
+        reason = "on a GPU; the fused ones are for the CPU"
+    elif config.precision == "float16":
+        reason = "float16, which the fused ones do not know"
+    elif config.distributed == HOROVOD:
+        # Horovod makes MXNet's symbols global; its oneDNN then answers for the other one.
+        reason = "they crash beside Horovod, not with --distributed dist_sync"
+    elif config.freeze != "none":
+        reason = "frozen layers, which the fused ones do not know"
+    else:
+        try:
+            found = fuse(build_classifier(config, classes))
+        except Unavailable as error:
+            reason = str(error)
+    if found and config.precision == "bfloat16":
+        check_bfloat16()  # MXNet is not set to it, which would check
+    if reason and config.fused == "on":
+        raise UserError(f"--fused on: {reason}. Leave it out to train by MXNet's own operators")
+    if config.precision != "auto":
+        return Choice(found, reason, config.precision)
+    if not found:
+        return Choice(found, reason, "float32")
+    return Choice(found, reason, *probe(config, classes))
+
+
+def probe(config: Any, classes: int) -> tuple[str, str]:
+    """Return the precision whose training steps are faster here, and the measured reason.
+
+    Only fused operators are measured. In bfloat16 they round what convolutions multiply and give,
+    nothing else; sums, normalisations, gates, parameters and updates are float32 in both.
+    """
+    seconds = {}
+    try:
+        for precision in ("float32", "bfloat16"):
+            seconds[precision] = _step_seconds(config, classes, precision)
+    except Exception as error:  # oneDNN has no such convolution for this processor
+        failed = "bfloat16 is not possible here" if seconds else "no step could be timed"
+        return "float32", f"{failed}: {last_line(error)}"
+    share = seconds["bfloat16"] / seconds["float32"]
+    faster = "bfloat16" if share <= 1 - LEAST_GAIN else "float32"
+    return faster, f"a step in bfloat16 takes {share:.2f} of the time in float32"
+
+
+def _step_seconds(config: Any, classes: int, precision: str) -> float:
+    """Return the shortest time of a forward and backward pass of a network made for it."""
+    net = build_classifier(config, classes)
+    net.initialize(mx.init.Zero())
+    fuse(net, precision)
+    _, height, width = net.image_shape
+    images = max(2, PROBE_PIXELS // (height * width))
+    image = mx.nd.ones((images, *net.image_shape))
+    found = []
+    for _ in range(1 + PROBE_STEPS):
+        mx.nd.waitall()
+        begun = time.perf_counter()
+        with autograd.record():
+            logits = net(image)
+        logits.backward()
+        mx.nd.waitall()
+        found.append(time.perf_counter() - begun)
+    return min(found[1:])

@@ -1,0 +1,138 @@
+"""From a data set and a configuration to the batches of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.augmentation.augment import check_crop
+from training.augmentation.label_noise import add_label_noise
+from training.batches.in_memory import EvalBatches, Loaders, TrainBatches
+from training.batches.preprocessing import (
+    FIGURES,
+    IMAGENET_CROP,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PREPROCESSING_FILE,
+    Preprocessing,
+    read_preprocessing,
+)
+from training.classifier.config import TrainConfig
+from training.data.catalogue import load_dataset
+from training.data.cifar import CLASS_NAMES, MEAN, STD
+from training.data.dataset import SPLIT_SEED, Dataset, ImageData, split_validation
+from training.settings.errors import UserError
+
+EVAL_BATCH = 128
+CIFAR_SIZE = 32
+
+
+def open_dataset(config: TrainConfig) -> Dataset:
+    """Return the data set that a configuration names."""
+    return load_dataset(
+        config.dataset, config.data_dir, mirror=config.mirror, download=config.download
+    )
+
+
+def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loaders:
+    """Return training, held-out (or None) and test batches.
+
+    Label noise is in the training images alone: what judges a run, held-out images too, keeps its
+    true labels.
+
+    Raises
+    ------
+    UserError
+        When fewer training images are left than one batch needs, or a crop is larger than they.
+    """
+    _, height, width, _ = dataset.train.images.shape
+    check_crop(config.crop_size, config.pad, (height, width))
+    _check_small(config, (height, width))
+    dataset = normalized(dataset, config.normalization)
+    rest, valid = dataset.train, None
+    if config.valid_count:
+        rest, held_out = split_validation(rest, config.valid_count, SPLIT_SEED)
+        valid = evaluation_batches(held_out, dataset)
+    if config.train_count:
+        if config.train_count > len(rest.images):
+            raise UserError(
+                f"--train-count {config.train_count}: there are {len(rest.images)} images to train"
+            )
+        rest = _first_images(rest, config.train_count, config.seed)
+    if config.label_noise < 1:
+        rest = add_label_noise(rest, classes, config.label_noise, config.seed)
+    train = TrainBatches(
+        rest,
+        config.batch_size,
+        augmentation=config.augmentation(),
+        mean=dataset.mean,
+        std=dataset.std,
+        classes=classes,
+        seed=config.seed,
+    )
+    return Loaders(train, valid, evaluation_batches(dataset.test, dataset))
+
+
+def _check_small(config: TrainConfig, shape: tuple[int, int]) -> None:
+    height, width = (config.crop_size,) * 2 if config.crop_size else shape
+    if config.small_epochs and not config.small_size < height == width:
+        raise UserError(
+            f"--small-size {config.small_size}: the training images are {height}x{width}; they "
+            "must be square and larger than that"
+        )
+
+
+def normalized(dataset: Dataset, normalization: str) -> Dataset:
+    """Return the data set with the mean and std that `normalization` names."""
+    if normalization not in FIGURES:
+        return dataset
+    mean, std = FIGURES[normalization]
+    return replace(dataset, mean=mean, std=std)
+
+
+def evaluation_batches(data: ImageData, dataset: Dataset) -> EvalBatches:
+    """Return batches of `data` normalised as `dataset` says."""
+    return EvalBatches(data, EVAL_BATCH, mean=dataset.mean, std=dataset.std)
+
+
+def _first_images(data: ImageData, count: int, seed: int) -> ImageData:
+    order = np.random.default_rng(seed).permutation(len(data.images))[:count]
+    masks = None if data.masks is None else data.masks[order]
+    return ImageData(data.images[order], data.labels[order], masks)
+
+
+def preprocessing_of(path: Path, config: Any) -> Preprocessing:
+    """Return what the classifier in a parameter file expects.
+
+    Parameters
+    ----------
+    path
+        The file. A ``preprocessing.json`` beside it answers everything.
+    config
+        Otherwise its ``dataset`` and ``normalization`` do; the data is opened only for names that
+        are not those of CIFAR or ImageNet.
+
+    Raises
+    ------
+    UserError
+        For a damaged file, or a data set that cannot be opened.
+    """
+    if (path.parent / PREPROCESSING_FILE).is_file():
+        return read_preprocessing(path.parent)
+
+    if config.dataset == "imagenet":
+        return Preprocessing(config.size, IMAGENET_MEAN, IMAGENET_STD, crop=IMAGENET_CROP)
+    files, _, labels = config.dataset.partition("-")
+    if files in CLASS_NAMES and labels in ("", "coarse"):
+        names = CLASS_NAMES[files][0 if labels else -1]
+        known = Preprocessing(CIFAR_SIZE, MEAN[files], STD[files], names)
+    else:
+        data = open_dataset(config)
+        known = Preprocessing(data.train.images.shape[1], data.mean, data.std, data.class_names)
+    if config.normalization in FIGURES:
+        mean, std = FIGURES[config.normalization]
+        known = replace(known, mean=mean, std=std)
+    return known

@@ -1,0 +1,233 @@
+"""Classifiers of whole images: made ready for training, and opened from a parameter file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
+
+import mxnet as mx
+
+from formats.weight_file import read_weight_shapes
+from model.execution.fused_training import fuse
+from model.gate_report import watch_gates
+from model.weights.file_match import find_model
+from model.weights.loading import load_parameters
+from model.weights.published import find_result
+from training.batches.in_memory import parts_of_batch
+from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
+from training.classifier.config import KNOWN, VARIANT, ClassifierConfig
+from training.classifier.graph_choice import choose_graph
+from training.classifier.loaders import preprocessing_of
+from training.classifier.networks import build_classifier
+from training.classifier.whitening import whiten_stem
+from training.compute.devices import (
+    choose_contexts,
+    hybridize_options,
+    norm_arguments,
+    use_precision,
+)
+from training.compute.loss_scaling import with_loss_scaling
+from training.compute.optimizer import build_trainer, freeze_except, initializer
+from training.loop.task import Method, Task
+from training.loop.train import Prepared
+from training.records.run_folder import CONFIG_FILE, read_config
+from training.records.seed_log import TORCH_ENDINGS
+from training.settings.errors import UserError
+
+C = TypeVar("C", bound=ClassifierConfig)
+
+WATCHED_IMAGES = 256
+
+
+def prepare_classifier(
+    config: Any,
+    open_data: Callable[[Any], Any],
+    build_loaders: Callable[[Any, Any, int], Any],
+) -> Prepared:
+    """Return an initialized network with its trainer and batches.
+
+    Parameters
+    ----------
+    config
+        The script's settings, a `ClassifierConfig`. ``finetune`` is not looked at when ``resume``
+        is set.
+    open_data
+        Gives the data set, with its ``name``, ``classes`` and ``class_names``.
+    build_loaders
+        Gives `training.loop.fit.Loaders` from settings, data set and number of classes.
+
+    Raises
+    ------
+    UserError
+        For data, classes or devices that cannot be used; and whatever the network raises.
+    """
+    contexts = choose_contexts(config.gpus)
+    # Looked at before the data is loaded, so that a wrong name does not first download a data set.
+    norms = norm_arguments(config.sync_batch_norm, contexts)
+    unused = build_classifier(config, config.classes or 10, **norms)
+    check_parts(config, len(contexts), getattr(unused, "minimum_batch", 1))
+    start = None if config.resume else config.finetune
+    check_start(start, config)
+    data = open_data(config)
+    classes = config.classes or data.classes
+    if classes < data.classes:
+        raise UserError(f"--classes {classes}: {data.name} has {data.classes}; leave --classes out")
+    loaders = build_loaders(config, data, classes)
+    if len(loaders.train.mean) != unused.image_shape[0]:
+        raise UserError(
+            f"{data.name} has images of {len(loaders.train.mean)} channel, {config.model} takes "
+            f"{unused.image_shape[0]}: choose a data set in colour, or train_mnist_glimpse.py"
+        )
+    choice = choose_graph(config, contexts, classes)
+    config = replace(config, precision=choice.precision)
+    choice.tell()
+    use_precision(choice.amp, contexts)
+    net = start_network(config, classes, contexts)
+    if not config.resume:
+        _start(net, config, contexts, loaders.train)
+    if config.freeze == "trunk":
+        freeze_except(net, "fc.")
+    net.hybridize(**hybridize_options(choice.amp))
+    if choice.fused:
+        fuse(net, choice.precision)
+    files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
+    method = Method(statistics=_statistics(watch_gates(net), loaders, contexts[0]))
+    trainer = with_loss_scaling(build_trainer(net, config), config.precision)
+    return Prepared(Task(net, trainer, contexts, loaders, method), files, config)
+
+
+def check_parts(config: ClassifierConfig, devices: int, least: int) -> None:
+    """Raise UserError when a device would train on fewer than `least` images at a time.
+
+    Of several workers only this one's devices are counted.
+    """
+    parts = parts_of_batch(config.batch_size, devices, config.micro_batch)
+    smallest = config.batch_size // devices // parts
+    if smallest < least:
+        raise UserError(
+            f"{config.model} normalises its gates over images and trains on {least} or more at a "
+            f"time on each device: --batch-size {config.batch_size}, --micro-batch "
+            f"{config.micro_batch} and {devices} device(s) leave {smallest}. Use a larger batch, "
+            "or --micro-batch 0"
+        )
+
+
+def check_start(path: Optional[str], config: ClassifierConfig) -> None:
+    """Raise where a file to start from cannot be read; warn of a variant with the same tensors."""
+    if not path:
+        return
+    read_weight_shapes(path)
+    known = known_of(Path(path))
+    for name in VARIANT if known else ():
+        before, here = known.get(name), getattr(config, name)
+        if before != here:
+            print(
+                f"warning: {path} was trained with --{name} {before or 'of its network'}, "
+                f"this network has {here or 'its own'}; name the same --{name} "
+                "for the network that was trained",
+                file=sys.stderr,
+            )
+
+
+def start_network(config: ClassifierConfig, classes: int, contexts: Sequence[Any]) -> Any:
+    """Return a network with the first weights that the settings and their seed give."""
+    import numpy as np
+
+    np.random.seed(config.seed)  # the initializers of MXNet draw from both
+    mx.random.seed(config.seed)
+    norms = norm_arguments(config.sync_batch_norm, contexts)
+    net = build_classifier(config, classes, **norms)
+    net.initialize(initializer(config.init), ctx=list(contexts))
+    return net
+
+
+def _start(net: Any, config: Any, contexts: Sequence[Any], train: Any) -> None:
+    """Give an initialized network the first weights that are not the initializer's."""
+    path = config.finetune
+    if path:
+        status = load_parameters(net, path, contexts, allow_classes_mismatch=True)
+        print(f"started from {path} ({status}); fresh: {', '.join(status.fresh) or '-'}")
+    else:
+        start_stem(net, config, train)
+
+
+def start_stem(net: Any, config: Any, train: Any) -> None:
+    """Give the first convolution the first weights that the settings ask for, if they do.
+
+    `train` are the `training.batches.in_memory.TrainBatches` that it will be trained on.
+    """
+    if getattr(config, "stem_init", "usual") == "whitened":
+        print(f"{whiten_stem(net, train)} starts with filters that whiten training images")
+
+
+def _statistics(
+    watch: Optional[Callable[[Any], Mapping[str, float]]], loaders: Any, context: Any
+) -> Callable[[], Mapping[str, float]]:
+    """Return what gives the numbers of `watch` for the first images that are not trained on."""
+    if watch is None:
+        return dict
+    image = next(iter(loaders.valid or loaders.test)).image[:WATCHED_IMAGES]
+
+    def statistics() -> Mapping[str, float]:
+        return watch(mx.nd.array(image, ctx=context))
+
+    return statistics
+
+
+def _preprocessing(data: Any, loaders: Any) -> Preprocessing:
+    train = loaders.train
+    size = train.size if hasattr(train, "size") else train.data.images.shape[1]
+    crop = getattr(loaders.test, "crop", 1.0)
+    return Preprocessing(size, train.mean, train.std, tuple(data.class_names), crop)
+
+
+class Opened(NamedTuple):
+    """A parameter file in its network, and the settings that describe it."""
+
+    net: Any
+    contexts: list[Any]
+    config: Any
+    status: str
+    preprocessing: Callable[[], Preprocessing]
+
+
+def open_classifier(path: str, config: C, given: Mapping[str, Any]) -> Opened:
+    """Load a parameter file into the network that it belongs to.
+
+    Model, data set and normalization are, in this order: what the user has named (`given`), what
+    the index or the folder of the file says, what its shapes tell, `config`.
+    """
+    contexts = choose_contexts(config.gpus)
+    found, classes = find_model(read_weight_shapes(path))
+    # PyTorch's CIFAR ResNets are those of RAM's authors, with that repository's numbers.
+    authors = path.endswith(TORCH_ENDINGS) and "resnet" in (found or "")
+    default = {"normalization": "ram"} if authors else {}
+    recorded = known_of(Path(path))
+    known = {**default, **recorded, **given}
+    config = replace(
+        config,
+        model=known.get("model") or found or config.model,
+        classes=known.get("classes") or classes or 10,
+        **{key: known[key] for key in KNOWN[1:] if key in known},
+    )
+    use_precision(config.precision, contexts)
+    net = build_classifier(config, config.classes)
+    status = load_parameters(net, path, contexts)
+    net.hybridize(**hybridize_options(config.precision))
+    # The pictures may be of another data set than the one that the network was trained on.
+    trained = replace(config, dataset=recorded.get("dataset", config.dataset))
+    return Opened(net, contexts, config, status, lambda: preprocessing_of(Path(path), trained))
+
+
+def known_of(path: Path) -> dict[str, Any]:
+    """Return what the index or the run folder says of a parameter file."""
+    row = find_result(path)
+    if row:
+        return {key: row[key] for key in KNOWN if row.get(key)}
+    if not (path.parent / CONFIG_FILE).is_file():
+        return {}
+    saved = read_config(path.parent)
+    return {key: saved[key] for key in KNOWN if key in saved}

@@ -1,0 +1,1 @@
+"""Devices, precisions and optimizers."""

@@ -1,0 +1,181 @@
+"""Which processor this is: its name with the generation, and its instruction sets.
+
+Linux' /proc/cpuinfo tells; elsewhere there is a name at most. ``ATTENTION_ISA=avx2`` leaves out
+what a processor without AVX-512 has not, as `model.native.build` does, and `library_caps` are the
+variables by which the libraries do so too. Needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Optional
+
+from training.settings.errors import UserError
+
+CPUINFO = "/proc/cpuinfo"
+ISA_VARIABLE = "ATTENTION_ISA"
+# What a processor that is capped so has not: beginnings of the names that Linux gives.
+LEFT_OUT: Mapping[str, tuple[str, ...]] = {"avx2": ("avx512", "amx", "avx_vnni")}
+# oneDNN 3 and PyTorch's, MXNet's oneDNN 2, PyTorch's own kernels and its compiler, MKL, OpenBLAS.
+CAPS: Mapping[str, Mapping[str, str]] = {
+    "avx2": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "DNNL_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+    }
+}
+AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
+# Families and models of AMD's generations, as in Linux' arch/x86/kernel/cpu/amd.c; first and last.
+ZEN: Mapping[int, tuple[tuple[int, int, str], ...]] = {
+    0x17: (
+        *((0x00, 0x2F, "Zen"), (0x50, 0x5F, "Zen"), (0x30, 0x4F, "Zen 2"), (0x60, 0x7F, "Zen 2")),
+        *((0x90, 0x91, "Zen 2"), (0xA0, 0xAF, "Zen 2")),
+    ),
+    0x19: (
+        *((0x00, 0x0F, "Zen 3"), (0x20, 0x5F, "Zen 3")),
+        *((0x10, 0x1F, "Zen 4"), (0x60, 0xAF, "Zen 4")),
+    ),
+    0x1A: ((0x00, 0x2F, "Zen 5"), (0x40, 0x4F, "Zen 5"), (0x60, 0x7F, "Zen 5")),
+}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A processor, as far as the system tells.
+
+    Parameters
+    ----------
+    name
+        Its model name, as the maker writes it.
+    vendor, family, model
+        What identifies its generation; 0 and "" where they are unknown.
+    flags
+        Instruction sets that may be used, as Linux names them.
+    """
+
+    name: Optional[str]
+    vendor: str = ""
+    family: int = 0
+    model: int = 0
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def generation(self) -> Optional[str]:
+        """AMD's generation, or None."""
+        if self.vendor == "AuthenticAMD":
+            for first, last, name in ZEN.get(self.family, ()):
+                if first <= self.model <= last:
+                    return name
+        return None
+
+    @property
+    def full_name(self) -> Optional[str]:
+        """The name; with the generation where it has no number that would tell it.
+
+        Virtual machines say "AMD EPYC" of every generation.
+        """
+        if self.name is None or re.search(r"\d", self.name.partition("@")[0]) or not self.family:
+            return self.name
+        known = self.generation or f"family {self.family}, model {self.model}"
+        return f"{self.name} ({known})"
+
+    @property
+    def level(self) -> str:
+        """The widest vectors: AVX-512, AVX2, AVX or SSE; "" where nothing is known."""
+        if self.flags >= AVX512:
+            return "AVX-512"
+        if not self.flags:
+            return ""
+        return next((name for name in ("AVX2", "AVX") if name.lower() in self.flags), "SSE")
+
+    @property
+    def instructions(self) -> str:
+        """The widest vectors, and what multiplies shorter numbers."""
+        short = {
+            "bfloat16": "avx512_bf16" in self.flags,
+            "VNNI": bool({"avx512_vnni", "avx_vnni"} & self.flags),
+            "AMX": "amx_tile" in self.flags,
+        }
+        has = [name for name, known in short.items() if known]
+        return self.level + (f" with {' and '.join(has)}" if has else "")
+
+
+def this_processor() -> Processor:
+    """Return the processor of this machine, without what ``ATTENTION_ISA`` leaves out.
+
+    Raises
+    ------
+    UserError
+        When that variable has an unknown value.
+    """
+    left_out = LEFT_OUT.get(_cap(), ())
+    try:
+        with open(CPUINFO, encoding="utf-8", errors="replace") as file:
+            lines = file.read().partition("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    pairs = (line.partition(":") for line in lines)
+    found = {key.strip(): value.strip() for key, _, value in pairs}
+    flags = found.get("flags", "").split()
+    return Processor(
+        found.get("model name") or platform.processor() or platform.machine() or None,
+        found.get("vendor_id", ""),
+        _number(found.get("cpu family")),
+        _number(found.get("model")),
+        frozenset(flag for flag in flags if not flag.startswith(left_out or ("\0",))),
+    )
+
+
+def _number(text: Optional[str]) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
+def _cap() -> str:
+    named = os.environ.get(ISA_VARIABLE, "")
+    if named not in ("", *LEFT_OUT):
+        raise UserError(
+            f"{ISA_VARIABLE}={named} is unknown; choose {', '.join(LEFT_OUT)}, or set it to nothing"
+        )
+    return named
+
+
+def cpu_name() -> Optional[str]:
+    """Return the processor's name, with its generation where the maker's name does not tell it."""
+    return this_processor().full_name
+
+
+def instructions() -> str:
+    """Return the instruction sets in words, and what caps them, where something does."""
+    text = this_processor().instructions
+    if _cap():
+        return f"capped to {text} ({ISA_VARIABLE})"
+    capped = [f"{name}={value}" for name, value in _set_by_hand().items()]
+    return f"{text}, libraries capped by {' and '.join(capped)}" if capped else text
+
+
+def instructions_slug(text: str) -> str:
+    """Return what `instructions` says as part of a file's name, as avx512 or avx2."""
+    level = re.search("AVX-512|AVX2|AVX|SSE", text)
+    name = level[0].replace("-", "").lower() if level else "unknown"
+    return name + ("-capped" if "libraries capped" in text else "")
+
+
+def _set_by_hand() -> dict[str, str]:
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
+def library_caps() -> dict[str, str]:
+    """Return the variables that cap libraries as ``ATTENTION_ISA`` caps own operators.
+
+    They are for the environment of a process, before it loads the libraries; none without that
+    variable. What is set by hand stays as it is.
+    """
+    caps = CAPS.get(_cap(), {})
+    return {name: value for name, value in caps.items() if not os.environ.get(name)}

@@ -1,0 +1,1 @@
+"""Data sets: the type, one reader each, and a catalogue that knows them all."""

@@ -1,0 +1,185 @@
+"""What a data set is here, the names that ``--dataset`` knows, and the validation split.
+
+Reading order: this file, then ``cifar.py`` (CIFAR-10/100), ``stl10.py``, ``mnist.py``,
+``shapes.py`` and ``digits.py`` (embedded), ``image_folder.py`` (a user's own images);
+``digests.py`` and ``download.py`` serve those that are downloaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+
+from training.settings.errors import UserError
+
+FOLDER_PREFIX = "folder:"
+SPLIT_SEED = 0  # held-out images stay the same whatever the seed of a run, so runs can be compared
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """One split, in memory.
+
+    Parameters
+    ----------
+    images : np.ndarray
+        uint8, (N, H, W, C).
+    labels : np.ndarray
+        int32, (N,).
+    masks : np.ndarray, optional
+        uint8, (N, H, W): 1 on the object, 0 elsewhere. Only data sets with a known object have it.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    masks: Optional[np.ndarray] = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"images must be uint8 (N, H, W, C), got {self.images.dtype} {self.images.shape}"
+            )
+        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int32 ({len(self.images)},), "
+                f"got {self.labels.dtype} {self.labels.shape}"
+            )
+        if self.masks is not None and (
+            self.masks.dtype != np.uint8 or self.masks.shape != self.images.shape[:3]
+        ):
+            raise ValueError(
+                f"masks must be uint8 {self.images.shape[:3]}, "
+                f"got {self.masks.dtype} {self.masks.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> ImageData:
+        """A copy of the images at ``index`` (integer, (K,)), in that order."""
+        masks = None if self.masks is None else self.masks[index]
+        return ImageData(self.images[index], self.labels[index], masks)
+
+    def first(self, count: int) -> ImageData:
+        """A copy of the first ``count`` images, or of all when there are fewer."""
+        return self.take(np.arange(min(count, len(self))))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set with both splits.
+
+    Parameters
+    ----------
+    name : str
+        As given to :func:`load_dataset`.
+    train, test : ImageData
+        Both splits; labels index ``class_names``.
+    class_names : tuple of str
+        One name per class.
+    mean, std : tuple of float
+        Per channel over the training images, in units where 0 is black and 1 is white.
+    """
+
+    name: str
+    train: ImageData
+    test: ImageData
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def split_validation(data: ImageData, count: int, seed: int) -> tuple[ImageData, ImageData]:
+    """Hold out ``count`` images, every class in its proportion.
+
+    Parameters
+    ----------
+    data : ImageData
+        The training split.
+    count : int
+        Images to hold out, 0 < count < len(data).
+    seed : int
+        The held-out images are a function of (labels, count, seed).
+
+    Returns
+    -------
+    tuple of ImageData
+        (rest, held out), each in the order of ``data``.
+
+    Raises
+    ------
+    UserError
+        ``count`` is out of range.
+    """
+    if not 0 < count < len(data):
+        raise UserError(
+            f"a validation split of {count} images was asked for; "
+            f"the training set has {len(data)}, so give 1 to {len(data) - 1}"
+        )
+    held_out = stratified_mask(data.labels, count, seed)
+    return data.take(np.flatnonzero(~held_out)), data.take(np.flatnonzero(held_out))
+
+
+def stratified_mask(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Choose ``count`` of the items, every class in its proportion.
+
+    Parameters
+    ----------
+    labels : np.ndarray
+        Integer, (N,).
+    count : int
+        Items to choose, 0 to N.
+    seed : int
+        Seed of the choice.
+
+    Returns
+    -------
+    np.ndarray
+        bool, (N,), ``count`` of them True. Every class gets its exact share rounded down, the
+        classes with the largest remainders one more.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    classes, sizes = np.unique(labels, return_counts=True)
+    # Integers throughout: count * size never exceeds 2**63 here, and no rounding can tip a share.
+    shares, remainders = np.divmod(count * sizes.astype(np.int64), len(labels))
+    # A random order before the stable sort, so that ties are not always won by the first classes.
+    order = generator.permutation(len(classes))
+    largest = order[np.argsort(-remainders[order], kind="stable")]
+    shares[largest[: count - int(shares.sum())]] += 1
+    chosen = np.zeros(len(labels), dtype=bool)
+    for value, share in zip(classes, shares):
+        members = np.flatnonzero(labels == value)
+        chosen[generator.permutation(members)[:share]] = True
+    return chosen
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in [0, 1] units.
+
+    Parameters
+    ----------
+    images : np.ndarray
+        uint8, (N, H, W, C).
+
+    Returns
+    -------
+    tuple
+        (mean, std), C floats each; population standard deviation over all pixels. Exact: computed
+        from the 256-bin histogram of each channel.
+    """
+    levels = np.arange(256, dtype=np.float64) / 255.0
+    mean, std = [], []
+    for channel in range(images.shape[3]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256).astype(np.float64)
+        share = counts / counts.sum()
+        centre = float(share @ levels)
+        mean.append(centre)
+        std.append(float(np.sqrt(share @ (levels - centre) ** 2)))
+    return tuple(mean), tuple(std)

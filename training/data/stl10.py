@@ -1,0 +1,283 @@
+"""STL-10: 5,000 training, 8,000 test and 100,000 unlabeled images of 96x96, in ten classes.
+
+The files are those of https://cs.stanford.edu/~acoates/stl10: ``train_X.bin``, ``train_y.bin``,
+``test_X.bin``, ``test_y.bin`` and ``unlabeled_X.bin``, in a folder or in ``stl10_binary.tar.gz``
+(2.6 GB). An image is 27,648 bytes: red, green and blue, each column by column; labels are bytes
+from 1 to 10.
+
+Two protocols of training are in use. ``native`` crops 96x96 from images padded by 12
+(``--pad 12``). ``released``, that of the RAM-ResNet repository, crops 32x32 from images padded by
+4 (``--pad 4 --crop-size 32``) and tests on whole images.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import warnings
+import zlib
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from formats.atomic import replacing
+from training.data.dataset import Dataset, ImageData, channel_statistics
+from training.downloads.digests import TABLE, Hasher
+from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
+from training.downloads.places import base_folder, gluon_folder
+from training.downloads.tar_members import BoundedTarInfo
+from training.settings.errors import UserError
+
+CLASS_NAMES = (
+    "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
+)  # fmt: skip
+SIZE = 96
+IMAGE_BYTES = 3 * SIZE * SIZE
+LABELED_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
+UNLABELED_FILE = "unlabeled_X.bin"
+ARCHIVE = "stl10_binary.tar.gz"
+ARCHIVE_FOLDER = "stl10_binary"
+BLOCK = 2**20
+
+
+def load_stl10(
+    data_dir: Optional[str] = None, *, mirror: Optional[str] = None, download: bool = True
+) -> Dataset:
+    """Load the labeled images of STL-10 from disk, or download the archive.
+
+    Parameters
+    ----------
+    data_dir : str, optional
+        Existing folder with the files or the archive, in itself, in ``stl10``, ``stl10_binary``
+        (torchvision's place), ``stl10/stl10_binary`` or ``datasets/stl10``. Default: ``./data`` in
+        the same way, then ``$MXNET_HOME/datasets/stl10``.
+    mirror : str, optional
+        URL or local folder to take the archive from before the authors' page.
+    download : bool
+        Whether to download what is not found, into ``data_dir`` or ``$MXNET_HOME/datasets/stl10``.
+
+    Returns
+    -------
+    Dataset
+        uint8 images (96, 96, 3) in the order of the files, labels 0 to 9; mean and std are those
+        of the training images.
+
+    Raises
+    ------
+    UserError
+        Missing folder, damaged file, or nothing found and no download possible.
+
+    Warns
+    -----
+    UserWarning
+        Valid files that are not the published ones.
+    """
+    folder = _locate(LABELED_FILES, data_dir, mirror, download)
+    unusual: list[str] = []
+    parts = [_checked(os.path.join(folder, name), unusual) for name in LABELED_FILES]
+    if unusual:
+        warnings.warn(
+            "not the published files of STL-10; sizes and labels are valid, so they are used "
+            f"({'; '.join(unusual)})",
+            UserWarning,
+            stacklevel=2,
+        )
+    train, test = (_image_data(folder, *parts[first : first + 2]) for first in (0, 2))
+    mean, std = channel_statistics(train.images)
+    # One grey level at least: a channel that is constant must not divide by zero later.
+    std = tuple(max(value, 1 / 255) for value in std)
+    return Dataset("stl10", train, test, CLASS_NAMES, mean, std)
+
+
+def load_unlabeled(
+    data_dir: Optional[str] = None,
+    count: Optional[int] = None,
+    *,
+    mirror: Optional[str] = None,
+    download: bool = True,
+) -> np.ndarray:
+    """Read unlabeled images: uint8 (N, 96, 96, 3), the first `count` ones or all 100,000 (2.8 GB).
+
+    The other parameters and the errors are those of :func:`load_stl10`. Of the file only the size
+    is looked at, not the digest; a downloaded archive has been checked as a whole.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"{count} unlabeled images were asked for; give 1 or more")
+    folder = _locate((UNLABELED_FILE,), data_dir, mirror, download)
+    path = os.path.join(folder, UNLABELED_FILE)
+    size = os.path.getsize(path)
+    _check_size(path, size)
+    wanted = size // IMAGE_BYTES if count is None else min(count, size // IMAGE_BYTES)
+    try:
+        return _pixels(np.fromfile(path, np.uint8, wanted * IMAGE_BYTES))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def search_places(data_dir: Optional[str] = None) -> list[str]:
+    """Folders in which :func:`load_stl10` looks, in order.
+
+    Raises
+    ------
+    UserError
+        ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
+    """
+    expected = f"{_expected_files()}, in itself, in stl10/ or in {ARCHIVE_FOLDER}/"
+    base = base_folder(data_dir, expected, "STL-10")
+    own = [base, os.path.join(base, "stl10"), os.path.join(base, "datasets", "stl10")]
+    tops = own if data_dir else [*own, gluon_folder("stl10")]
+    return [place for top in tops for place in (top, os.path.join(top, ARCHIVE_FOLDER))]
+
+
+def _locate(
+    files: Sequence[str], data_dir: Optional[str], mirror: Optional[str], download: bool
+) -> str:
+    """Folder that holds `files`, unpacked or downloaded where there is none yet."""
+    places = search_places(data_dir)
+    notes = []
+    for place in places:
+        missing = _missing(place, files)
+        if not missing:
+            return place
+        if os.path.isfile(os.path.join(place, ARCHIVE)):
+            return _unpack(place, missing)
+        there = "no such folder" if not os.path.isdir(place) else "no STL-10 files"
+        part = f"incomplete: {', '.join(missing)} missing"
+        notes.append(f"  {place}: {part if len(missing) < len(files) else there}")
+    # The folders come in pairs, itself and the archive's folder in it.
+    folder = places[0] if data_dir else places[-2]
+    if not download:
+        raise UserError(_not_found(folder, notes, "Downloading is switched off."))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with exclusive(folder):
+            if not os.path.isfile(os.path.join(folder, ARCHIVE)):
+                fetch(
+                    ARCHIVE, candidates("stl10", ARCHIVE, mirror), TABLE[f"stl10/{ARCHIVE}"], folder
+                )
+    except DownloadFailed as error:
+        tried = "\n".join(f"  {url}: {reason}" for url, reason in error.attempts)
+        text = f"Tried to download {ARCHIVE} from:\n{tried}"
+        raise UserError(_not_found(folder, notes, text)) from error
+    except OSError as error:
+        raise _cannot_store(folder, error) from error
+    return _unpack(folder, _missing(folder, files))
+
+
+def _missing(folder: str, files: Sequence[str]) -> list[str]:
+    return [name for name in files if not os.path.isfile(os.path.join(folder, name))]
+
+
+def _unpack(folder: str, files: Sequence[str]) -> str:
+    """Write members of the archive beside it, each complete or not at all; return the folder.
+
+    The archive stays: the unlabeled images, its larger part, come out only when they are read.
+    """
+    archive, missing = os.path.join(folder, ARCHIVE), list(files)
+    try:
+        with (
+            exclusive(folder),
+            tarfile.open(archive, mode="r|gz", tarinfo=BoundedTarInfo) as members,
+        ):
+            missing = _missing(folder, files)  # another process may have been faster
+            for member in members:
+                name = os.path.basename(member.name)
+                if name in missing and member.isreg():
+                    _check_size(f"{archive}/{name}", member.size)
+                    _write_member(members.extractfile(member), os.path.join(folder, name))
+                    missing.remove(name)
+                if not missing:
+                    return folder
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        size = os.path.getsize(archive)
+        raise UserError(f"{archive} is damaged ({error}): {size:,} bytes. {_advice()}") from error
+    except OSError as error:
+        raise _cannot_store(folder, error) from error
+    if missing:
+        raise UserError(f"{archive} lacks {', '.join(missing)}. {_advice()}")
+    return folder
+
+
+def _write_member(stream: Any, target: str) -> None:
+    with replacing(target) as file:
+        for block in iter(lambda: stream.read(BLOCK), b""):
+            file.write(block)
+
+
+def _checked(path: str, unusual: list[str]) -> np.ndarray:
+    """Content of a file of a valid size, uint8; what differs from the published is appended."""
+    try:
+        size = os.path.getsize(path)
+        _check_size(path, size)
+        with open(path, "rb") as stream:
+            content = stream.read()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    hasher = Hasher()
+    hasher.update(content)
+    differences = [hasher.mismatch(known) for known in TABLE[f"stl10/{os.path.basename(path)}"]]
+    if None not in differences:
+        unusual.append(f"{path}: {differences[0]}")
+    return np.frombuffer(content, np.uint8)
+
+
+def _check_size(path: str, size: int) -> None:
+    """Raise UserError for what cannot be whole records, or is larger than any file of STL-10."""
+    name = os.path.basename(path)
+    published = TABLE[f"stl10/{name}"][0].size or 0
+    width = IMAGE_BYTES if name.endswith("_X.bin") else 1
+    if not size or size % width or size > published:
+        raise UserError(
+            f"{path} is damaged: {size:,} bytes, expected {published:,}"
+            + (f", {width:,} for each image" if width > 1 else "")
+            + f". {_advice()}"
+        )
+
+
+def _image_data(folder: str, pixels: np.ndarray, labels: np.ndarray) -> ImageData:
+    count = len(pixels) // IMAGE_BYTES
+    if count != len(labels):
+        raise UserError(
+            f"{folder} is damaged: {count:,} images with {len(labels):,} labels. {_advice()}"
+        )
+    if labels.min() < 1 or labels.max() > len(CLASS_NAMES):
+        wrong = int(labels.min()) if labels.min() < 1 else int(labels.max())
+        raise UserError(
+            f"{folder} is damaged: label {wrong} where 1 to {len(CLASS_NAMES)} are allowed. "
+            f"{_advice()}"
+        )
+    return ImageData(_pixels(pixels), labels.astype(np.int32) - 1)
+
+
+def _pixels(content: np.ndarray) -> np.ndarray:
+    """Bytes of the file to (N, H, W, C): a channel of an image is stored column by column."""
+    planes = content.reshape(-1, 3, SIZE, SIZE)  # (N, C, W, H)
+    return np.ascontiguousarray(planes.transpose(0, 3, 2, 1))
+
+
+def _advice() -> str:
+    return (
+        f"Delete it and run again to get STL-10 anew, or replace it by the one from {ARCHIVE}. "
+        "The embedded data set needs no file: --dataset shapes"
+    )
+
+
+def _cannot_store(folder: str, error: OSError) -> UserError:
+    return UserError(
+        f"cannot store STL-10 in {folder}: {error.strerror or error}. Give a folder that you can "
+        "write to with about 3 GB free (6 GB with the unlabeled images): --data-dir FOLDER"
+    )
+
+
+def _not_found(folder: str, notes: Sequence[str], text: str) -> str:
+    looked = "\n".join(notes)
+    return (
+        f"STL-10 was not found.\nLooked in:\n{looked}\n{text}\nWhat to do: put {_expected_files()} "
+        f"into {folder}; or say where they are: --data-dir FOLDER or --mirror URL; or use the "
+        "embedded data set, which needs no file: --dataset shapes"
+    )
+
+
+def _expected_files() -> str:
+    return f"{ARCHIVE} or the files {', '.join(LABELED_FILES)}"

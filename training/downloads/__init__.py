@@ -1,0 +1,1 @@
+"""Getting files, and knowing them by their digests."""

@@ -1,0 +1,210 @@
+"""Download one file: several places in order, resumable, checked, atomic.
+
+A partial file is kept as ``NAME.<place>.part``, one for each place because the same name may hold
+differently packed archives, and is continued by an HTTP range request, in this or a later run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Optional
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from formats.atomic import sync_folder
+from training.downloads.digests import FileDigest, Hasher
+from training.downloads.http_transfer import BLOCK, Unavailable, flush, transfer
+from training.settings.errors import UserError
+
+AUTHORS_URL = "https://www.cs.toronto.edu/~kriz"
+# The page of MNIST's authors no longer serves the files; these are copies that others rely on.
+MNIST_URLS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist",
+    "https://storage.googleapis.com/cvdf-datasets/mnist",
+)
+STL10_URL = "https://ai.stanford.edu/~acoates/stl10"
+GLUON_URL = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com"
+
+
+class DownloadFailed(Exception):
+    """No place gave the file; ``attempts`` lists each place with its reason."""
+
+    def __init__(self, attempts: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{place}: {reason}" for place, reason in attempts))
+        self.attempts = tuple(attempts)
+
+
+def candidates(dataset: str, file_name: str, mirror: Optional[str] = None) -> list[str]:
+    """Where to look for a file, in order: mirror, the authors' page, Gluon's repository.
+
+    MNIST has two public copies in place of the authors' page; Gluon does not keep STL-10.
+
+    Parameters
+    ----------
+    dataset : str
+        ``cifar10``, ``cifar100`` or ``mnist``: Gluon's folder name; or ``stl10``.
+    file_name : str
+        Name of the file.
+    mirror : str, optional
+        ``http(s)://...`` or ``file://...`` or a local folder; ``file_name`` is looked for in it.
+
+    Returns
+    -------
+    list of str
+        URLs and local paths.
+
+    Raises
+    ------
+    UserError
+        The mirror has another scheme, or is a local folder that does not exist.
+    """
+    gluon = os.environ.get("MXNET_GLUON_REPO") or GLUON_URL
+    published = {"mnist": MNIST_URLS, "stl10": (STL10_URL,)}.get(dataset, (AUTHORS_URL,))
+    places = [f"{url}/{file_name}" for url in published]
+    if dataset != "stl10":
+        places.append(f"{gluon.rstrip('/')}/gluon/dataset/{dataset}/{file_name}")
+    if mirror is None:
+        return places
+    try:
+        parts = urlsplit(mirror)
+    except ValueError as error:
+        raise UserError(f"the mirror {mirror} is not a valid address: {error}") from error
+    if parts.scheme in ("http", "https") and parts.netloc:
+        own = mirror if parts.path.endswith(file_name) else f"{mirror.rstrip('/')}/{file_name}"
+        return [own, *places]
+    folder = unquote(parts.path) if parts.scheme == "file" else os.path.expanduser(mirror)
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"the mirror {shown(mirror)} is neither an http:// or https:// address nor a folder "
+            f"that exists; give one that holds {file_name}"
+        )
+    return [os.path.join(folder, file_name), *places]
+
+
+def fetch(
+    file_name: str, places: Sequence[str], accepted: Sequence[FileDigest], folder: str
+) -> str:
+    """Get ``file_name`` from the first place that has it, into ``folder``.
+
+    Parameters
+    ----------
+    file_name : str
+        Name of the file in ``folder``; it appears there complete and checked, or not at all.
+    places : sequence of str
+        URLs or local paths of the file, tried in order.
+    accepted : sequence of FileDigest
+        Versions of the file that may be used.
+    folder : str
+        Existing folder.
+
+    Returns
+    -------
+    str
+        Path of the file.
+
+    Raises
+    ------
+    DownloadFailed
+        No place gave an accepted file.
+    OSError
+        ``folder`` cannot be written.
+    """
+    target = os.path.join(folder, file_name)
+    attempts = []
+    for place in places:
+        mark = hashlib.sha256(place.encode()).hexdigest()[:8]
+        part = f"{target}.{mark}.part"
+        try:
+            if place.startswith(("http://", "https://")):
+                _download_checked(place, part, accepted)
+            else:
+                _copy_checked(place, part, accepted)
+        except Unavailable as error:
+            attempts.append((shown(place), str(error)))
+            continue
+        os.replace(part, target)
+        sync_folder(folder)
+        for leftover in glob.glob(f"{glob.escape(target)}.????????.part"):
+            os.remove(leftover)
+        return target
+    raise DownloadFailed(attempts)
+
+
+@contextlib.contextmanager
+def exclusive(folder: str) -> Iterator[None]:
+    """Let one process at a time download into ``folder``; the others wait.
+
+    File systems without locks go without: every file is written atomically anyway.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that downloads into {folder}", file=sys.stderr)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def shown(place: str) -> str:
+    """``place`` without a user name, password or query, fit for a message."""
+    if "://" not in place:
+        return place
+    parts = urlsplit(place)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _download_checked(url: str, part: str, accepted: Sequence[FileDigest]) -> None:
+    limit = _largest(accepted)
+    continued = transfer(url, part, limit)
+    difference = _difference(part, accepted)
+    if difference and continued:
+        # The file may have changed between the two halves: once more from the start.
+        os.remove(part)
+        transfer(url, part, limit)
+        difference = _difference(part, accepted)
+    if difference:
+        os.remove(part)
+        raise Unavailable(f"wrong content: {difference}")
+
+
+def _copy_checked(path: str, part: str, accepted: Sequence[FileDigest]) -> None:
+    if not os.path.isfile(path):
+        raise Unavailable("no such file")
+    limit = _largest(accepted)
+    if limit is not None and os.path.getsize(path) > limit:
+        raise Unavailable(f"larger than {limit:,} bytes, which the file is not")
+    with open(path, "rb") as source, open(part, "wb") as stream:
+        shutil.copyfileobj(source, stream, BLOCK)
+        flush(stream)
+    difference = _difference(part, accepted)
+    if difference:
+        os.remove(part)
+        raise Unavailable(f"wrong content: {difference}")
+
+
+def _largest(accepted: Sequence[FileDigest]) -> Optional[int]:
+    """Bytes of the largest accepted version, or None when the size of one is not known."""
+    sizes = [version.size for version in accepted]
+    return None if None in sizes else max(filter(None, sizes), default=None)
+
+
+def _difference(path: str, accepted: Sequence[FileDigest]) -> Optional[str]:
+    hasher = Hasher()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(2**20), b""):
+            hasher.update(block)
+    differences = [hasher.mismatch(expected) for expected in accepted]
+    if None in differences:
+        return None
+    return "; or ".join(difference for difference in differences if difference)

@@ -1,0 +1,1 @@
+"""The glimpse model: settings, data, what is trained, how it is scored."""

@@ -1,0 +1,173 @@
+"""What ``train_mnist_glimpse.py`` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from training.settings.errors import UserError
+from training.settings.fields import option
+from training.settings.run_config import RunConfig, check_least, check_one_action
+
+REWARDS = ("last", "every", "likelihood")
+# Settings that are fields of the network's spec.
+SPEC_FIELDS = (
+    "patch_size",
+    "num_patches",
+    "glimpse_scale",
+    "pad_value",
+    "num_glimpses",
+    "glimpse_hidden",
+    "loc_hidden",
+    "location_octaves",
+    "combine",
+    "hidden_size",
+    "core",
+    "locator_hidden",
+    "squash",
+    "first_location",
+    "reinforce_to_core",
+)
+
+
+# What is other than the defaults for a data set; found on held-out images. Flags go before them.
+DEFORMED = {"rotate": 10.0, "scale": 0.1, "shear": 0.1, "std_final": 0.05}
+TASK_SETTINGS: dict[str, dict[str, Any]] = {
+    "mnist": {"epochs": 280, "shift": 1.0, **DEFORMED},
+    "translated": {"epochs": 230, **DEFORMED},
+    "cluttered": {"epochs": 230, **DEFORMED},
+    "cluttered100": {"epochs": 230, **DEFORMED},
+    # Few images, so many epochs of few updates.
+    "digits": {"epochs": 250, "batch_size": 64, "plot_freq": 50, "shift": 2.0, **DEFORMED},
+    "digits-translated": {"epochs": 400, "batch_size": 64, "plot_freq": 50, **DEFORMED},
+}
+
+
+@dataclass(frozen=True)
+class GlimpseConfig(RunConfig):
+    """Options of ``train_mnist_glimpse.py``."""
+
+    model: str = option("", "network; default: the data set's", flags=("-m",))
+    dataset: str = option(
+        "mnist", "mnist, translated, cluttered, cluttered100, digits (embedded) or folder:PATH"
+    )
+    valid_fraction: float = option(
+        0.1, "share of the training images held out to choose epochs and settings on"
+    )
+    image_size: int = option(60, "edge that the images of a folder get")
+
+    patch_size: Optional[int] = option(
+        None, "edge of the smallest patch", group="network (none: as the model has it)"
+    )
+    num_patches: Optional[int] = option(None, "number of scales")
+    glimpse_scale: Optional[float] = option(None, "factor between successive scales")
+    pad_value: Optional[float] = option(None, "what surrounds an image")
+    num_glimpses: Optional[int] = option(None, "glimpses per image")
+    glimpse_hidden: Optional[int] = option(None, "width of the layer that sees the patches")
+    loc_hidden: Optional[int] = option(None, "width of the layer that sees the location")
+    location_octaves: Optional[int] = option(None, "octaves of sin and cos of the location")
+    combine: Optional[str] = option(
+        None, "how what and where meet in the sensor", choices=("add", "multiply")
+    )
+    hidden_size: Optional[int] = option(None, "width of the core")
+    core: Optional[str] = option(None, "core", choices=("rnn", "lstm"))
+    locator_hidden: Optional[int] = option(None, "hidden width of the location network; 0: none")
+    squash: Optional[str] = option(
+        None, "what keeps samples in the image", choices=("clamp", "tanh")
+    )
+    first_location: Optional[str] = option(
+        None, "where the first glimpse is from", choices=("given", "learned", "context")
+    )
+    reinforce_to_core: Optional[bool] = option(None, "let the policy's gradient into the core")
+
+    epochs: int = option(100, "epochs to train", group="training")
+    batch_size: int = option(128, "images per update", flags=("-b",))
+    micro_batch: int = option(0, "images per device at a time; 0: the whole share")
+    optimizer: str = option("adam", "optimizer", choices=("nag", "sgd", "adam"))
+    lr: float = option(1e-3, "peak learning rate")
+    wd: float = option(0.0, "weight decay")
+    warmup_epochs: int = option(0, "epochs of linear warm-up from 0")
+    clip_gradient: float = option(1.0, "limit of the gradients' norm; 0: none")
+    ema: float = option(
+        0.999, "decay per update of the weights' moving average, which is then tested; 0: none"
+    )
+    histogram_every: int = option(0, "epochs between two weight histograms; 0: none")
+    std: float = option(0.15, "standard deviation of the policy")
+    std_final: Optional[float] = option(None, "the same at the end; between them it is linear")
+    std_sweep: tuple[float, ...] = option(
+        (), "train with each of these and name the best on the held-out images"
+    )
+    rollouts: int = option(1, "rollouts per image in training")
+    first_radius: float = option(1.0, "given first locations are uniform in [-r, r]; 0: the centre")
+    reinforce_weight: float = option(0.1, "weight of the policy term")
+    baseline_weight: float = option(1.0, "weight of the baseline's squared error")
+    intermediate_weight: float = option(0.0, "weight of the decisions before the last")
+    reward: str = option("last", "what the policy is credited with", choices=REWARDS)
+
+    rotate: float = option(0.0, "largest random rotation in degrees", group="augmentation")
+    scale: float = option(0.0, "largest random change of height and width, as a fraction")
+    shear: float = option(0.0, "largest random shear")
+    shift: float = option(0.0, "largest random shift in pixels")
+    elastic: float = option(0.0, "elastic distortion in pixels")
+
+    finetune: Optional[str] = option(
+        None, "start from this file; the classifier may have other classes", metavar="FILE"
+    )
+    test: Optional[str] = option(None, "score this file", metavar="FILE", group="testing, drawing")
+    rollouts_eval: int = option(10, "rollouts whose decisions are averaged, M", flags=("--M",))
+    eval_seeds: int = option(5, "evaluations with other first locations and noise")
+    is_train: bool = option(True, "false: score the best file of the run instead of training")
+    best: bool = option(True, "with --is-train false: the best file, else the last")
+    plot: Optional[str] = option(
+        None, "draw where a saved file, or a run, looks", metavar="FILE|RUN"
+    )
+    plot_epoch: int = option(0, "of a run: draw this epoch; 0: the last that was kept")
+    plot_freq: int = option(5, "epochs between two that are kept for drawing; 0: none")
+    plot_images: int = option(6, "images to draw")
+    output: Optional[str] = option(None, "folder for drawings; default: beside the file")
+    checkpoint_dir: Optional[str] = option(None, "folder of runs that are named by their network")
+    log_dir: Optional[str] = option(None, "folder that gets a link to the run, for TensorBoard")
+    tensorboard: bool = option(True, "write MXBoard event files")
+
+    def check(self) -> None:
+        """Raise UserError for a value outside its range."""
+        super().check()
+        check_least(self, 1, "rollouts", "image_size", "rollouts_eval", "eval_seeds", "plot_images")
+        check_least(self, 0, "first_radius", "reinforce_weight", "baseline_weight", "plot_freq")
+        check_least(self, 0, "intermediate_weight", "plot_epoch")
+        check_one_action(self, "resume", "test", "plot", "std_sweep")
+        if not self.first_radius <= 1:
+            raise UserError(f"--first-radius {self.first_radius}: must be 0 to 1")
+        if not 0 <= self.valid_fraction < 1:
+            raise UserError(f"--valid-fraction {self.valid_fraction}: must be 0 or more, below 1")
+        if self.std_sweep and not self.holds_out():
+            raise UserError(
+                "--std-sweep needs held-out images to judge by: add --valid-fraction 0.1"
+            )
+        for std in (self.std, self.final_std, *self.std_sweep):
+            if not 0 < std <= 1:
+                raise UserError(f"--std {std}: must be more than 0 and at most 1")
+
+    @property
+    def final_std(self) -> float:
+        """The policy's standard deviation at the end of the training."""
+        return self.std if self.std_final is None else self.std_final
+
+    def std_at(self, part: float) -> float:
+        """Return the policy's standard deviation when `part` (0 to 1) of the training is done."""
+        return self.std + (self.final_std - self.std) * part
+
+    def holds_out(self) -> bool:
+        """Return whether training images are held out."""
+        return bool(self.valid_count or self.valid_fraction)
+
+    def spec(self) -> dict[str, Any]:
+        """Return the fields of the network's spec that were given."""
+        given = ((name, getattr(self, name)) for name in SPEC_FIELDS)
+        return {name: value for name, value in given if value is not None}
+
+    def named_folder(self, glimpses: int, patch_size: int, scale: float) -> Path:
+        """Return the run folder in `checkpoint_dir`, with the seed's name of the network."""
+        name = f"ram_{glimpses}_{patch_size}x{patch_size}_{scale:g}"
+        return Path(self.checkpoint_dir or "ckpt") / name

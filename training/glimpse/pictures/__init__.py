@@ -1,0 +1,1 @@
+"""Drawing where the glimpse model looks."""

@@ -1,0 +1,144 @@
+"""The glimpse model made ready for training, and opened from a parameter file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+
+from formats.weight_file import TORCH, detect_format, read_weights
+from model import create_model
+from model.hybrid_loss import HybridLoss, LossWeights
+from model.native.processor import Unavailable
+from model.recurrent_attention import FAMILY as GLIMPSE
+from model.registry import FAMILIES, spec_of
+from model.weights.loading import load_parameters
+from model.weights.seed_checkpoint import POLICY_STD, from_seed
+from training.compute.devices import choose_contexts
+from training.compute.optimizer import build_trainer
+from training.glimpse.config import GlimpseConfig
+from training.glimpse.flags import RESUME_THIS_MODEL
+from training.glimpse.loaders import Opened, glimpse_loaders, known_settings, load_data
+from training.glimpse.rollouts import Draw, RolloutObjective, rollout_evaluation
+from training.glimpse.view import keeper
+from training.loop.task import Method, Task
+from training.loop.train import Prepared
+from training.settings.errors import UserError
+from training.settings.run_config import RESUMABLE
+
+# The network for a data set when --model is not given.
+MODELS = dict.fromkeys(("translated", "digits-translated"), "glimpse_translated")
+MODELS.update(dict.fromkeys(("cluttered", "cluttered100"), "glimpse_cluttered"))
+DEFAULT_MODEL = "glimpse_mnist"
+
+
+def in_named_folder(
+    config: GlimpseConfig, given: dict[str, Any]
+) -> tuple[GlimpseConfig, dict[str, Any]]:
+    """Name the run folder after the network, as the seed does, where that is asked for."""
+    again = config.resume == RESUME_THIS_MODEL
+    if config.resume and not again and not config.is_train:
+        return replace(config, run_dir=config.resume), given
+    if config.run_dir or not (config.checkpoint_dir or again or not config.is_train):
+        return config, given
+    spec = spec_of(model_name(config), **config.spec())
+    folder = str(config.named_folder(spec.num_glimpses, spec.patch_size, spec.glimpse_scale))
+    if not again or not config.is_train:
+        return replace(config, run_dir=folder), given
+    # The flags that were given again have named the folder; the run has them on record.
+    kept = {name: given[name] for name in RESUMABLE if name in given}
+    return replace(config, resume=folder), {**kept, "resume": folder}
+
+
+def model_name(config: GlimpseConfig) -> str:
+    """Return the name of the network; UserError for one that takes no glimpses."""
+    name = config.model or MODELS.get(config.dataset, DEFAULT_MODEL)
+    if name in FAMILIES and name not in GLIMPSE:
+        known = ", ".join(sorted(GLIMPSE))
+        raise UserError(f"{name} is no glimpse model: use train_cifar.py, or one of {known}")
+    return name
+
+
+def prepare_glimpse(config: GlimpseConfig) -> Prepared:
+    """Return what a training needs; everything that can be wrong fails here."""
+    import numpy as np
+
+    contexts = choose_contexts(config.gpus)
+    data = load_data(config)
+    loaders = glimpse_loaders(config, data)
+    np.random.seed(config.seed)
+    mx.random.seed(config.seed)
+    net = _build(config, data)
+    net.initialize(ctx=contexts)
+    if config.finetune and not config.resume:
+        status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
+        print(f"started from {config.finetune} ({status})")
+    _use_operator(net, contexts)
+    method = _method(config, net, contexts[0], data, loaders)
+    return Prepared(Task(net, build_trainer(net, config), contexts, loaders, method))
+
+
+def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
+    """Compute glimpses in C++ where that can be built and the network is one that it knows."""
+    from model.native.build import GLIMPSE, load
+
+    if any(context.device_type != "cpu" for context in contexts):
+        return
+    try:
+        found = load(GLIMPSE)
+    except Unavailable as error:
+        print(f"glimpses are computed by the graph ({error})")
+        return
+    if net.use_operator():
+        print(f"glimpses are computed by {found}; ATTENTION_NATIVE=0: by the graph")
+
+
+def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: Any) -> Any:
+    """Return how the network is trained and scored, as `training.loop.task.Method`."""
+    weights = LossWeights(
+        config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward
+    )
+    loss = HybridLoss(net, weights)
+    loss.hybridize(static_alloc=True, static_shape=True)
+    net.hybridize(static_alloc=True, static_shape=True)
+    glimpses, steps = net.spec.num_glimpses, config.epochs * len(loaders.train)
+    objective = RolloutObjective(
+        loss,
+        Draw(glimpses, config.std, config.first_radius, config.seed),
+        config.rollouts,
+        lambda step: config.std_at(step / steps),
+    )
+    still = Draw(glimpses, 0.0, config.first_radius)
+    shown = loaders.test.data.first(config.plot_images)
+    keep = keeper(config, net, context, shown, still, data.dataset.class_names)
+    return Method(objective, rollout_evaluation(still), keep, loss)
+
+
+def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:
+    height, width = task.image_size
+    shape = {"height": height, "width": width, "channels": task.channels}
+    return create_model(
+        model_name(config), task.dataset.classes, **{**shape, **config.spec(), **more}
+    )
+
+
+def open_glimpse(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
+    """Load a parameter file, or a checkpoint of the seed, into the network that it belongs to."""
+    contexts = choose_contexts(config.gpus)
+    arrays = None
+    known = known_settings(Path(path))
+    if detect_format(path) == TORCH:
+        name, arrays = from_seed(read_weights(path))
+        known = {"model": name, "std": POLICY_STD[name]}
+    config = GlimpseConfig(**{**known, **given})
+    task = load_data(config)
+    net, control = (_build(config, task, gaze=gaze) for gaze in ("policy", "noise"))
+    for one in (net, control):
+        status = load_parameters(one, path, contexts, arrays=arrays)
+        one.hybridize(static_alloc=True, static_shape=True)
+    _use_operator(net, contexts)
+    print(f"{path} ({status}): {model_name(config)} on {config.dataset}")
+    return Opened(net, control, contexts, config, task)

@@ -1,0 +1,1 @@
+"""Step, epoch, run and checkpoint, whatever is trained."""

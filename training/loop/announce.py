@@ -1,0 +1,121 @@
+"""What a training script says on the terminal at its start and end."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from training.batches.in_memory import Loaders
+from training.compute.devices import device_names
+from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
+from training.compute.processor import cpu_name, instructions
+from training.compute.thread_choice import recorded_threads
+from training.distributed.group import Group
+from training.loop.fit import Result
+from training.records.environment import _warn, describe_threads, threads_text, warn_threads
+from training.records.run_folder import STATE_FILE, PathLike, read_env
+from training.records.run_progress import Progress
+from training.settings.config import diff_from_default
+from training.settings.run_config import DIST_SYNC, HOROVOD, NONE, RunConfig
+
+SAID = ("precision", "threads")  # by the line itself, before it says what is not the default
+
+
+def announce(
+    config: RunConfig,
+    contexts: Sequence[Any],
+    loaders: Loaders,
+    folder: Path,
+    progress: Progress,
+    workers: int = 1,
+) -> None:
+    """Say what is trained on what, where, by how many, and what is not the default."""
+    held_out = f", {len(loaders.valid.data)} held out" if loaders.valid else ""
+    print(
+        f"{config.model} on {config.dataset}: {len(loaders.train.data)} images to train{held_out}, "
+        f"{len(loaders.test.data)} to test"
+    )
+    gpus = visible_gpus(list_gpus())
+    for line in gpu_lines(gpus, bool(gpus) and has_cuda()):
+        print(line)
+    print(f"processor: {cpu_name()}, {instructions()}")
+    each = f"{workers} workers, each on " if workers > 1 else "on "
+    print(
+        f"{each}{device_names(contexts)}, {config.precision}, {threads_text()}; "
+        f"changed from default: {diff_from_default(config, but=SAID) or 'nothing'}"
+    )
+    warn_late_threads(config.threads)
+    where = f"goes on after epoch {progress.epoch}, batch {progress.batch}"
+    print(f"run folder {folder}, {where if progress.step else 'starts'}", flush=True)
+
+
+def warn_of_changes(
+    folder: PathLike, progress: Progress, now: Mapping[str, Any], workers: int
+) -> None:
+    """Warn when a resumed run is computed otherwise than before, which its numbers will show.
+
+    `now` is what `training.records.environment.describe` says of this process.
+    """
+    env = read_env(folder)
+    warn_threads(recorded_threads(env) or progress.threads, now["threads"]["effective"])
+    if progress.workers != workers:
+        _warn(
+            f"this run was made with {progress.workers} worker(s) and goes on with {workers}; "
+            "batch-norm statistics are then over other images."
+        )
+    for name in ("training_steps", "precision"):
+        # Without what it is followed by in brackets or after a colon: versions and reasons.
+        before, here = (re.split(r" \(|: ", str(f.get(name) or ""))[0] for f in (env, now))
+        if before and here and before != here:
+            _warn(
+                f"this run was made by {before} and goes on by {here}; numbers are then rounded "
+                "differently."
+            )
+
+
+def warn_late_threads(wanted: Optional[int]) -> None:
+    """Warn where --threads was given to a process that had loaded OpenMP before."""
+    effective = describe_threads()["effective"]
+    if wanted not in (None, effective):
+        _warn(
+            f"--threads {wanted} came too late, this process has {effective}: start the script as "
+            "a program, or set OMP_NUM_THREADS before it"
+        )
+
+
+def restart_command(script: str, config: Any, group: Group, folder: Path) -> str:
+    """Return the command that goes on with a run."""
+    engine = getattr(config, "distributed", NONE)
+    if engine == HOROVOD:
+        words = f"horovodrun -np {group.size} python {script} --distributed horovod"
+        return f"{words} --resume {folder}"
+    if engine == DIST_SYNC:
+        chosen = "" if script == "train_cifar.py" else f"--script {script} "
+        return f"python -m training.launch -n {group.size} {chosen}-- --resume {folder}"
+    return f"python {script} --resume {folder}"
+
+
+def warn_unverified(folder: str, meta: Mapping[str, Any]) -> None:
+    """Say that the checkpoint of a run has no digest beside it; only its structure was checked."""
+    if not meta["verified"]:
+        print(
+            f"warning: {folder}/{STATE_FILE} is unverified: there is no {STATE_FILE}.sha256 beside "
+            "it, so only its structure could be checked",
+            file=sys.stderr,
+        )
+
+
+def report(result: Result, folder: Path, curves: Path, held_out: bool) -> None:
+    """Say how a finished run scored and what it wrote."""
+    if result.scores:
+        print(
+            f"last epoch: test loss {result.scores.loss:.4f}, accuracy {result.scores.acc:.5f} "
+            f"over {result.scores.images} images"
+        )
+    judged = "held-out accuracy" if held_out else "test accuracy (chosen on test)"
+    progress = result.progress
+    print(f"best {judged} {progress.best_acc:.5f} at epoch {progress.best_epoch}")
+    print(f"wrote {folder}/last.param, {folder}/best.param, {curves}")

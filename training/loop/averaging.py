@@ -1,0 +1,227 @@
+"""Averages of a network's parameters, which often score better than the last of them.
+
+Sources: Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging"; the
+exponential form with a rising decay is TensorFlow's ``ExponentialMovingAverage``. Equal weights at
+the ends of epochs, with batch-norm statistics measured anew: Izmailov et al. 2018, "Averaging
+weights leads to wider optima and better generalization", https://arxiv.org/abs/1803.05407.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable, Optional
+
+import mxnet as mx
+import numpy as np
+
+from training.settings.errors import UserError
+from training.settings.run_config import EVERY
+
+
+def average_of(net: Any, config: Any) -> Average:
+    """Return the average that the settings ask for; without one the network itself is tested."""
+    if config.ema:
+        return WeightAverage(net, config.ema)
+    count = getattr(config, "average_last", 0)
+    return EpochAverage(net, config.epochs - count + 1) if count else Average()
+
+
+class Average:
+    """No average: what is tested and saved are the network's own parameters.
+
+    ``is_kept`` says whether a saved state has something to go on from.
+    """
+
+    is_kept = False
+
+    def update(self, step: int) -> None:
+        """Look at the parameters after `step` updates."""
+
+    def end_epoch(self, epoch: int, measure: Optional[Callable[[], None]]) -> None:
+        """Look at the parameters after `epoch` epochs, which are about to be tested.
+
+        `measure` gives the network batch-norm statistics of its present weights; None where it is
+        not tested. What was called may be called again for the same epoch: a run that was stopped
+        while it was tested is tested from the start.
+        """
+
+    def finish_epoch(self) -> None:
+        """Keep what the last `end_epoch` has computed; the epoch is over."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the average by structural name; nothing where there is none."""
+        return {}
+
+    def load(self, arrays: Mapping[str, np.ndarray], epoch: int) -> None:
+        """Go on from the arrays of a saved state, whose averages are called ``average:NAME``.
+
+        Raises
+        ------
+        UserError
+            When the state, `epoch` epochs after the start, has no average of this network.
+        """
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the network the averaged parameters, and its own again at the end."""
+        yield
+
+
+class WeightAverage(Average):
+    """Exponential moving average of all parameters, running statistics included.
+
+    Parameters
+    ----------
+    net
+        Initialized network with known shapes. The average is taken on its first device.
+    decay
+        What the average keeps of itself per update, in (0, 1). In the beginning it keeps less,
+        ``(1 + n) / (10 + n)`` after ``n`` steps, so that it soon forgets the initial values.
+    """
+
+    is_kept = True
+
+    def __init__(self, net: Any, decay: float) -> None:
+        self.net, self.decay = net, decay
+        self._values = {
+            name: parameter.list_data()[0].copy()
+            for name, parameter in net._collect_params_with_prefix().items()
+        }
+
+    def update(self, step: int) -> None:
+        """Take the parameters after `step` updates into the average; most updates are skipped."""
+        if step % EVERY:
+            return
+        _settle()
+        steps = step // EVERY
+        keep = min(self.decay**EVERY, (1 + steps) / (10 + steps))
+        for name, parameter in self.net._collect_params_with_prefix().items():
+            value = self._values[name]
+            value *= keep
+            value += parameter.list_data()[0] * (1 - keep)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the average by structural name."""
+        return {name: value.asnumpy() for name, value in self._values.items()}
+
+    def load(self, arrays: Mapping[str, np.ndarray], epoch: int) -> None:
+        """Go on from the arrays of a saved state; see `Average.load`."""
+        for name, value in self._values.items():
+            value[:] = _saved(arrays, name, value.shape)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the network the averaged parameters, and its own again at the end."""
+        with _lent(self.net, self._values):
+            yield
+
+
+class EpochAverage(Average):
+    """Mean, with equal weights, of the parameters at the ends of epochs from `first` on.
+
+    Parameters
+    ----------
+    net
+        Initialized network with known shapes. The mean is taken on its first device.
+    first
+        The first epoch that is taken in, counted from 1. Before its end there is no average.
+    """
+
+    is_kept = True
+
+    def __init__(self, net: Any, first: int) -> None:
+        self.net, self.first = net, first
+        self._kept: dict[str, Any] = {}  # the mean over the epochs that are over
+        self._new: dict[str, Any] = {}  # the same with the epoch that is being tested
+
+    def end_epoch(self, epoch: int, measure: Optional[Callable[[], None]]) -> None:
+        """Take the parameters after `epoch` epochs in; see `Average.end_epoch`.
+
+        Running statistics are no weights. They are those that `measure` gives the averaged network
+        or, where it is not tested, the network's own.
+        """
+        count = epoch - self.first + 1
+        if count < 1:
+            return
+        _settle()
+        for name, parameter in self.net._collect_params_with_prefix().items():
+            own = parameter.list_data()[0]
+            if count == 1 or _is_statistic(name):
+                self._new[name] = own.copy()
+            else:
+                kept = self._kept[name]
+                self._new[name] = kept + (own - kept) / count
+        if measure:
+            with _lent(self.net, self._new):
+                measure()
+                for name, parameter in self.net._collect_params_with_prefix().items():
+                    if _is_statistic(name):
+                        self._new[name] = parameter.list_data()[0].copy()
+
+    def finish_epoch(self) -> None:
+        """Keep the mean; see `Average.finish_epoch`."""
+        self._kept, self._new = self._new or self._kept, {}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the mean over the epochs that are over, by structural name."""
+        return {name: value.asnumpy() for name, value in self._kept.items()}
+
+    def load(self, arrays: Mapping[str, np.ndarray], epoch: int) -> None:
+        """Go on from the arrays of a saved state; see `Average.load`."""
+        if epoch < self.first:
+            return
+        for name, parameter in self.net._collect_params_with_prefix().items():
+            own = parameter.list_data()[0]
+            self._kept[name] = own.copy()
+            self._kept[name][:] = _saved(arrays, name, own.shape)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the network the mean, if there is one yet, and its own again at the end."""
+        values = self._new or self._kept
+        with _lent(self.net, values) if values else nullcontext():
+            yield
+
+
+def _is_statistic(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var"))
+
+
+def _saved(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    saved = arrays.get(f"average:{name}")
+    if saved is None or saved.shape != shape:
+        raise UserError(
+            f"the state of this run has no average of {name}. Restore the config.json that the run "
+            "was started with"
+        )
+    return saved
+
+
+@contextmanager
+def _lent(net: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """Give the network other parameters, and its own again at the end."""
+    parameters = net._collect_params_with_prefix()
+    _settle()
+    own = {
+        name: [data.copy() for data in parameter.list_data()]
+        for name, parameter in parameters.items()
+    }
+    try:
+        for name, parameter in parameters.items():
+            parameter.set_data(values[name])
+        yield
+    finally:
+        _settle()
+        for name, parameter in parameters.items():
+            for data, value in zip(parameter.list_data(), own[name]):
+                data[:] = value
+
+
+def _settle() -> None:
+    """Wait for the backward pass, which changes running statistics behind MXNet's back.
+
+    Its BatchNorm writes them in an operator that is said to read them only. A copy that is asked
+    for meanwhile has the values from before or after, as chance will have it.
+    """
+    mx.nd.waitall()

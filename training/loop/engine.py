@@ -1,0 +1,280 @@
+"""Training: one optimizer step, one epoch. It knows no particular network.
+
+A network is any HybridBlock from images (N, C, H, W) to logits (N, classes), initialized on the
+contexts that are given here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon
+from mxnet.gluon.utils import clip_global_norm
+
+from training.batches.in_memory import Batch, parts_of_batch
+from training.compute.loss_scaling import backward, is_scaled, loss_scale
+from training.distributed.group import ALONE, Group
+from training.loop.nonfinite import SkipGuard
+from training.records.run_progress import Progress
+from training.settings.errors import UserError
+
+__all__ = ["Classification", "EpochHooks", "Measured", "Updater", "measure", "train_one_epoch"]
+
+# An image and its target on a device, and the target in host memory.
+Part = tuple[Any, Any, np.ndarray]
+
+
+class Measured(NamedTuple):
+    """What one part of a batch gave, not yet computed.
+
+    ``losses`` (n,). Either ``logits`` (n, classes), or ``terms`` (n, k) with the names
+    ``term_names``, of which ``correct`` is the share of right decisions.
+    """
+
+    losses: Any
+    label: np.ndarray
+    logits: Any = None
+    terms: Any = None
+    term_names: Sequence[str] = ()
+
+
+class StepSums(NamedTuple):
+    """Sums over the images of a step; ``terms`` by name."""
+
+    loss: float
+    correct: float
+    images: int
+    terms: Mapping[str, float] = {}
+
+
+class Classification:
+    """The default objective: softmax cross-entropy of ``net(image)`` with hard or soft labels."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+        self._hard = gluon.loss.SoftmaxCrossEntropyLoss()
+        self._soft = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
+
+    def __call__(self, part: Part, key: tuple[int, ...]) -> Measured:
+        """Return the losses of a part of a batch; it is called while gradients are recorded.
+
+        `key` is (update, part): objectives that draw random numbers draw them from it.
+        """
+        image, target, label = part
+        logits = self.net(image).astype("float32")
+        loss_function = self._soft if target.ndim == 2 else self._hard
+        return Measured(loss_function(logits, target), label, logits)
+
+
+class Updater:
+    """One optimizer step from one batch, on one or several devices, in parts that fit the memory.
+
+    Parameters
+    ----------
+    net, trainer
+        Network and ``gluon.Trainer`` (made with ``update_on_kvstore=False``) on `contexts`.
+    contexts
+        Each batch is split over these as evenly as possible.
+    micro_batch
+        At most so many images at once on a device, also for the statistics of batch
+        normalisation; gradients add up over the parts. 0: the whole share.
+    objective
+        What is minimized; `Classification` of `net` when None.
+    clip_gradient
+        Limit of the norm of the mean gradient over all parameters; 0: none.
+    group
+        The workers that train together, with as many contexts each; every one is given the whole
+        batch and computes its share.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        trainer: Any,
+        contexts: Sequence[Any],
+        micro_batch: int = 0,
+        objective: Optional[Callable[[Part, tuple[int, ...]], Measured]] = None,
+        clip_gradient: float = 0.0,
+        group: Group = ALONE,
+    ) -> None:
+        self.net, self.trainer, self.contexts = net, trainer, list(contexts)
+        self.micro_batch = micro_batch
+        self.objective = objective or Classification(net)
+        self.clip_gradient = clip_gradient
+        self.group = group
+        self.devices = group.size * len(self.contexts)
+        self.guard: Optional[SkipGuard] = None  # decides which updates are left out
+        self._trained = [p for p in trainer._params if p.grad_req != "null"]
+
+    def step(self, batch: Batch, number: int = 0) -> list[Measured]:
+        """Update the parameters; return what `measure` needs, not yet computed.
+
+        The devices work on while Python prepares the next batch. `number` counts the updates.
+
+        Raises
+        ------
+        UserError
+            When the batch has fewer images than there are devices.
+        """
+        images, devices = len(batch.image), self.devices
+        if images < devices:
+            raise UserError(
+                f"a batch of {images} images cannot be split over {devices} devices: use a "
+                f"--batch-size of at least {devices}, or fewer --gpus or workers"
+            )
+        count = parts_of_batch(images, devices, self.micro_batch)
+        first = self.group.rank * len(self.contexts) * count  # no two parts draw the same numbers
+        rounds = self.rounds(batch, count)
+        if self.guard:
+            self.guard.keep()
+        results: list[Measured] = []
+        for parts in rounds:
+            done = len(results)
+            with autograd.record():
+                for part in filter(None, parts):
+                    results.append(self.objective(part, (number, first + len(results))))
+            backward([result.losses for result in results[done:]], self.trainer)
+        self.trainer.allreduce_grads()
+        self.group.sum_arrays([p.list_grad() for p in self._trained], "gradient")
+        # An overflow is no fault where losses are scaled: the scaler leaves the update out.
+        seen = [] if is_scaled(self.trainer) else self._trained
+        gradients = [parameter.list_grad()[0] for parameter in seen]
+        if self.guard and not self.guard.allows([r.losses for r in results], gradients):
+            return results
+        if self.clip_gradient:
+            self._clip(images)
+        self.trainer.update(images)
+        return results
+
+    def _clip(self, images: int) -> None:
+        """Scale gradients, which are sums over `images`, down to the limit."""
+        limit = self.clip_gradient * images * loss_scale(self.trainer)
+        for device in range(len(self.contexts)):
+            gradients = [parameter.list_grad()[device] for parameter in self._trained]
+            clip_global_norm(gradients, limit, check_isfinite=False)
+
+    def rounds(self, batch: Batch, count: int) -> list[tuple[Optional[Part], ...]]:
+        """Return parts of `batch` for each device, in `count` rounds whose gradients add up."""
+        # A device whose share is smaller can have one part less than the others.
+        own = (self._parts(batch, i, count) for i in range(len(self.contexts)))
+        rounds = list(itertools.zip_longest(*own))
+        self._accumulate(len(rounds) > 1)
+        return rounds
+
+    def _parts(self, batch: Batch, device: int, count: int) -> list[Part]:
+        """Return this device's (image, target, target in host memory) in at most `count` parts."""
+        context = self.contexts[device]
+        place = self.group.rank * len(self.contexts) + device
+        label = batch.label if batch.soft_label is None else batch.soft_label
+        image, label = (np.array_split(a, self.devices)[place] for a in (batch.image, label))
+        return [
+            (mx.nd.array(a, ctx=context), mx.nd.array(b, ctx=context, dtype="float32"), b)
+            for a, b in zip(np.array_split(image, count), np.array_split(label, count))
+            if len(a)
+        ]
+
+    def _accumulate(self, several: bool) -> None:
+        wanted = "add" if several else "write"
+        for parameter in self._trained:
+            if parameter.grad_req != wanted:
+                parameter.grad_req = wanted
+        if several:
+            for parameter in self._trained:
+                parameter.zero_grad()
+
+
+def measure(results: Iterable[Measured]) -> StepSums:
+    """Wait for the forward pass of a step and return its sums.
+
+    With soft labels an image counts as the share of its label that the network's choice has. The
+    backward pass and the update may go on behind it, while Python starts the next step.
+    """
+    loss_sum, correct, images = 0.0, 0.0, 0
+    sums: dict[str, float] = {}
+    for result in results:
+        label = result.label
+        if result.logits is not None:
+            choice = result.logits.asnumpy().argmax(axis=1)
+            right = label[np.arange(len(label)), choice] if label.ndim == 2 else choice == label
+            correct += float(right.sum())
+        else:
+            totals = result.terms.asnumpy().sum(axis=0, dtype=np.float64)
+            for name, total in zip(result.term_names, totals):
+                sums[name] = sums.get(name, 0.0) + float(total)
+        loss_sum += float(result.losses.asnumpy().astype(np.float64).sum())
+        images += len(label)
+    return StepSums(loss_sum, sums.pop("correct", correct), images, sums)
+
+
+class EpochHooks(NamedTuple):
+    """What the loop calls: after every update (timed) and step, and to ask whether to stop.
+
+    ``total`` makes the sums of a step those of all workers, before they are looked at.
+    """
+
+    after_step: Callable[[Progress, int], None]
+    stop: Callable[[], bool]
+    after_update: Callable[[int], None] = lambda step: None
+    total: Callable[[StepSums], StepSums] = lambda sums: sums
+
+
+def train_one_epoch(
+    updater: Updater,
+    batches: Iterator[Batch],
+    schedule: Callable[[int], float],
+    progress: Progress,
+    hooks: EpochHooks,
+) -> bool:
+    """Train from ``progress.batch`` to the end of an epoch, keeping `progress` up to date.
+
+    ``schedule(n)`` is the learning rate of update ``n``, which counts from 1. Returns False when
+    ``hooks.stop`` asked to stop; that may be after the last batch.
+
+    Raises
+    ------
+    UserError
+        When the loss is not finite (the message gives epoch, step and learning rate), or a device
+        runs out of memory.
+    """
+    begin = time.monotonic()
+    for batch in batches:
+        lr = schedule(progress.step + 1)
+        updater.trainer.set_learning_rate(lr)
+        try:
+            sums = hooks.total(measure(updater.step(batch, progress.step)))
+        except mx.MXNetError as error:
+            if "out of memory" not in str(error).lower():
+                raise
+            raise UserError(
+                "a device ran out of memory: lower --micro-batch (images per device at a time; 0 "
+                "is the whole share), which leaves the batch size as it is"
+            ) from error
+        if updater.guard and updater.guard.skipped:
+            updater.guard.count(progress, sums.loss, lr)
+        elif not math.isfinite(sums.loss):
+            raise UserError(
+                f"the loss became {sums.loss} in epoch {progress.epoch + 1} at step "
+                f"{progress.step + 1}, learning rate {lr:.4g}; the last checkpoint is kept. "
+                "Start anew with a lower --lr or more --warmup-epochs, or go on with --resume RUN "
+                "--on-nonfinite skip, which leaves out such updates"
+            )
+        else:
+            progress.skipped_in_row = 0
+            progress.add(sums)
+        progress.step += 1
+        progress.batch += 1
+        hooks.after_update(progress.step)
+        progress.epoch_sec += time.monotonic() - begin
+        hooks.after_step(progress, sums.images)
+        if hooks.stop():
+            return False
+        begin = time.monotonic()  # what the hook takes, such as a checkpoint, is not training
+    mx.nd.waitall()  # the last update
+    progress.epoch_sec += time.monotonic() - begin
+    return True

@@ -1,0 +1,95 @@
+"""Scoring a network over exactly all images of a loader."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, Optional
+
+import mxnet as mx
+import numpy as np
+
+from training.batches.scores import Scores, check_labels, image_and_label
+from training.settings.errors import UserError
+
+
+def evaluate(
+    net: Any,
+    batches: Iterable[Any],
+    contexts: Sequence[Any],
+    advance: Optional[Callable[[int], None]] = None,
+) -> Scores:
+    """Score a network over exactly all images of `batches`.
+
+    Parameters
+    ----------
+    net
+        Network, with parameters on `contexts`.
+    batches
+        `Batch` objects, or (image, label) pairs of NDArrays or arrays as a gluon ``DataLoader``
+        yields them. The last may be short.
+    contexts
+        MXNet contexts; each batch is split over them.
+    advance
+        Called with the number of images of each batch when it is done.
+
+    Raises
+    ------
+    UserError
+        When there are no images, or images, labels and network do not belong together.
+    """
+    loss_sum, correct, images, full = 0.0, 0, 0, 0
+    for image, label in map(image_and_label, batches):
+        count = len(image)
+        if not count:
+            continue
+        full = max(full, math.ceil(count / len(contexts)))
+        logits = _logits(net, image, contexts, full)
+        loss_sum += float(_cross_entropy(logits, label).sum())
+        correct += int((logits.argmax(axis=1) == label).sum())
+        images += count
+        if advance:
+            advance(count)
+    if not images:
+        raise UserError("there is nothing to evaluate: the loader gave no images")
+    return Scores(loss_sum / images, correct / images, images)
+
+
+def _logits(net: Any, image: np.ndarray, contexts: Sequence[Any], full: int) -> np.ndarray:
+    """Return the logits (N, classes) as float32, computed on all contexts at the same time.
+
+    A share that is shorter than `full` images is filled up: a hybridized graph with static shapes
+    would otherwise be built anew for it. What the filling gives is thrown away.
+    """
+    outputs = []
+    try:
+        for part, context in zip(np.array_split(image, len(contexts)), contexts):
+            count = len(part)
+            if count:
+                filled = np.concatenate([part, np.repeat(part[-1:], full - count, axis=0)])
+                outputs.append((net(mx.nd.array(filled, ctx=context)).astype("float32"), count))
+        logits = np.concatenate([output.asnumpy()[:count] for output, count in outputs])
+    except mx.MXNetError as error:
+        raise UserError(
+            f"the network cannot compute images {image.shape} (N, C, H, W): {_last_line(error)}"
+        ) from error
+    if logits.ndim != 2:
+        raise UserError(f"the network gives {logits.shape}; needed are logits (N, classes)")
+    return logits
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the line of an MXNet error that says what was wrong, below its stack of calls."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return the cross-entropy (N,) in nats in float64."""
+    check_labels(label, logits.shape[1])
+    logits = logits.astype(np.float64)
+    top = logits.max(axis=1)
+    with np.errstate(invalid="ignore"):  # not finite in, not finite out: for the caller to judge
+        log_sum = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
+    result: np.ndarray = log_sum - logits[np.arange(len(label)), label]
+    return result

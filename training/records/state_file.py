@@ -1,0 +1,69 @@
+"""Reading and writing ``resume.state``: arrays and counters, without any network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+from formats.digest import verify_digest
+from formats.param_file import read_params, write_params
+from formats.param_reader import ParamFileError
+from training.records.run_folder import LAST_FILE, STATE_FILE
+from training.records.run_progress import Progress, check_counters
+from training.settings.errors import UserError
+
+PathLike = Union[str, "os.PathLike[str]"]
+FORMAT = 1
+_NAME = re.compile(r"(param|average|(state|device):(0|[1-9]\d{0,8})):.+", re.ASCII)
+
+
+def write_state(folder: PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write what `collect_state` has returned, atomically."""
+    write_params(Path(folder) / STATE_FILE, arrays)
+
+
+def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[str, Any]]:
+    """Read ``resume.state``: where the run stood, its arrays, and the meta object.
+
+    ``meta["verified"]`` says whether there was a digest that it was compared with.
+
+    Raises
+    ------
+    UserError
+        When there is no such file, or it is damaged or of another format.
+    """
+    path = Path(folder) / STATE_FILE
+    anew = f"start a new run from its parameters: --finetune {Path(folder) / LAST_FILE}"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} has no {STATE_FILE} to continue from. Restore it from a copy, or {anew}"
+        )
+    try:
+        verified = verify_digest(path)
+        arrays = read_params(path)
+        meta = json.loads(arrays.pop("meta").tobytes())
+        wrong = [name for name in arrays if not _NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"an array is called {wrong[0][:80]!r}")
+        if meta["format"] != FORMAT:
+            raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
+        known = {item.name for item in fields(Progress)}
+        progress = Progress(**{k: v for k, v in meta["progress"].items() if k in known})
+        progress.check()
+        check_counters([meta["num_update"], *meta["counts"].values()])
+        meta["verified"] = verified
+    except ParamFileError as error:
+        raise UserError(f"cannot continue {folder}: {error} Or {anew}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"cannot continue {folder}: {path} is damaged ({error}). Restore it from a copy, or "
+            f"{anew}"
+        ) from error
+    return progress, arrays, meta

@@ -1,0 +1,1 @@
+"""Curves, comparisons and tables of finished runs."""

@@ -1,0 +1,106 @@
+"""What finished runs scored in their last epoch, and mean and spread over runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from training.records.metrics import METRICS_FILE, PathLike, read_metrics
+from training.records.run_folder import CONFIG_FILE, CURVES_FILE, read_config
+from training.settings.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The settings and epochs of one run."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return int(self.rows[-1]["epoch"]) if self.rows else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training came to its end, by early stopping too."""
+        # The curves are drawn at the end of a training only.
+        stops = self.config.get("early_stopping") and (self.folder / CURVES_FILE).exists()
+        return bool(self.rows) and (self.epoch >= int(self.config.get("epochs", 0)) or bool(stops))
+
+    def last(self, key: str) -> float:
+        """Return a number of the last epoch.
+
+        Raises
+        ------
+        UserError
+            When it is not on record.
+        """
+        value = self.rows[-1].get(key) if self.rows else None
+        if not isinstance(value, (int, float)):
+            raise UserError(
+                f"{self.folder / METRICS_FILE} has no {key} in its last epoch; name a key that it "
+                "has, such as test_acc"
+            )
+        return float(value)
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation (n - 1) of n values; the latter is nan for n = 1."""
+
+    mean: float
+    std: float
+    n: int
+
+    def percent(self) -> str:
+        """``76.74 ± 0.24 % (n = 5)``: shares in percent."""
+        std = f" ± {100 * self.std:.2f}" if self.n > 1 else ""
+        return f"{100 * self.mean:.2f}{std} % (n = {self.n})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and sample standard deviation of one value or more."""
+    array = np.asarray(values, np.float64)
+    std = float(array.std(ddof=1)) if len(array) > 1 else math.nan
+    return Spread(float(array.mean()), std, len(array))
+
+
+def read_result(folder: PathLike) -> RunResult:
+    """Read one run; a run without a finished epoch has no rows.
+
+    Raises
+    ------
+    UserError
+        The folder holds no run, or its files are damaged.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    rows = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
+    return RunResult(folder, config, rows)
+
+
+def find_runs(folder: PathLike) -> list[Path]:
+    """Return a run folder itself, or the run folders right below it, sorted.
+
+    Raises
+    ------
+    UserError
+        When there is none.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG_FILE).exists():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
+    if not found:
+        raise UserError(
+            f"{folder} is no run and holds none: no {CONFIG_FILE} in it or one level below. Name "
+            "the folder that the training printed when it started"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Options of the command line, their checks, schedules, errors and exit codes."""

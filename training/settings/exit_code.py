@@ -1,0 +1,64 @@
+"""Exit codes of the scripts, and errors as one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Callable
+
+from formats.param_reader import ParamFileError
+from training.settings.errors import UserError
+
+WRONG_INPUT_EXIT = 2
+PATCHED = ("mxnet", "gluoncv", "mxboard")  # what compat/ makes run on newer Pythons and NumPy
+INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _package_importing(error: BaseException) -> str:
+    """Return which of MXNet, GluonCV and MXBoard was being imported when `error` came; or ""."""
+    trace = error.__traceback__
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if trace.tb_frame.f_code.co_name == "<module>" and package in PATCHED:
+            return package
+        trace = trace.tb_next
+    return ""
+
+
+def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
+    """Return what `action` returns; for UserError, ParamFileError and `errors` print one line.
+
+    So does what the system refuses (a full disk, a folder that has gone) and nobody has explained.
+
+    Ctrl-C outside of the training loop, which saves first, ends without a word.
+    """
+    handled: tuple[type[Exception], ...] = (UserError, ParamFileError, *errors)
+    try:
+        return action()
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT
+    except handled as error:
+        print(f"error: {error}", file=sys.stderr)
+    except (AttributeError, ImportError, TypeError) as error:
+        if not (package := _package_importing(error)):
+            raise
+        print(
+            f"error: {package} cannot be imported in this environment: {_first_line(error)}. On "
+            "NumPy 1.24, protobuf 4, Python 3.12 and later ones: python -m compat --install, once",
+            file=sys.stderr,
+        )
+    except BrokenPipeError:
+        # Whoever read our words, such as head, has gone; Python would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        print(
+            f"error: {place}{error.strerror or error}. Check the path, its permissions and the "
+            "disk; a run goes on with --resume",
+            file=sys.stderr,
+        )
+    return WRONG_INPUT_EXIT
