@@ -1,4 +1,4 @@
-"""Print the README's tables of results from the indices of published files."""
+"""Print the tables of docs/results.md and docs/glimpse.md from the indices of published files."""
 
 from __future__ import annotations
 

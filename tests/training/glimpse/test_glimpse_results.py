@@ -1,4 +1,4 @@
-"""What README.md and mnist_param/index.csv say about trained glimpse models is so."""
+"""What docs/glimpse.md and mnist_param/index.csv say about trained glimpse models is so."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_commands_are_understood_today(row: dict[str, str]) -> None:
         assert Path(config.finetune).name in FILES
 
 
-def test_readme_shows_the_index() -> None:
-    assert glimpse_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_glimpses_shows_the_index() -> None:
+    assert glimpse_table() in (ROOT / "docs" / "glimpse.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.data
