@@ -24,7 +24,7 @@ train: setup  ## train a small Attention-56 on the embedded images, within minut
 	set -x; $(VENV)/bin/python train_cifar.py $(TRAIN_ARGS) --run-dir "$$run"
 
 native: setup  ## build the operators in C++ now, not when they are first needed (a C++ compiler does it)
-	$(VENV)/bin/python -m model.native.build
+	$(VENV)/bin/python -m model.native
 
 train-glimpse: setup  ## train the glimpse model on embedded handwritten digits, within minutes
 	$(VENV)/bin/python train_mnist_glimpse.py --dataset digits

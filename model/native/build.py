@@ -1,7 +1,7 @@
 """Own operators in C++, ``model/native``: built when they are first needed, and loaded.
 
 They are optional, for CPUs alone, and do faster what a graph does too. ``python -m
-model.native.build`` builds all of them ahead; ``ATTENTION_NATIVE=0`` leaves them out. They need a
+model.native`` builds all of them ahead; ``ATTENTION_NATIVE=0`` leaves them out. They need a
 C++ compiler, and those of residual units oneDNN 3, which the locked environment for the CPU has as
 a package; ``ATTENTION_ONEDNN=FOLDER`` names another one, with ``lib`` and ``include`` in it. What
 was built is kept in ``model/native/build`` or, where that cannot be written, in the user's cache
@@ -261,7 +261,3 @@ def main() -> int:
         except Unavailable as error:
             print(f"{operators.name}: not built: {error}; MXNet's own operators are used")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
