@@ -72,7 +72,8 @@ def soft_mask(F: Any, y: Any, attention: str) -> Any:
     - ``spatial`` (f3): ``sigmoid((y - mean) / std)`` over the positions of each channel.
     - ``tanh``: ``tanh(y)``, not in the paper but in the authors' AttentionNeXt-56.
 
-    Inputs and outputs are (N, C, H, W).
+    Fused training computes the same in C++, by ``Mask`` and ``Logistic`` in
+    ``model/native/units/maps.h``: change both. Inputs and outputs are (N, C, H, W).
     """
     if attention == "channel":
         return F.L2Normalization(y, mode="channel", name=SOFT_MASK)

@@ -26,7 +26,7 @@ INITIALIZERS = ("msra", "xavier")
 STEM_INITIALIZERS = ("usual", "whitened")
 FUSED = ("auto", "on", "off")
 NORMALIZATIONS = ("dataset", "imagenet", "ram")
-# Those of model.layers.attention_module, which `training` does not import.
+# Those of model.layers.attention_module; this file does without MXNet, for the bridge reads it.
 WIRINGS = ("legacy", "paper")
 LEARNINGS = ("arl", "nal")
 ATTENTIONS = ("mixed", "channel", "spatial")

@@ -48,7 +48,6 @@ def load_dataset(
     UserError
         Unknown name, missing, damaged or unreachable data.
     """
-    # Each reader imports the classes above, hence the imports inside.
     if name in ("cifar10", "cifar100", "cifar100-coarse"):
         files, _, kind = name.partition("-")
         data = load_cifar(files, data_dir, mirror=mirror, download=download, coarse=bool(kind))

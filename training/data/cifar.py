@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100: where they are looked for, and the arrays they become.
 
-Files are described in ``cifar_files.py``, their digests in ``digests.py``.
+Files are described in ``cifar_files.py``, their digests in ``training/downloads/digests.py``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CLASS_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "cifar10": (CIFAR10_CLASSES,),
     "cifar100": (CIFAR100_COARSE_CLASSES, CIFAR100_CLASSES),
 }
-# Of the training images; computed with datasets.channel_statistics, four digits as usual.
+# Of the training images; computed with dataset.channel_statistics, four digits as usual.
 MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.5071, 0.4865, 0.4409)}
 STD = {"cifar10": (0.2470, 0.2435, 0.2616), "cifar100": (0.2673, 0.2564, 0.2762)}
 

@@ -1,8 +1,9 @@
-"""What a data set is here, the names that ``--dataset`` knows, and the validation split.
+"""What a data set is here, and the validation split.
 
 Reading order: this file, then ``cifar.py`` (CIFAR-10/100), ``stl10.py``, ``mnist.py``,
 ``shapes.py`` and ``digits.py`` (embedded), ``image_folder.py`` (a user's own images);
-``digests.py`` and ``download.py`` serve those that are downloaded.
+``catalogue.py`` has the names that ``--dataset`` knows, `training.downloads` serves those that are
+downloaded.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 CLASS_NAMES = tuple("0123456789")
-# Of the training images; computed with datasets.channel_statistics, four digits as usual.
+# Of the training images; computed with dataset.channel_statistics, four digits as usual.
 MEAN, STD = (0.1307,), (0.3081,)
 _IMAGE_HEADER, _LABEL_HEADER = 16, 8  # bytes: magic number, count and, for images, rows, columns
 

@@ -1,5 +1,6 @@
 // What lies between the units of an attention module, on blocked maps.
 #pragma once
+#include <stdexcept>
 #include <string>
 
 #include "blocked.h"
@@ -37,6 +38,8 @@ struct Mask {
     if (attention == "tanh") kind = kTanh;
     if (attention == "spatial") kind = kSpatial;
     if (attention == "channel") kind = kChannel;
+    if (kind == kMixed && attention != "mixed")
+      throw std::runtime_error("unknown attention " + attention);
   }
 };
 
