@@ -3,7 +3,7 @@
 Source: ``src/operator/optimizer_op-inl.h`` of MXNet 1.9.1. They differ from `torch.optim`: the
 learning rate is inside the momentum, so a falling rate does not act on what is in it already; and
 NAG's kernel reads the weight again after it has written it, so the momentum's weight decay is that
-of the new weight. ``tests/test_bridge_optimizer.py`` compares both with MXNet, bit for bit.
+of the new weight. ``tests/bridge/torch_checks.py`` compares both with MXNet, bit for bit.
 
 The learning rate is a tensor on the device, so that a captured CUDA graph takes another one.
 """

@@ -75,7 +75,7 @@ def test_the_operators_pass_with_blocks_of_8_too(name: str, unit_operators: None
         assert "blocks of 8" in load(UNITS)
         return
     arguments = ("pytest", "-q", "-p", "no:cacheprovider", "-k", "not where_a_comma")
-    done = python("-m", *arguments, f"tests/test_{name}.py", ATTENTION_ISA="avx2")
+    done = python("-m", *arguments, f"tests/model/execution/test_{name}.py", ATTENTION_ISA="avx2")
     assert done.returncode == 0, done.stdout
     assert re.search(r"^\d+ passed(?!.*skipped)", done.stdout.splitlines()[-1]), done.stdout
 
