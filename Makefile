@@ -36,7 +36,7 @@ test: setup  ## run the tests (real data: ATTENTION_DATA=FOLDER; a part: PYTEST_
 test-results: setup  ## score all published files on all test images (needs ATTENTION_DATA=FOLDER)
 	@[ -n "$$ATTENTION_DATA" ] || { echo "error: make test-results needs ATTENTION_DATA=FOLDER, a folder with" \
 	"cifar10/, cifar100/ and mnist/ in it" >&2; exit 2; }
-	$(VENV)/bin/python -m pytest -m results --durations=20 $(PYTEST_ARGS) tests/model/weights/test_results.py tests/training/glimpse/test_glimpse_results.py
+	$(VENV)/bin/python -m pytest -n auto -m results --durations=20 $(PYTEST_ARGS) tests/model/weights/test_results.py tests/training/glimpse/test_glimpse_results.py
 
 test-pythons: setup  ## run a core of the tests on every other Python that is here (3.9 to 3.13, pyenv's too)
 	@.ci/test_pythons.sh $(PYTEST_ARGS)
