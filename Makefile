@@ -98,5 +98,5 @@ setup:  ## only set up .venv
 	@.ci/setup.sh cpu $(VENV)
 
 clean:  ## remove the environments and caches; runs stay
-	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock $(VENV_HOROVOD) $(VENV_HOROVOD).lock .venv-torch .venv-torch.lock .venv-py3* build/native .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock $(VENV_HOROVOD) $(VENV_HOROVOD).lock .venv-torch .venv-torch.lock .venv-py3* model/native/build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
