@@ -138,7 +138,7 @@ def test_no_onednn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_program_says_why_and_does_not_fail(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "model.native.build"],
+        [sys.executable, "-m", "model.native"],
         env={**os.environ, "ATTENTION_ONEDNN": str(tmp_path)},
         cwd=ROOT,
         capture_output=True,
