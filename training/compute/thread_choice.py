@@ -23,9 +23,10 @@ FLAG, VARIABLE = "--threads", "OMP_NUM_THREADS"
 REASON_VARIABLE = "ATTENTION_THREADS"
 # Workers of one training on this machine, each of which gets its share.
 WORKERS_VARIABLES = ("ATTENTION_LOCAL_WORKERS", "HOROVOD_LOCAL_SIZE")
-# How threads wait for each other at the end of every operator: asleep, so that beside another busy
-# process nobody spins on the core that the last thread needs. docs/speed.md has the measurements.
-WAIT_POLICY: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive"}
+# How threads wait for each other at the end of every operator: spinning as long as libgomp does by
+# itself. Sleeping costs more than a second thread gives, and does not help beside a busy process;
+# docs/speed.md has the measurements.
+WAIT_POLICY: Mapping[str, str] = {"GOMP_SPINCOUNT": "300000"}
 # With one of these set the user has chosen how to wait.
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 ENV_FILE = "env.json"  # of a run folder
