@@ -33,7 +33,7 @@ from formats.atomic import write_atomically
 from formats.digest import digest_line, digest_path
 from formats.param_file import read_params, write_params
 from training.data.cifar import search_places
-from training.data.cifar_files import FORMATS, PIXELS, Format, find_source, read_source
+from training.downloads.cifar_files import FORMATS, PIXELS, Format, find_source, read_source
 from training.records.environment import describe
 from training.settings.errors import UserError
 from training.settings.exit_code import exit_code

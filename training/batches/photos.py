@@ -55,6 +55,12 @@ class FolderSource:
         except OSError as error:
             raise UserError(f"cannot read the image {path}: {error.strerror}") from error
 
+    def identity(self) -> Iterator[bytes]:
+        """Return what tells these images from others: labels, and names of files and folders."""
+        yield self.files.labels.astype("<i4").tobytes()
+        for path in self.files.paths:
+            yield os.fsencode(os.sep.join(path.split(os.sep)[-2:]))
+
 
 class Subset:
     """Some images of a source."""

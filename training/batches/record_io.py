@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ LENGTH_BITS = 29
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 IMAGE_HEADER = struct.Struct("<IfQQ")  # number of further labels, label, two ids
 MAX_RECORD_BYTES = 64 * 2**20
+IDENTIFYING_RECORDS = 64
 
 
 class RecordFile:
@@ -85,6 +87,15 @@ class RecordFile:
         if not float(label).is_integer() or label < 0:
             raise UserError(f"{name} has the label {label}; it must be a class number")
         return int(label), name, content[start:]
+
+    def identity(self) -> Iterator[bytes]:
+        """Return what tells these images from others: size, index, and some whole records."""
+        yield str(self._size).encode()
+        yield self._offsets.astype("<i8").tobytes()
+        for index in np.linspace(0, len(self) - 1, IDENTIFYING_RECORDS).astype(int):
+            label, _, content = self.read(int(index))
+            yield str(label).encode()
+            yield content
 
     def _record(self, offset: int, name: str) -> bytes:
         parts: list[bytes] = []

@@ -18,6 +18,7 @@ from training.batches.photos import (
     Source,
     held_out,
 )
+from training.batches.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from training.batches.record_io import RecordFile
 from training.classifier.config import ClassifierConfig
 from training.data.dataset import SPLIT_SEED, stratified_mask
@@ -91,6 +92,8 @@ class Photographs:
     test: Source
     class_names: tuple[str, ...]
     classes: int
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
 
 
 def open_imagenet(config: ImageNetConfig) -> Photographs:

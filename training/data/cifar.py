@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100: where they are looked for, and the arrays they become.
 
-Files are described in ``cifar_files.py``, their digests in ``training/downloads/digests.py``.
+Files are read by `training.downloads.cifar_files`, their digests are in
+`training.downloads.digests`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Optional
 import numpy as np
 
 from formats.atomic import write_atomically
-from training.data.cifar_files import FORMATS, Format, Source, find_source, read_source
 from training.data.dataset import Dataset, ImageData
+from training.downloads.cifar_files import FORMATS, Format, Source, find_source, read_source
 from training.downloads.digests import TABLE
 from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
 from training.downloads.places import base_folder, gluon_folder

@@ -19,7 +19,7 @@ from bridge.carry.image_codec import pack_images, unpack_images
 from bridge.carry.pieces import write_pieces
 from formats.digest import verify_digest
 from formats.param_file import read_params, write_params
-from training.data.cifar_files import CIFAR100, Source
+from training.downloads.cifar_files import CIFAR100, Source
 
 
 def pictures(count: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from model.weights.loading import load_parameters
 from tests.model.native.processor import BFLOAT16, without_operators
 from training.classifier import graph_choice
 from training.classifier.loaders import evaluation_batches, open_dataset
-from training.data.cifar_files import FORMATS
+from training.downloads.cifar_files import FORMATS
 from training.records.metrics import read_metrics
 from training.records.state_file import load_state
 

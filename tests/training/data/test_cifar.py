@@ -17,7 +17,7 @@ import pytest
 from training.classifier.loaders import preprocessing_of
 from training.data import catalogue, cifar
 from training.data import dataset as datasets
-from training.data.cifar_files import FORMATS, PIXELS
+from training.downloads.cifar_files import FORMATS, PIXELS
 from training.downloads.digests import TABLE, FileDigest
 from training.settings.errors import UserError
 

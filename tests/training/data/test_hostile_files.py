@@ -26,9 +26,9 @@ from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing, re
 from training.data import decode, stl10
 from training.data.catalogue import load_dataset
 from training.data.cifar import load_cifar
-from training.data.cifar_files import FORMATS
 from training.data.decode import decode_image, open_rgb
 from training.data.image_folder import Files
+from training.downloads.cifar_files import FORMATS
 from training.downloads.digests import TABLE, FileDigest
 from training.downloads.tar_members import MAX_HEADER_BYTES
 from training.records.run import Run

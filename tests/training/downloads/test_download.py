@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from training.data import cifar
-from training.data.cifar_files import FORMATS
 from training.downloads import download, http_transfer
+from training.downloads.cifar_files import FORMATS
 from training.downloads.digests import TABLE, FileDigest
 from training.downloads.download import DownloadFailed, fetch
 from training.settings.errors import UserError

@@ -16,7 +16,7 @@ from typing import Optional
 
 import numpy as np
 
-from training.data.batch_pickle import BatchError, read_batch
+from training.downloads.batch_pickle import BatchError, read_batch
 from training.downloads.digests import TABLE, mismatch
 from training.downloads.tar_members import BoundedTarInfo
 from training.settings.errors import UserError

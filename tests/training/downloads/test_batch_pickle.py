@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.batch_pickle import BatchError, read_batch
+from training.downloads.batch_pickle import BatchError, read_batch
 
 PIXELS = np.arange(2 * 3072).astype(np.uint8).reshape(2, 3072)
 BATCH = {b"labels": [3, 9], b"data": PIXELS}
