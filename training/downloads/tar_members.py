@@ -1,8 +1,8 @@
 """Reading tar archives that somebody else packed, without trusting their headers.
 
 Members are read by the last part of their name and never extracted by path, so that no name can
-lead out of a folder (`training.downloads.cifar_files`, `training.data.stl10`). What is left to bound
-is here.
+lead out of a folder (`training.downloads.cifar_files`, `training.data.stl10`). What is left to
+bound is here.
 """
 
 from __future__ import annotations
