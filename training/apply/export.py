@@ -180,7 +180,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         metavar="N",
-        help="threads of the CPU (default: $OMP_NUM_THREADS, else all physical cores)",
+        help="threads of the CPU (default: $OMP_NUM_THREADS, else all idle cores)",
     )
     group = parser.add_argument_group("8 bits")
     group.add_argument("--data-dir", help="folder with the data set's files")

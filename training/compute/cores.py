@@ -5,13 +5,17 @@ Nothing here needs more than the standard library, so that it can be asked befor
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator, Set
+import time
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Optional
 
 TOPOLOGY = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+SAMPLE_SEC = 0.3  # 30 ticks of the kernel's clock
+BUSY_SHARE = 0.5  # of the sample
 
 
 class Cores(NamedTuple):
@@ -56,7 +60,7 @@ def physical_cores(root: Path = Path("/"), allowed: Optional[Set[int]] = None) -
     """
     mine = allowed_processors() if allowed is None else allowed
     siblings = {number: _siblings(root, number) for number in mine}
-    cores = {found or frozenset([number]) for number, found in siblings.items()}
+    cores = _cores(siblings)
     count, reason = max(1, len(cores)), "physical cores"
     if not any(siblings.values()):
         reason = "processors (nothing tells which of them share a core)"
@@ -66,6 +70,54 @@ def physical_cores(root: Path = Path("/"), allowed: Optional[Set[int]] = None) -
     if quota is not None and quota < count:
         return Cores(max(1, int(quota)), f"CPU quota {quota:g}")
     return Cores(count, reason)
+
+
+def idle_cores(
+    root: Path = Path("/"), allowed: Optional[Set[int]] = None, seconds: float = SAMPLE_SEC
+) -> Optional[int]:
+    """Return how many physical cores of the affinity other processes leave idle at present.
+
+    Parameters
+    ----------
+    root, allowed
+        As for `physical_cores`.
+    seconds
+        How long to watch, while this process sleeps.
+
+    Returns
+    -------
+    int or None
+        Cores without a hyper-thread that is busy for half of that time; None: nothing tells.
+    """
+    mine = allowed_processors() if allowed is None else allowed
+    before = _processor_ticks(root)
+    time.sleep(seconds if before else 0)
+    after = _processor_ticks(root)
+    busy = set()
+    for number in before.keys() & after.keys():
+        ticks, idle = (then - now for then, now in zip(after[number], before[number]))
+        if ticks > 0 and 1 - idle / ticks >= BUSY_SHARE:
+            busy.add(number)
+    if not before.keys() & after.keys() >= mine:
+        return None
+    return sum(1 for core in _cores({n: _siblings(root, n) for n in mine}) if not core & busy)
+
+
+def _processor_ticks(root: Path) -> dict[int, tuple[int, int]]:
+    """Return the ticks that each logical processor has counted: all, and those it was idle."""
+    found = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/stat").read_text().splitlines():
+            name, *words = line.split() or [""]
+            if name[:3] == "cpu" and name[3:].isdigit() and len(words) >= 5:
+                ticks = [int(word) for word in words[:8]]  # the rest is in user and nice already
+                found[int(name[3:])] = (sum(ticks), ticks[3] + ticks[4])
+    return found
+
+
+def _cores(siblings: Mapping[int, Optional[frozenset[int]]]) -> set[frozenset[int]]:
+    """Return cores as sets of logical processors; one whose siblings nothing tells is a core."""
+    return {found or frozenset([number]) for number, found in siblings.items()}
 
 
 def _siblings(root: Path, number: int) -> Optional[frozenset[int]]:

@@ -1,8 +1,9 @@
 """How many threads a command computes with: chosen before OpenMP is loaded, which reads it once.
 
 The number is that of ``--threads``, else the one that a resumed run began with, else
-``OMP_NUM_THREADS``, else all physical cores. `take_threads` is for the first lines of a program,
-before MXNet, PyTorch or NumPy is imported; importing this module changes nothing.
+``OMP_NUM_THREADS``, else the physical cores that other processes leave idle. `take_threads` is for
+the first lines of a program, before MXNet, PyTorch or NumPy is imported; importing this module
+changes nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from training.compute.cores import Cores, physical_cores
+from training.compute.cores import Cores, idle_cores, physical_cores
 from training.settings.errors import UserError
 
 FLAG, VARIABLE = "--threads", "OMP_NUM_THREADS"
@@ -67,7 +68,7 @@ def take_threads(argv: Sequence[str], wait_policy: Optional[Mapping[str, str]] =
         program with exit code 2 and one line.
     """
     try:
-        chosen = choose_threads(argv, os.environ, physical_cores())
+        chosen = choose_threads(argv, os.environ, physical_cores(), idle_cores)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(WRONG_INPUT_EXIT)
@@ -90,8 +91,17 @@ def set_threads(
             environ.setdefault(name, value)
 
 
-def choose_threads(argv: Sequence[str], environ: Mapping[str, str], cores: Cores) -> Threads:
+def choose_threads(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    cores: Cores,
+    idle: Callable[[], Optional[int]] = lambda: None,
+) -> Threads:
     """Return the number of threads for a command line, an environment and a machine.
+
+    `idle` is asked for the number of idle cores where nothing else says how many to take: threads
+    wait for each other at the end of every operator, so one that shares its core with another
+    process makes all of them slower than the idle cores alone would be.
 
     Raises
     ------
@@ -116,7 +126,16 @@ def choose_threads(argv: Sequence[str], environ: Mapping[str, str], cores: Cores
     elif variable is not None:
         number, reason = variable, inherited_reason(environ) or VARIABLE
     else:
-        number, reason, _ = share_of(cores, local_workers(environ))
+        workers = local_workers(environ)
+        number, reason, _ = share_of(cores, workers)
+        # Workers of one training start together, each busy in the eyes of the others.
+        free = idle() if workers == 1 and number > 1 else None
+        if free is not None and free < number:
+            notes.append(
+                f"other processes keep {number - max(free, 0)} of {number} {reason} busy, whose "
+                f"threads all others would wait for; {FLAG} {number} takes them all the same"
+            )
+            number, reason = max(1, free), f"idle ones of {number} {reason}"
     if number > cores.number:
         notes.append(
             f"{as_text(number, reason)}; this process may use {cores.number} ({cores.reason}). "

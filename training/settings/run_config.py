@@ -89,7 +89,7 @@ class RunConfig:
         None, "GPUs such as 0,1, or cpu; default: every usable one, else the CPU"
     )
     threads: Optional[int] = option(
-        None, "threads of the CPU; default: $OMP_NUM_THREADS, else all physical cores"
+        None, "threads of the CPU; default: $OMP_NUM_THREADS, else all idle physical cores"
     )
     kvstore: str = option("device", "what adds up gradients of several GPUs", choices=KVSTORES)
     precision: str = option(

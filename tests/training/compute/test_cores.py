@@ -9,7 +9,8 @@ from typing import Optional
 
 import pytest
 
-from training.compute.cores import allowed_processors, cpu_quota, physical_cores
+from training.compute import cores
+from training.compute.cores import allowed_processors, cpu_quota, idle_cores, physical_cores
 
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1_MOUNT = "33 32 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
@@ -152,3 +153,48 @@ def test_a_quota_of_another_controller_or_mount_is_none(tmp_path: Path) -> None:
     (root / "proc/self/cgroup").write_text("0::/job\n")
     limit(root / "sys/fs c/job", cpu_max="1 1")
     assert cpu_quota(root) == 1.0
+
+
+def ticks(root: Path, busy: Sequence[int], idle: Sequence[int]) -> None:
+    """Write what each logical processor of the machine has counted."""
+    (root / "proc").mkdir(exist_ok=True)
+    rows = [f"cpu{n} 0 {b} 0 {i} 0 0 0 0 0 0" for n, (b, i) in enumerate(zip(busy, idle))]
+    (root / "proc/stat").write_text("\n".join(["cpu  1 2 3 4 5", *rows, "intr 5"]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("siblings", "allowed", "busy", "idle"),
+    [
+        (SINGLE, None, [0, 0, 0], 3),
+        (SINGLE, None, [0, 20, 0], 2),
+        (SINGLE, {1}, [0, 20, 20], 0),
+        (SINGLE, None, [14, 14, 14], 3),  # less than half of the time
+        (EIGHT, None, [0, 0, 0, 30, 0, 0, 0, 0], 3),  # one thread of a core is the core
+        (APART, None, [0, 30, 0, 0, 0, 30, 0, 30], 2),
+        (APART, {0, 1}, [0, 0, 0, 0, 0, 30, 0, 0], 1),  # the other thread is not ours, the core is
+    ],
+)
+def test_cores_that_others_keep_busy_are_not_idle(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    siblings: Sequence[str],
+    allowed: Optional[set[int]],
+    busy: Sequence[int],
+    idle: int,
+) -> None:
+    root = machine(tmp_path, siblings)
+    ticks(root, [500] * len(siblings), [7000] * len(siblings))
+    later = [500 + count for count in busy], [7030 - count for count in busy]
+    monkeypatch.setattr(cores.time, "sleep", lambda seconds: ticks(root, *later))
+    assert idle_cores(root, allowed or set(range(len(siblings)))) == idle
+
+
+def test_without_proc_nothing_is_said_about_idle_cores(tmp_path: Path) -> None:
+    assert idle_cores(machine(tmp_path, SINGLE), {0, 1, 2}) is None
+    ticks(tmp_path, [0, 0], [5, 5])
+    assert idle_cores(tmp_path, {0, 1, 2}, seconds=0) is None  # one of them is not told
+
+
+def test_this_machine_tells_its_idle_cores() -> None:
+    found = idle_cores(seconds=0.02)
+    assert found is None or 0 <= found <= len(allowed_processors())

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.compute import thread_choice
 from training.compute.cores import Cores
 from training.compute.thread_choice import (
     WAIT_POLICY,
@@ -47,6 +48,7 @@ from pathlib import Path
 from training.compute import cores
 root, sys.argv = Path(sys.argv[1]), sys.argv[2:]
 cores.physical_cores.__defaults__ = (root, frozenset(range(6)))
+cores.idle_cores.__defaults__ = (root, frozenset(range(6)), 0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -131,6 +133,55 @@ def test_what_goes_before_what(
     assert str(found) == text
     assert len(found.notes) == bool(told)
     assert told in " ".join(found.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "idle", "text"),
+    [
+        ("", {}, None, "4 threads: physical cores"),
+        ("", {}, 4, "4 threads: physical cores"),
+        ("", {}, 3, "3 threads: idle ones of 4 physical cores"),
+        ("", {}, 0, "1 thread: idle ones of 4 physical cores"),
+        ("--threads 4", {}, 1, "4 threads: --threads"),
+        ("--resume RUN", {}, 1, "3 threads: as the run began"),
+        ("", {"OMP_NUM_THREADS": "4"}, 1, "4 threads: OMP_NUM_THREADS"),
+        (
+            "",
+            {"ATTENTION_LOCAL_WORKERS": "2"},
+            1,
+            "2 threads: 4 physical cores shared by 2 workers",
+        ),
+    ],
+)
+def test_busy_cores_are_left_out_where_nothing_says_how_many(
+    began: Path, words: str, environ: Mapping[str, str], idle: Optional[int], text: str
+) -> None:
+    arguments = words.replace("RUN", str(began)).split()
+    found = choose_threads(arguments, environ, FOUR, lambda: idle)
+    assert str(found) == text
+    told = "keep {} of 4 physical cores busy, whose threads all others would wait for; --threads 4"
+    if "idle" in text:
+        assert told.format(4 - (idle or 0)) in " ".join(found.notes)
+    else:
+        assert not found.notes
+
+
+def test_a_program_looks_for_idle_cores_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def two() -> int:
+        asked.append(True)
+        return 2
+
+    monkeypatch.setattr(thread_choice, "physical_cores", lambda: FOUR)
+    monkeypatch.setattr(thread_choice, "idle_cores", two)
+    monkeypatch.setattr(os, "environ", clean_environment())
+    assert take_threads(["--threads", "1"]).number == 1
+    assert not asked
+    monkeypatch.setattr(os, "environ", clean_environment())
+    assert take_threads([]).number == 2
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert asked
 
 
 @pytest.mark.parametrize("value", ["0", "abc", "-1", "1.5", "", "2,1", "²"])
