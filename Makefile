@@ -88,7 +88,7 @@ test-distributed: setup  ## train with 2 processes on the loopback by MXNet's pa
 test-crash: setup  ## kill a training at every write, flush and rename and at random moments, and resume it
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/training/loop/crash_harness.py $(CRASH_ARGS)
 
-test-fuzz: setup  ## load 23,000 randomly changed parameter files, checkpoints and pictures
+test-fuzz: setup  ## load 26,000 randomly changed parameter files, checkpoints and pictures
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/formats/fuzz_harness.py $(FUZZ_ARGS)
 
 lock:  ## resolve the dependencies anew into requirements/ (newest versions: LOCK_ARGS=--upgrade)

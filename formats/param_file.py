@@ -12,23 +12,26 @@ import os
 import stat
 import struct
 from collections.abc import Mapping
+from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
 
 from formats.atomic import PathLike, write_together
-from formats.digest import digest_line, digest_path, sha256_hex
+from formats.card import TRAILER, CardError, block_length, decode_block, encode_block
+from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
 from formats.param_reader import (
     ARRAY_V2,
     CPU,
     ELEMENT_TYPES,
     LIST_MAGIC,
     TYPE_FLAGS,
-    Entry,
     ParamFileError,
     ParamReader,
 )
 
-__all__ = ["read_params", "read_shapes", "write_params"]
+__all__ = ["read_block", "read_params", "read_shapes", "write_block", "write_params"]
+
+T = TypeVar("T")
 
 
 def read_params(path: PathLike) -> dict[str, np.ndarray]:
@@ -52,7 +55,8 @@ def read_params(path: PathLike) -> dict[str, np.ndarray]:
     ParamFileError
         When the file cannot be read or is not a sound parameter file.
     """
-    return {name: entry.array for name, entry in _read(path, load=True).items()}  # type: ignore[misc]
+    entries = _open(path, lambda reader: reader.read_list(load=True))
+    return {name: entry.array for name, entry in entries.items()}  # type: ignore[misc]
 
 
 def read_shapes(path: PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -60,10 +64,51 @@ def read_shapes(path: PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
     Takes and raises the same as `read_params`; returns name to ``(shape, dtype)``.
     """
-    return {name: (e.shape, e.dtype) for name, e in _read(path, load=False).items()}
+    entries = _open(path, lambda reader: reader.read_list(load=False))
+    return {name: (entry.shape, entry.dtype) for name, entry in entries.items()}
 
 
-def write_params(path: PathLike, params: Mapping[str, np.ndarray], digest: bool = True) -> str:
+def read_block(path: PathLike) -> tuple[Optional[dict[str, Any]], int]:
+    """Read the card behind the arrays of a parameter file, and nothing else of it.
+
+    Returns
+    -------
+    tuple
+        The card (see `formats.card`; None when there is none), and how many bytes at the end of the
+        file it takes.
+
+    Raises
+    ------
+    ParamFileError
+        When the file cannot be read or the card is damaged.
+    """
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(size - TRAILER.size, 0))
+            length = block_length(stream.read(TRAILER.size))
+            if length is None:
+                return None, 0
+            if length > size:
+                raise CardError(f"it announces {length:,} bytes, the file has {size:,}")
+            stream.seek(size - length)
+            return decode_block(stream.read(length)), length
+    except CardError as error:
+        raise ParamFileError(
+            f"{os.fspath(path)}: its card is damaged: {error}. Expected a card that this project "
+            "wrote. Copy or download the file again, or take the card off: python -m model.card "
+            f"{os.fspath(path)} --strip."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def write_params(
+    path: PathLike,
+    params: Mapping[str, np.ndarray],
+    digest: bool = True,
+    card: Optional[Mapping[str, Any]] = None,
+) -> str:
     """Write a parameter file that MXNet loads, byte for byte as `mx.nd.save` would write it.
 
     Parameters
@@ -76,6 +121,8 @@ def write_params(path: PathLike, params: Mapping[str, np.ndarray], digest: bool 
     digest
         Also write ``PATH.sha256``, in the format of ``sha256sum``. Without it a digest left from an
         older file of this name is removed.
+    card
+        What the network is (see `formats.card`), for the end of the file. MXNet does not read it.
 
     Returns
     -------
@@ -85,10 +132,44 @@ def write_params(path: PathLike, params: Mapping[str, np.ndarray], digest: bool 
     Raises
     ------
     ParamFileError
-        When an array or a name cannot be stored, or the file cannot be written. The file that was
-        there is then unchanged.
+        When an array, a name or the card cannot be stored, or the file cannot be written. The file
+        that was there is then unchanged.
     """
-    data = b"".join(_encode(path, params))
+    return _write(path, b"".join([*_encode(path, params), _block(path, card)]), digest)
+
+
+def write_block(path: PathLike, card: Optional[Mapping[str, Any]]) -> None:
+    """Put a card behind the arrays of a parameter file in place of what is there; None: nothing.
+
+    The arrays do not change by a bit. The digest beside the file, where there is one, follows.
+
+    Raises
+    ------
+    ParamFileError
+        When the file is no sound parameter file, differs from its digest, or cannot be written.
+    """
+    block, known = _block(path, card), verify_digest(path)
+
+    def arrays(reader: ParamReader) -> bytes:
+        reader.read_list(load=False, card=False)
+        end = reader.stream.tell()
+        reader.stream.seek(0)
+        return reader.stream.read(end)
+
+    _write(path, _open(path, arrays) + block, known)
+
+
+def _block(path: PathLike, card: Optional[Mapping[str, Any]]) -> bytes:
+    try:
+        return b"" if card is None else encode_block(card)
+    except CardError as error:
+        raise ParamFileError(
+            f"{os.fspath(path)}: its card cannot be written: {error}. Expected the fields of "
+            "docs/files.md. Correct what it was made from."
+        ) from error
+
+
+def _write(path: PathLike, data: bytes, digest: bool) -> str:
     hexdigest = sha256_hex(data)
     try:
         side = digest_line(path, hexdigest) if digest else None
@@ -137,7 +218,7 @@ def _encode(path: PathLike, params: Mapping[str, np.ndarray]) -> list[bytes]:
     return chunks + names
 
 
-def _read(path: PathLike, load: bool) -> dict[str, Entry]:
+def _open(path: PathLike, read: Callable[[ParamReader], T]) -> T:
     """Open the file, read it, and turn whatever the system reports into a ParamFileError."""
     try:
         status = os.stat(path)
@@ -148,15 +229,19 @@ def _read(path: PathLike, load: bool) -> dict[str, Entry]:
                 "path of the file itself."
             )
         with open(path, "rb") as stream:
-            return ParamReader(path, stream).read_list(load)
+            return read(ParamReader(path, stream))
     except FileNotFoundError as error:
         raise ParamFileError(
             f"{os.fspath(path)}: no such file. Expected an MXNet parameter file. Check the path "
             "and the current folder."
         ) from error
     except (OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or error or type(error).__name__
-        raise ParamFileError(
-            f"{os.fspath(path)}: cannot be read: {reason}. Expected a readable MXNet parameter "
-            "file. Check the path, its permissions and the disk."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: PathLike, error: Exception) -> ParamFileError:
+    reason = getattr(error, "strerror", None) or error or type(error).__name__
+    return ParamFileError(
+        f"{os.fspath(path)}: cannot be read: {reason}. Expected a readable MXNet parameter file. "
+        "Check the path, its permissions and the disk."
+    )

@@ -2,7 +2,8 @@
 
 The format is the list of arrays that `mx.nd.save` and Gluon's `save_parameters` write, all numbers
 little-endian: uint64 magic 0x112, uint64 reserved (0), uint64 number of arrays, the arrays, uint64
-number of names (0 or the number of arrays), the names, each a uint64 length and UTF-8 bytes.
+number of names (0 or the number of arrays), the names, each a uint64 length and UTF-8 bytes. There
+MXNet stops reading; a card may follow (`formats.card`), and nothing else.
 
 One array: uint32 magic (V2, or V3 when written under NumPy shape semantics), int32 storage type (0
 is dense), int32 number of dimensions, int64 dimensions, int32 device type and id, int32 element
@@ -21,6 +22,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from formats.atomic import PathLike
+from formats.card import MAX_BYTES, TRAILER, CardError, decode_block
 from formats.file_kinds import HEAD_BYTES, describe_kind
 
 DAMAGED = "The file is damaged or incomplete: copy or download it again."
@@ -81,7 +83,8 @@ class ParamReader:
     def numbers(self, layout: str, what: str) -> tuple[int, ...]:
         return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout), what))
 
-    def read_list(self, load: bool) -> dict[str, Entry]:
+    def read_list(self, load: bool, card: bool = True) -> dict[str, Entry]:
+        """Read all; with `card` False the stream stays behind the last name, whatever follows."""
         self.check_kind()
         _, reserved, count = self.numbers("QQQ", "the file header")
         if reserved:
@@ -93,11 +96,23 @@ class ParamReader:
             )
         entries = [self.read_array(f"array {index}", load) for index in range(count)]
         names = self.read_names(count)
-        if self.left:
-            raise self.problem(
-                f"{self.left:,} bytes follow the last name", "the end of the file there"
-            )
+        if card and self.left:
+            self.read_card()
         return dict(zip(names, entries))
+
+    def read_card(self) -> None:
+        if self.left > MAX_BYTES + TRAILER.size:
+            raise self.problem(
+                f"{self.left:,} bytes follow the last name", "the end of the file or a card there"
+            )
+        block = self.take(self.left, "the card")
+        try:
+            decode_block(block)
+        except CardError as error:
+            raise self.problem(
+                f"{len(block):,} bytes follow the last name that are no card: {error}",
+                "the end of the file or a card there",
+            ) from error
 
     def check_kind(self) -> None:
         head = self.stream.read(HEAD_BYTES)

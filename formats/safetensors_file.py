@@ -20,7 +20,7 @@ from typing import Any, Optional
 import numpy as np
 
 from formats.atomic import PathLike, write_together
-from formats.digest import digest_line, digest_path, sha256_hex
+from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
 from formats.param_reader import DAMAGED, ParamFileError
 
 LENGTH_BYTES = 8  # the header's length, before the header
@@ -80,6 +80,41 @@ def read_safetensors(path: PathLike) -> dict[str, np.ndarray]:
     return {name: _array(path, name, entry) for name, entry in sorted(entries)}
 
 
+def read_metadata(path: PathLike) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file; ParamFileError as `read_safetensors`.
+
+    No array is read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(LENGTH_BYTES))
+            data = stream.read(min(length, MAX_HEADER))
+    except (OSError, ValueError, struct.error) as error:
+        raise _problem(path, f"cannot be read: {error}", "a safetensors file", DAMAGED) from error
+    header = _check_header(path, struct.pack("<Q", length) + data)
+    found = header.get("__metadata__", {})
+    sound = isinstance(found, dict) and all(isinstance(text, str) for text in found.values())
+    if not sound:
+        raise _problem(path, "its metadata is damaged", "texts by name", DAMAGED)
+    return dict(found)
+
+
+def write_metadata(path: PathLike, metadata: Mapping[str, str]) -> None:
+    """Give a safetensors file other texts in its header; the arrays stay bit for bit.
+
+    The digest beside the file, where there is one, follows. Raises as `write_safetensors`.
+    """
+    known = verify_digest(path)
+    data = _read_bytes(path)
+    header = _check_header(path, data)
+    (length,) = struct.unpack("<Q", data[:LENGTH_BYTES])
+    header["__metadata__"] = dict(metadata)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)  # arrays begin where numbers of 8 bytes may lie
+    content = struct.pack("<Q", len(text)) + text + data[LENGTH_BYTES + length :]
+    _write(path, content, known)
+
+
 def write_safetensors(
     path: PathLike, arrays: Mapping[str, np.ndarray], metadata: Optional[dict[str, str]] = None
 ) -> str:
@@ -120,10 +155,14 @@ def write_safetensors(
             )
         # The library stores the memory as it lies there: rows first, lowest byte first.
         stored[name] = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-    data = save(stored, metadata)
+    return _write(path, save(stored, metadata))
+
+
+def _write(path: PathLike, data: bytes, side: bool = True) -> str:
     digest = sha256_hex(data)
     try:
-        write_together([(path, data), (digest_path(path), digest_line(path, digest))])
+        line = digest_line(path, digest) if side else None
+        write_together([(path, data), (digest_path(path), line)])
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _problem(
@@ -151,7 +190,7 @@ def _read_bytes(path: PathLike) -> bytes:
         ) from error
 
 
-def _check_header(path: PathLike, data: bytes) -> None:
+def _check_header(path: PathLike, data: bytes) -> dict[str, Any]:
     if len(data) < LENGTH_BYTES:
         raise _problem(path, f"the file has {len(data)} bytes", "8 or more", DAMAGED)
     (length,) = struct.unpack("<Q", data[:LENGTH_BYTES])
@@ -173,8 +212,9 @@ def _check_header(path: PathLike, data: bytes) -> None:
 
     # The library would take the last of two entries with one name without a word.
     try:
-        json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length], object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        header = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length], object_pairs_hook=unique)
+        return dict(header)
+    except (ValueError, TypeError, RecursionError) as error:
         raise _problem(path, "its header is no JSON", "a safetensors file", DAMAGED) from error
 
 

@@ -1,6 +1,6 @@
 """Change files at random and load them: parameter files, checkpoints, PyTorch files, pictures.
 
-    PYTHONPATH=. python tests/formats/fuzz_harness.py                  23,000 changed files
+    PYTHONPATH=. python tests/formats/fuzz_harness.py                  26,000 changed files
     PYTHONPATH=. python tests/formats/fuzz_harness.py --scale 0.02     as the tests do
 
 Each loader runs in processes of its own, with a limit on memory (`MEMORY` above what it takes at
@@ -13,6 +13,7 @@ are all that may slip through; with one, no changed file loads.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -29,10 +30,19 @@ from typing import Any, Callable, Literal, NamedTuple, Optional
 
 import numpy as np
 
+from formats.card import (
+    MAGIC,
+    TRAILER,
+    block_length,
+    card_text,
+    decode_block,
+    encode_block,
+    parse_card,
+)
 from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
 from formats.param_file import read_params, read_shapes, write_params
 from formats.param_reader import ParamFileError
-from formats.weight_file import read_weight_shapes, read_weights
+from formats.weight_file import read_card, read_weight_shapes, read_weights
 from training.loop.checkpoint import restore, save_state
 from training.records.run_folder import STATE_FILE
 from training.records.state_file import load_state
@@ -44,6 +54,14 @@ SECONDS_PER_FILE = 5
 EXTREME = (0, 1, 2, 0x7F, 0xFF, 2**31 - 1, 2**31, 2**32 - 1, 2**60, 2**63 - 1, 2**63, 2**64 - 1)
 WORDS = (b"null", b"-1", b"1e999", b"NaN", b"[]", b"{}", b'"x"', b"true", b"9" * 40, b"[" * 3000)
 REFUSED, SAME, OTHER = "refused", "loaded, same content", "loaded, other values"
+
+CARD = {
+    "card": 1,
+    "network": {"model": "resnet20", "classes": 2, "settings": {"channels": [16, 32, 64]}},
+    "classes": ["cat", "dog"],
+    "image": {"height": 32, "width": 32, "mean": [0.5, 0.25, 0.1], "deviation": [0.2, 0.2, 0.1]},
+    "scores": {"test_acc": 0.5},
+}
 
 
 class Failure(Exception):
@@ -180,6 +198,14 @@ def read_both(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def read_with_card(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays, and the card as its text."""
+    card = read_card(path)
+    arrays = read_weights(path)
+    text = b"none" if card is None else card_text(card).encode()
+    return {**arrays, "card": np.frombuffer(text, np.uint8)}
+
+
 def check_param(data: bytes, arrays: Any, _: Any) -> None:
     """Write the arrays again: the same bytes, but for the device and the version of the layout."""
     with tempfile.TemporaryDirectory(dir=memory()) as folder:
@@ -195,6 +221,18 @@ def check_param(data: bytes, arrays: Any, _: Any) -> None:
             part[place : place + 4], part[device : device + 8] = bytes(4), bytes(8)
         place = device + 12 + array.nbytes
     require(found == again, "the arrays are not what the file says")
+
+
+def check_card(data: bytes, found: Any, _: Any) -> None:
+    """The arrays and the card make up the file again, but for white space in the card."""
+    text = found.pop("card").tobytes()
+    card, end = None, len(data)
+    if text != b"none":
+        card = parse_card(text.decode())
+        require(isinstance(card.get("card"), int), "a card without a version")
+        end = len(data) - (block_length(data) or 0)
+        require(decode_block(data[end:]) == card, "the card is not what the file says")
+    check_param(data[:end], found, None)
 
 
 def check_layout(_: bytes, found: Any, expected: Any) -> None:
@@ -314,8 +352,22 @@ def targets(scale: float) -> Iterator[Target]:
         [(meta, with_meta)],
         STATE_FILE,
     )
+    text = card_text(CARD).encode()
+    carded = param + encode_block(CARD)
+    yield Target(
+        ".param with a card",
+        count(3000),
+        [carded],
+        read_with_card,
+        check_card,
+        [(text, lambda text: param + block_of(text))],
+    )
     yield from _foreign_targets(count, weights)
     yield Target("pictures", count(2000), pictures(), picture, check_picture, digest=False)
+
+
+def block_of(text: bytes) -> bytes:
+    return text + TRAILER.pack(len(text), hashlib.sha256(text).digest(), MAGIC)
 
 
 def check_state(_: bytes, found: Any, expected: Any) -> None:
@@ -338,11 +390,11 @@ def _foreign_targets(
         whole = make(pickled, blocks)
         inner = [(pickled, partial(_pickle_in, make, blocks))]
         yield Target(f"PyTorch {form}", count(2500), [whole], read_weights, check_arrays, inner)
-    whole = save(dict(weights))
+    whole = save(dict(weights), {"card": card_text(CARD)})
     length = struct.unpack("<Q", whole[:8])[0]
     header, elements = whole[8 : 8 + length], whole[8 + length :]
     inner = [(header, partial(_header_before, elements))]
-    yield Target("safetensors", count(2000), [whole], read_weights, check_arrays, inner)
+    yield Target("safetensors", count(2000), [whole], read_with_card, check_arrays, inner)
     both = [torch.zip_bytes(pickled, blocks), whole]
     yield Target("both into a network", count(1000), both, IntoNetwork(), check_layout, inner)
 
