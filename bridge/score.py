@@ -19,7 +19,6 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 import numpy as np
 
-from bridge.carry.pieces import PieceError
 from formats.atomic import write_atomically
 from training.classifier.config import NORMALIZATIONS
 from training.settings.config import parse
@@ -63,7 +62,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     config = parse(ScoreConfig, sys.argv[1:] if argv is None else argv, PROG, __doc__)
     from bridge.graph.symbol_graph import SymbolError
 
-    return exit_code(lambda: _run(config), SymbolError, PieceError)
+    return exit_code(lambda: _run(config), SymbolError)
 
 
 def _run(config: Any) -> int:

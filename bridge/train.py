@@ -29,7 +29,6 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
     take_threads(sys.argv[1:], wait_policy={})
 
-from bridge.carry.pieces import PieceError  # noqa: E402
 from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
 from training.classifier.recipes import RECIPES, with_recipe  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
@@ -45,7 +44,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     given = parse_overrides(BridgeConfig, argv, PROG, __doc__, LEFT_OUT)
     from bridge.graph.symbol_graph import SymbolError
 
-    return exit_code(lambda: _run(given, argv), SymbolError, PieceError)
+    return exit_code(lambda: _run(given, argv), SymbolError)
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
@@ -79,7 +78,9 @@ def _saved(given: Mapping[str, Any]) -> BridgeConfig:
     from training.records.run_folder import read_config
 
     folder = str(given["resume"])
-    saved = from_dict(BridgeConfig, read_config(folder))
+    settings = dict(read_config(folder))
+    settings.pop("max_file_mb", None)  # of older records: files in pieces
+    saved = from_dict(BridgeConfig, settings)
     # Of this process, not of the run: a later one that does not say so has no limit.
     saved = replace(saved, stop_after=0.0, device="auto", compile="auto", threads=None)
     here = {name: given[name] for name in RESUMABLE if name in given}

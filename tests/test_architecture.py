@@ -18,7 +18,7 @@ FLOORS = (
     *("training/data", "training/augmentation", "training/reports", "training/batches"),
     *("training/distributed", "training/loop", "training/launch", "training/classifier"),
     *("training/glimpse/pictures", "training/glimpse", "training/apply", "training"),
-    *("bridge/graph", "bridge/carry", "bridge/loop", "bridge", "", "demo"),
+    *("bridge/graph", "bridge/loop", "bridge", "", "demo"),
     *("benchmarks/harness", "benchmarks/glimpse", "benchmarks/pipeline", "benchmarks/networks"),
     *("benchmarks/bridge", "benchmarks/export", "benchmarks"),
 )
@@ -52,7 +52,6 @@ OLD_PATHS = {
     "training/gpu_checklist.py",
     "training/glimpse_loaders.py",
     "training/glimpse_tasks.py",
-    "bridge/pack.py",
     "bridge/symbol_module.py",
 }
 MAX_FILES, MAX_OLD_PATH_LINES = 14, 20

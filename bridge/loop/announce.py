@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pkgutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,23 +19,15 @@ from training.records.run_folder import ENV_FILE
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
 
-PACKED_FROM = "packed_from.json"  # the commit, in a zip that bridge.carry.pack made
-
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """Return what the record says of the device and of where the code came from."""
+    """Return what the record says of the device."""
     known: dict[str, Any] = {"device": str(device), "torch": torch.__version__}
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         known["gpu"] = torch.cuda.get_device_name(device)
         known["compute_capability"] = f"{major}.{minor}"
         known["cuda"], known["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
-    try:
-        packed = pkgutil.get_data("bridge", PACKED_FROM)
-    except OSError:
-        packed = None
-    if packed:
-        known["packed_from"] = json.loads(packed)
     return known
 
 

@@ -21,9 +21,10 @@ from bridge.loop.device_batches import DeviceBatches, DeviceImages
 from bridge.loop.engine import Pace, Step
 from bridge.loop.scoring import score
 from bridge.loop.settings import BridgeConfig
-from bridge.loop.state import save_state, write_file
+from bridge.loop.state import save_state
 from bridge.loop.status_line import SECONDS, StatusLine
 from bridge.loop.updater import Updater
+from formats.param_file import write_params
 from training.batches.scores import Scores
 from training.records.interruption import Interrupted, Interruption
 from training.records.run import Run
@@ -234,8 +235,7 @@ class TorchFit:
         return bool(patience) and self.progress.epoch - self.progress.best_epoch >= patience
 
     def _write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        path = Path(self.run.folder) / name
-        write_file(path, arrays, self.config.max_file_mb, self.progress.step)
+        write_params(Path(self.run.folder) / name, arrays)
 
     def _save(self, count_time: bool = True) -> None:
         now = time.monotonic()
@@ -257,6 +257,5 @@ class TorchFit:
             self.updater,
             self.progress,
             job.average,
-            self.config.max_file_mb,
             job.engine,
         )

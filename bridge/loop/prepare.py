@@ -20,7 +20,7 @@ from bridge.loop.engine import choose_step
 from bridge.loop.fit import Job, TorchFit
 from bridge.loop.optimizer import OPTIMIZERS
 from bridge.loop.settings import BridgeConfig
-from bridge.loop.state import join_file, named_tensors, restore, trained_tensors
+from bridge.loop.state import named_tensors, restore, trained_tensors
 from bridge.loop.updater import StepSettings, Updater
 from formats.atomic import write_atomically
 from formats.digest import verify_digest
@@ -32,7 +32,7 @@ from training.classifier.config import OVERRIDES as NOTED
 from training.classifier.loaders import build_loaders, open_dataset
 from training.records.environment import describe, warn_threads
 from training.records.run import Run
-from training.records.run_folder import STATE_FILE, default_folder
+from training.records.run_folder import default_folder
 from training.records.run_progress import Progress
 from training.records.state_file import load_state
 from training.settings.config import from_dict, to_dict
@@ -56,8 +56,8 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     Raises
     ------
     UserError
-        For settings, data, a device or a run folder that cannot be used; also SymbolError,
-        ParamFileError and PieceError. No run folder is made then.
+        For settings, data, a device or a run folder that cannot be used; also SymbolError and
+        ParamFileError. No run folder is made then.
     """
     device = choose_device(config.device)
     config = replace(config, precision=resolve_precision(config.precision, device))
@@ -65,7 +65,6 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     arrays: dict[str, np.ndarray] = {}
     meta: dict[str, Any] = {}
     if config.resume:
-        join_file(Path(config.resume) / STATE_FILE)
         progress, arrays, meta = load_state(config.resume)
     module, symbol = _network(config, arrays)
     noted = _described(symbol)

@@ -26,7 +26,7 @@ LEFT_OUT = (
 # What may be another at a resume: where things are and how fast they go, not what is computed.
 RESUMABLE = (
     "data_dir", "mirror", "download", "checkpoint_minutes", "device", "compile", "stop_after",
-    "max_file_mb", "threads",
+    "threads",
 )  # fmt: skip
 
 
@@ -62,17 +62,12 @@ class BridgeConfig(TrainConfig):
     stop_after: float = option(
         0.0, "save and end this many seconds after the start, exit code 75; 0: no limit"
     )
-    max_file_mb: float = option(
-        0.0, "write state and weights in pieces of at most so many MB; 0: whole files"
-    )
     tensorboard: bool = option(False, "write event files too (needs MXBoard)")
 
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
         super().check()
-        run_config.check_least(self, 0, "stop_after", "max_file_mb")
-        if 0 < self.max_file_mb < 0.01:
-            raise UserError(f"--max-file-mb {self.max_file_mb}: give 0.01 or more, such as 15")
+        run_config.check_least(self, 0, "stop_after")
         undone = [name for name in ("average_last", "small_epochs") if getattr(self, name)]
         if undone:
             raise UserError(

@@ -1,8 +1,7 @@
-"""What a run needs to go on, in the format of `training.loop.checkpoint`, whole or in pieces."""
+"""What a run needs to go on, in the format of `training.loop.checkpoint`."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,11 +11,8 @@ from typing import Any, Optional
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from bridge.carry.pieces import MB, read_pieces, remove_pieces, write_pieces
 from bridge.loop.average import TensorAverage
 from bridge.loop.updater import Updater
-from formats.atomic import write_atomically
-from formats.digest import digest_path
 from formats.param_file import write_params
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
@@ -45,33 +41,11 @@ def trained_tensors(module: Any) -> dict[str, Tensor]:
     return trained
 
 
-def write_file(path: Path, arrays: Mapping[str, np.ndarray], max_mb: float, serial: int) -> None:
-    """Write a parameter file with its digest; above `max_mb` megabytes in pieces (0: never)."""
-    write_params(path, arrays)
-    if not max_mb or path.stat().st_size <= max_mb * MB:
-        remove_pieces(path.parent, path.name)
-        return
-    # The whole file goes last: until then it is there, and newer than any pieces.
-    write_pieces(path.parent, path.name, path.read_bytes(), int(max_mb * MB), serial)
-    for name in (str(path), digest_path(path)):
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-
-
-def join_file(path: Path) -> None:
-    """Make the whole file from its pieces where only those are there."""
-    if not path.exists():
-        data = read_pieces(path.parent, path.name)
-        if data is not None:
-            write_atomically(path, data)
-
-
 def save_state(
     folder: Path,
     updater: Updater,
     progress: Progress,
     average: Optional[TensorAverage],
-    max_mb: float,
     engine: str,
 ) -> None:
     """Write ``resume.state``.
@@ -106,7 +80,7 @@ def save_state(
         "scale": [updater.scale, updater.sound_steps],
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    write_file(folder / STATE_FILE, arrays, max_mb, progress.step)
+    write_params(folder / STATE_FILE, arrays)
 
 
 @torch.no_grad()

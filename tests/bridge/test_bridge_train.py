@@ -182,7 +182,7 @@ def test_the_bridge_imports_without_mxnet_and_its_helpers(run_torch: RunTorch) -
         "import sys\n"
         "for name in ('mxnet', 'gluoncv', 'mxboard', 'tqdm', 'requests', 'PIL', 'matplotlib'):\n"
         "    sys.modules[name] = None\n"
-        "import bridge.train, bridge.bench, bridge.carry.pack, bridge.score\n"
+        "import bridge.train, bridge.bench, bridge.score\n"
         "import bridge.loop.prepare, training.reports.compare\n"
     )
     done = run_torch("-c", code)

@@ -1,1 +1,0 @@
-"""Files in pieces, for machines that take small files only."""
