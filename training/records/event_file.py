@@ -25,12 +25,6 @@ CHECKED_TAIL_BYTES = 1 << 22
 _HEADER_BYTES = 12
 _FOOTER_BYTES = 4
 _COPY_BYTES = 1 << 20
-# Protobuf: field number and wire types (https://protobuf.dev/programming-guides/encoding).
-_STEP_FIELD = 2
-_VARINT = 0
-_LENGTH_DELIMITED = 2
-_FIXED_BYTES = {1: 8, 5: 4}
-_VARINT_BYTES = 10
 
 
 class _Record(NamedTuple):
@@ -81,6 +75,8 @@ def cut_back_folder(folder: Union[str, os.PathLike], last_step: int) -> int:
 
 def _records(source: BinaryIO, size: int) -> Iterator[_Record]:
     # Imported here: mxboard imports mxnet, which takes seconds.
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from mxboard.proto.event_pb2 import Event
     from mxboard.record_writer import masked_crc32c
 
     start = 0
@@ -95,48 +91,11 @@ def _records(source: BinaryIO, size: int) -> Iterator[_Record]:
         if end > size - CHECKED_TAIL_BYTES and masked_crc32c(data) != data_crc:
             return
         try:
-            step = _step(data)
-        except ValueError:
+            step = Event.FromString(data).step
+        except DecodeError:
             return
         yield _Record(start, end, step)
         start = end
-
-
-def _step(event: bytes) -> int:
-    """Read the field ``int64 step = 2`` of a serialized ``Event``; a missing one is 0."""
-    position = 0
-    step = 0
-    while position < len(event):
-        key, position = _varint(event, position)
-        field, wire_type = key >> 3, key & 7
-        if wire_type == _VARINT:
-            value, position = _varint(event, position)
-            if field == _STEP_FIELD:
-                step = value - (1 << 64) if value >> 63 else value
-        elif wire_type == _LENGTH_DELIMITED:
-            length, position = _varint(event, position)
-            position += length
-        elif wire_type in _FIXED_BYTES:
-            position += _FIXED_BYTES[wire_type]
-        else:
-            raise ValueError(f"unknown protobuf wire type {wire_type}")
-    if position > len(event):
-        raise ValueError("the last field is incomplete")
-    return step
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Read a protobuf varint; return the value and the position after it."""
-    value = 0
-    for shift in range(0, 7 * _VARINT_BYTES, 7):
-        if position >= len(data):
-            break
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("incomplete varint")
 
 
 def _rewrite(path: Path, source: BinaryIO, kept: list[_Record]) -> None:
