@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse native test test-results test-pythons test-bridge lint types format bench bench-parts board gpu gpu-check test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
+.PHONY: help train train-glimpse native test test-results test-pythons test-bridge lint types format bench bench-parts board gpu gpu-check test-wheel test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with (3.9 to 3.13); without it, one is looked for.
 PYTHON ?=
@@ -84,6 +84,9 @@ test-distributed: setup  ## train with 2 processes on the loopback by MXNet's pa
 	@.ci/setup.sh horovod $(VENV_HOROVOD) || { code=$$?; [ $$code = 3 ] || exit $$code; \
 	echo "NOT TESTED: Horovod, which this machine cannot have as it is (above); dist_sync has passed" >&2; exit 0; }; \
 	set -x; $(VENV_HOROVOD)/bin/python -m pytest tests/training/launch/test_launch.py tests/training/distributed/test_distributed.py -k horovod $(PYTEST_ARGS)
+
+test-wheel: setup  ## build the wheel, install it elsewhere and use it there (a minute)
+	$(VENV)/bin/python -m pytest -m wheel tests/test_wheel.py $(PYTEST_ARGS)
 
 test-crash: setup  ## kill a training at every write, flush and rename and at random moments, and resume it
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/bin/python tests/training/loop/crash_harness.py $(CRASH_ARGS)

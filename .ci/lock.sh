@@ -40,3 +40,13 @@ for version in 3.9 3.10 3.11 3.12 3.13; do
         echo "$lock: $(grep -c '==' "$lock") packages"
     done
 done
+
+# What .ci/overlay.sh lays over .venv: one lock each for all Pythons.
+for kind in demo docs notebooks; do
+    lock=requirements/$kind.txt
+    "$uv" pip compile -q --group "$kind" --universal --python-version 3.9 --only-binary :all: --generate-hashes \
+        --no-annotate --no-header --no-emit-index-url --no-emit-find-links -o "$lock" "$@"
+    { echo "# Made by 'make lock' from pyproject.toml; do not edit."; grep -v '^#' "$lock"; } >"$lock.part"
+    mv "$lock.part" "$lock"
+    echo "$lock: $(grep -c '==' "$lock") packages"
+done

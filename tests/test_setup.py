@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 LOCKS = [*((kind, version) for kind in ("cpu", "gpu") for version in VERSIONS), ("horovod", "3.10")]
+OVERLAYS = ("demo", "docs", "notebooks")  # over .venv, one lock each for all Pythons
 TOOLS = ("sh", "cat", "cksum", "cp", "dirname", "flock", "grep", "ls", "mkdir", "mv", "rm", "tail")
 
 # `-m venv FOLDER` makes a folder that holds a copy of this script. A file pip_fails makes its pip
@@ -40,9 +41,14 @@ def read_lock(kind: str, version: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", text, flags=re.M))
 
 
-def read_project() -> dict[str, Any]:
+def read_toml() -> dict[str, Any]:
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    project: dict[str, Any] = toml.loads((ROOT / "pyproject.toml").read_text())["project"]
+    content: dict[str, Any] = toml.loads((ROOT / "pyproject.toml").read_text())
+    return content
+
+
+def read_project() -> dict[str, Any]:
+    project: dict[str, Any] = read_toml()["project"]
     return project
 
 
@@ -72,6 +78,32 @@ def test_lock_holds_packages_and_hashes_and_nothing_else(kind: str, version: str
     kinds = ["p" if package.fullmatch(x) else "h" if digest.fullmatch(x) else "?" for x in lines]
     assert [line for line, found in zip(lines, kinds) if found == "?"] == []
     assert re.fullmatch("(ph+)+", "".join(kinds))
+
+
+@pytest.mark.parametrize("kind", OVERLAYS)
+def test_overlay_lock_fulfils_the_project_file_on_every_python(kind: str) -> None:
+    groups = read_toml()["dependency-groups"]
+    assert set(groups) == set(OVERLAYS)
+    first, *lines = (ROOT / f"requirements/{kind}.txt").read_text().splitlines()
+    assert first.startswith("# Made by")
+    digest = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
+    packages = [Requirement(x.rstrip(" \\")) for x in lines if not digest.fullmatch(x)]
+    for version in VERSIONS:
+        here = {"python_version": version, "python_full_version": f"{version}.0"}
+        here.update(sys_platform="linux", platform_system="Linux", platform_machine="x86_64")
+        locked = {
+            canonicalize_name(one.name): str(one.specifier)[2:]
+            for one in packages
+            if not one.marker or one.marker.evaluate(here)
+        }
+        for wanted in map(Requirement, groups[kind]):
+            assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)])
+        assert not {"mxnet", "numpy"} & set(locked)  # .venv's are used
+
+
+def test_the_demo_is_tested_on_what_its_extra_names() -> None:
+    extra = read_project()["optional-dependencies"]["demo"]
+    assert {line.split("#")[0] for line in extra} < set(read_toml()["dependency-groups"]["demo"])
 
 
 @pytest.mark.parametrize("version", VERSIONS)

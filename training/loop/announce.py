@@ -95,7 +95,13 @@ def restart_command(script: str, config: Any, group: Group, folder: Path) -> str
     if engine == DIST_SYNC:
         chosen = "" if script == "train_cifar.py" else f"--script {script} "
         return f"python -m training.launch -n {group.size} {chosen}-- --resume {folder}"
-    return f"python {script} --resume {folder}"
+    return f"{started_as(script)} --resume {folder}"
+
+
+def started_as(script: str) -> str:
+    """Return how a user starts a script: by the wheel's command, where that started this one."""
+    command = Path(sys.argv[0]).name
+    return command if command.startswith("attention-") else f"python {script}"
 
 
 def warn_unverified(folder: str, meta: Mapping[str, Any]) -> None:
