@@ -16,8 +16,8 @@ from formats.atomic import write_atomically
 from training.data.dataset import Dataset, ImageData
 from training.downloads.cifar_files import FORMATS, Format, Source, find_source, read_source
 from training.downloads.digests import TABLE
-from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
-from training.downloads.places import base_folder, gluon_folder
+from training.downloads.download import candidates, fetch
+from training.downloads.places import Wanted, base_folder, gluon_folder
 from training.settings.errors import UserError
 
 CIFAR10_CLASSES = (
@@ -114,14 +114,14 @@ def search_places(name: str, data_dir: Optional[str] = None) -> list[str]:
         ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
     """
     form = FORMATS[name]
-    expected = f"{_expected_files(form)}, in itself or in {name}/ or datasets/{name}/"
+    expected = f"{_wanted(form).files}, in itself or in {name}/ or datasets/{name}/"
     base = base_folder(data_dir, expected, form.title)
     places = [base, os.path.join(base, name), os.path.join(base, "datasets", name)]
     return places if data_dir else [*places, gluon_folder(name)]
 
 
 def _locate(form: Format, data_dir: Optional[str], mirror: Optional[str], download: bool) -> Source:
-    """The first complete set of files, downloaded where there is none."""
+    """The first complete set of files; where there is none, ``.bin`` files from the archive."""
     places = search_places(form.name, data_dir)
     notes = []
     for place in places:
@@ -129,50 +129,24 @@ def _locate(form: Format, data_dir: Optional[str], mirror: Optional[str], downlo
         if source is not None:
             return source
         notes.append(f"  {place}: {note}")
-    return _download(form, places[0] if data_dir else places[-1], mirror, download, notes)
+    folder = places[0] if data_dir else places[-1]
+    with _wanted(form).downloading(folder, notes, download):
+        source, _ = find_source(form, folder)  # another process may have been faster
+        if source is not None:
+            return source
+        file_name = form.archives[0]
+        urls = candidates(form.name, file_name, mirror)
+        archive = fetch(file_name, urls, TABLE[f"{form.name}/{file_name}"], folder)
+        for name, records in read_source(form, Source("archive", archive)).items():
+            write_atomically(os.path.join(folder, name), records.tobytes())
+        os.remove(archive)
+    return Source("bin", folder)
 
 
-def _download(
-    form: Format, folder: str, mirror: Optional[str], download: bool, notes: Sequence[str]
-) -> Source:
-    """Download the binary archive, unpack its ``.bin`` files into ``folder`` and remove it."""
-    if not download:
-        raise UserError(_not_found(form, folder, notes, "Downloading is switched off."))
-    file_name = form.archives[0]
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with exclusive(folder):
-            source, _ = find_source(form, folder)  # another process may have been faster
-            if source is None:
-                urls = candidates(form.name, file_name, mirror)
-                archive = fetch(file_name, urls, TABLE[f"{form.name}/{file_name}"], folder)
-                for name, records in read_source(form, Source("archive", archive)).items():
-                    write_atomically(os.path.join(folder, name), records.tobytes())
-                os.remove(archive)
-                source = Source("bin", folder)
-        return source
-    except DownloadFailed as error:
-        tried = "\n".join(f"  {url}: {reason}" for url, reason in error.attempts)
-        text = f"Tried to download {file_name} from:\n{tried}"
-        raise UserError(_not_found(form, folder, notes, text)) from error
-    except OSError as error:
-        raise UserError(
-            f"cannot store {form.title} in {folder}: {error.strerror or error}. "
-            "Give a folder that you can write to with about 400 MB free: --data-dir FOLDER"
-        ) from error
-
-
-def _not_found(form: Format, folder: str, notes: Sequence[str], text: str) -> str:
-    looked = "\n".join(notes)
-    return (
-        f"{form.title} was not found.\nLooked in:\n{looked}\n{text}\nWhat to do: put "
-        f"{_expected_files(form)} into {folder}; or say where they are: --data-dir FOLDER or "
-        f"--mirror URL; or use the embedded data set, which needs no file: --dataset shapes"
-    )
-
-
-def _expected_files(form: Format) -> str:
-    return f"{' or '.join(form.archives)} or the files {', '.join(form.files)}"
+def _wanted(form: Format) -> Wanted:
+    files = f"{' or '.join(form.archives)} or the files {', '.join(form.files)}"
+    embedded = "embedded data set, which needs no file: --dataset shapes"
+    return Wanted(form.title, files, "400 MB free", embedded)
 
 
 def _image_data(parts: Sequence[np.ndarray], column: int) -> ImageData:

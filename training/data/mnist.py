@@ -10,15 +10,14 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
 
 from training.data.dataset import Dataset, ImageData
 from training.downloads.digests import TABLE, mismatch
-from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
-from training.downloads.places import base_folder, gluon_folder
+from training.downloads.download import candidates, fetch
+from training.downloads.places import Wanted, base_folder, gluon_folder
 from training.settings.errors import UserError
 
 # Images before labels, in the order train, test.
@@ -27,6 +26,12 @@ FILES = (
     "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
+)
+WANTED = Wanted(
+    "MNIST",
+    f"the files {', '.join(FILES)} (each plain or .gz)",
+    "12 MB free",
+    "embedded handwritten digits, which need no file: --dataset digits",
 )
 CLASS_NAMES = tuple("0123456789")
 # Of the training images; computed with dataset.channel_statistics, four digits as usual.
@@ -77,7 +82,7 @@ def search_places(data_dir: Optional[str] = None) -> list[str]:
     UserError
         ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
     """
-    expected = f"{_expected_files()}, in itself or in mnist/, MNIST/raw/ or datasets/mnist/"
+    expected = f"{WANTED.files}, in itself or in mnist/, MNIST/raw/ or datasets/mnist/"
     base = base_folder(data_dir, expected, "MNIST")
     below = ("mnist", os.path.join("MNIST", "raw"), os.path.join("datasets", "mnist"))
     places = [base, *(os.path.join(base, name) for name in below)]
@@ -93,7 +98,14 @@ def _locate(data_dir: Optional[str], mirror: Optional[str], download: bool) -> l
         if paths:
             return paths
         notes.append(f"  {place}: {note}")
-    return _download(places[0] if data_dir else places[-1], mirror, download, notes)
+    folder = places[0] if data_dir else places[-1]
+    with WANTED.downloading(folder, notes, download):
+        for name in FILES:
+            present = [os.path.join(folder, n) for n in (f"{name}.gz", name)]
+            if not any(map(os.path.isfile, present)):
+                urls = candidates("mnist", f"{name}.gz", mirror)
+                fetch(f"{name}.gz", urls, TABLE[f"mnist/{name}.gz"], folder)
+    return _find(folder)[0]
 
 
 def _find(folder: str) -> tuple[list[str], str]:
@@ -109,45 +121,6 @@ def _find(folder: str) -> tuple[list[str], str]:
     if not missing:
         return paths, ""
     return [], f"incomplete: {', '.join(missing)} missing" if paths else "no MNIST files"
-
-
-def _download(
-    folder: str, mirror: Optional[str], download: bool, notes: Sequence[str]
-) -> list[str]:
-    """Download the four ``.gz`` files into ``folder``, those that are there already excepted."""
-    if not download:
-        raise UserError(_not_found(folder, notes, "Downloading is switched off."))
-    name = ""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with exclusive(folder):
-            for name in [f"{name}.gz" for name in FILES]:
-                present = [os.path.join(folder, n) for n in (name, name[: -len(".gz")])]
-                if not any(map(os.path.isfile, present)):
-                    fetch(name, candidates("mnist", name, mirror), TABLE[f"mnist/{name}"], folder)
-        return _find(folder)[0]
-    except DownloadFailed as error:
-        tried = "\n".join(f"  {url}: {reason}" for url, reason in error.attempts)
-        text = f"Tried to download {name} from:\n{tried}"
-        raise UserError(_not_found(folder, notes, text)) from error
-    except OSError as error:
-        raise UserError(
-            f"cannot store MNIST in {folder}: {error.strerror or error}. "
-            "Give a folder that you can write to with about 12 MB free: --data-dir FOLDER"
-        ) from error
-
-
-def _not_found(folder: str, notes: Sequence[str], text: str) -> str:
-    looked = "\n".join(notes)
-    return (
-        f"MNIST was not found.\nLooked in:\n{looked}\n{text}\nWhat to do: put {_expected_files()} "
-        f"into {folder}; or say where they are: --data-dir FOLDER or --mirror URL; or use the "
-        "embedded handwritten digits, which need no file: --dataset digits"
-    )
-
-
-def _expected_files() -> str:
-    return f"the files {', '.join(FILES)} (each plain or .gz)"
 
 
 def _read(name: str, path: str) -> bytes:

@@ -24,8 +24,8 @@ import numpy as np
 from formats.atomic import replacing
 from training.data.dataset import Dataset, ImageData, channel_statistics
 from training.downloads.digests import TABLE, Hasher
-from training.downloads.download import DownloadFailed, candidates, exclusive, fetch
-from training.downloads.places import base_folder, gluon_folder
+from training.downloads.download import candidates, exclusive, fetch
+from training.downloads.places import Wanted, base_folder, gluon_folder
 from training.downloads.tar_members import BoundedTarInfo
 from training.settings.errors import UserError
 
@@ -39,6 +39,12 @@ UNLABELED_FILE = "unlabeled_X.bin"
 ARCHIVE = "stl10_binary.tar.gz"
 ARCHIVE_FOLDER = "stl10_binary"
 BLOCK = 2**20
+WANTED = Wanted(
+    "STL-10",
+    f"{ARCHIVE} or the files {', '.join(LABELED_FILES)}",
+    "3 GB free (6 GB with the unlabeled images)",
+    "embedded data set, which needs no file: --dataset shapes",
+)
 
 
 def load_stl10(
@@ -123,7 +129,7 @@ def search_places(data_dir: Optional[str] = None) -> list[str]:
     UserError
         ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
     """
-    expected = f"{_expected_files()}, in itself, in stl10/ or in {ARCHIVE_FOLDER}/"
+    expected = f"{WANTED.files}, in itself, in stl10/ or in {ARCHIVE_FOLDER}/"
     base = base_folder(data_dir, expected, "STL-10")
     own = [base, os.path.join(base, "stl10"), os.path.join(base, "datasets", "stl10")]
     tops = own if data_dir else [*own, gluon_folder("stl10")]
@@ -147,21 +153,9 @@ def _locate(
         notes.append(f"  {place}: {part if len(missing) < len(files) else there}")
     # The folders come in pairs, itself and the archive's folder in it.
     folder = places[0] if data_dir else places[-2]
-    if not download:
-        raise UserError(_not_found(folder, notes, "Downloading is switched off."))
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with exclusive(folder):
-            if not os.path.isfile(os.path.join(folder, ARCHIVE)):
-                fetch(
-                    ARCHIVE, candidates("stl10", ARCHIVE, mirror), TABLE[f"stl10/{ARCHIVE}"], folder
-                )
-    except DownloadFailed as error:
-        tried = "\n".join(f"  {url}: {reason}" for url, reason in error.attempts)
-        text = f"Tried to download {ARCHIVE} from:\n{tried}"
-        raise UserError(_not_found(folder, notes, text)) from error
-    except OSError as error:
-        raise _cannot_store(folder, error) from error
+    with WANTED.downloading(folder, notes, download):
+        if not os.path.isfile(os.path.join(folder, ARCHIVE)):
+            fetch(ARCHIVE, candidates("stl10", ARCHIVE, mirror), TABLE[f"stl10/{ARCHIVE}"], folder)
     return _unpack(folder, _missing(folder, files))
 
 
@@ -193,7 +187,7 @@ def _unpack(folder: str, files: Sequence[str]) -> str:
         size = os.path.getsize(archive)
         raise UserError(f"{archive} is damaged ({error}): {size:,} bytes. {_advice()}") from error
     except OSError as error:
-        raise _cannot_store(folder, error) from error
+        raise WANTED.cannot_store(folder, error) from error
     if missing:
         raise UserError(f"{archive} lacks {', '.join(missing)}. {_advice()}")
     return folder
@@ -261,23 +255,3 @@ def _advice() -> str:
         f"Delete it and run again to get STL-10 anew, or replace it by the one from {ARCHIVE}. "
         "The embedded data set needs no file: --dataset shapes"
     )
-
-
-def _cannot_store(folder: str, error: OSError) -> UserError:
-    return UserError(
-        f"cannot store STL-10 in {folder}: {error.strerror or error}. Give a folder that you can "
-        "write to with about 3 GB free (6 GB with the unlabeled images): --data-dir FOLDER"
-    )
-
-
-def _not_found(folder: str, notes: Sequence[str], text: str) -> str:
-    looked = "\n".join(notes)
-    return (
-        f"STL-10 was not found.\nLooked in:\n{looked}\n{text}\nWhat to do: put {_expected_files()} "
-        f"into {folder}; or say where they are: --data-dir FOLDER or --mirror URL; or use the "
-        "embedded data set, which needs no file: --dataset shapes"
-    )
-
-
-def _expected_files() -> str:
-    return f"{ARCHIVE} or the files {', '.join(LABELED_FILES)}"

@@ -34,9 +34,9 @@ GLUON_URL = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com"
 class DownloadFailed(Exception):
     """No place gave the file; ``attempts`` lists each place with its reason."""
 
-    def __init__(self, attempts: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, file_name: str, attempts: Sequence[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{place}: {reason}" for place, reason in attempts))
-        self.attempts = tuple(attempts)
+        self.file_name, self.attempts = file_name, tuple(attempts)
 
 
 def candidates(dataset: str, file_name: str, mirror: Optional[str] = None) -> list[str]:
@@ -132,7 +132,7 @@ def fetch(
         for leftover in glob.glob(f"{glob.escape(target)}.????????.part"):
             os.remove(leftover)
         return target
-    raise DownloadFailed(attempts)
+    raise DownloadFailed(file_name, attempts)
 
 
 @contextlib.contextmanager
