@@ -25,7 +25,7 @@ from benchmarks.bridge.bridge_cases import Arrays, Case, Size, make_case
 from benchmarks.bridge.bridge_pair import SMALLEST_SHARE, Pair, difference, rounding, worst
 from benchmarks.glimpse.bench_glimpse import TORCH_FOLDER, find_torch
 from benchmarks.harness.interleave import Worker
-from benchmarks.harness.report import begin, store
+from benchmarks.harness.report import begin, exits, store
 from formats.atomic import write_atomically
 from model import list_models
 from training.settings.config import parse
@@ -194,17 +194,14 @@ def measure(config: Config) -> list[dict[str, Any]]:
     return records
 
 
+@exits()
 def main(argv: Sequence[str]) -> int:
     """Compare, print and store; 1 when a difference is above its limit, 2 for bad input."""
     config = parse(Config, argv, "bridge_parity.py", __doc__)
     known = begin()
-    try:
-        records = measure(config)
-        if config.docs and not config.curve:
-            write_docs(table(records))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    records = measure(config)
+    if config.docs and not config.curve:
+        write_docs(table(records))
     store(config.out, {"environment": known, "records": records})
     wrong = [] if config.curve else [line for record in records for line in too_large(record)]
     print("\n".join([*wrong, f"stored in {config.out}"]))

@@ -24,10 +24,10 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
-from benchmarks.harness.report import begin, headline, store
+from benchmarks.harness.report import begin, exits, headline, store
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.run_config import check_least
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,7 @@ class Config:
 
     def check(self) -> None:
         """Refuse what measures nothing."""
-        for name in ("images", "calibration", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}; choose 1 or more"
-                )
+        check_least(self, 1, "images", "calibration", "batch_size")
 
 
 def judge(run: Callable[[Any], Any], image: np.ndarray, label: np.ndarray, batch: int) -> dict:
@@ -95,16 +91,13 @@ def measure(config: Config) -> dict[str, Any]:
     return {name: judge(run, image, label, config.batch_size) for name, run in runs.items()}
 
 
+@exits(ValueError)
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input."""
     config = parse(Config, argv, "bench_accuracy.py", __doc__)
     known = begin()
     print(headline(known), flush=True)
-    try:
-        found = measure(config)
-    except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = measure(config)
     print("| arithmetic | accuracy | points lost | CPU ms an image |\n|---|---|---|---|")
     first = next(iter(found.values()))["accuracy"]
     for name, one in found.items():

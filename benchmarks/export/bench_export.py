@@ -28,11 +28,12 @@ import numpy as np
 # Also as `python benchmarks/export/bench_export.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.harness.report import begin, headline, store
+from benchmarks.harness.report import begin, exits, headline, store
 from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
 from training.settings.config import parse
 from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.run_config import check_least
 
 MODELS = (
     "attention56_small", "attention92", "attention92_paper", "attention56_imagenet",
@@ -70,9 +71,7 @@ class Config:
 
     def check(self) -> None:
         """Refuse what measures nothing."""
-        for name in ("threads", "rounds", "batch", "pixels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}; choose 1 or more")
+        check_least(self, 1, "threads", "rounds", "batch", "pixels")
         if self.clock == "cpu" and self.threads > 1:
             raise UserError("--clock cpu adds up the time of all threads; use --threads 1")
 
@@ -266,6 +265,7 @@ def int8_table(config: Config) -> dict[str, Any]:
     return records
 
 
+@exits()
 def main(argv: Sequence[str]) -> int:
     """Measure all networks and print the tables; 2 for bad input or a network that differs."""
     config = parse(Config, argv, "bench_export.py", __doc__)

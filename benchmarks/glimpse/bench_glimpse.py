@@ -26,11 +26,12 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 from benchmarks.glimpse.glimpse_inputs import OUTPUTS, TASKS, parity_inputs
 from benchmarks.harness.interleave import Plan, Worker, measure
-from benchmarks.harness.report import begin, header, headline, row, store
+from benchmarks.harness.report import begin, check_threads, exits, header, headline, row, store
 from training.compute.cores import physical_cores
 from training.settings.config import parse
 from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.run_config import check_least
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ("train", "evaluate")
@@ -57,12 +58,8 @@ class Config:
 
     def check(self) -> None:
         """Refuse what measures nothing, or more threads than there are cores."""
-        if self.rounds < 1:
-            raise UserError(f"--rounds {self.rounds}; choose 1 or more")
-        cores = os.cpu_count() or 1
-        wrong = [number for number in self.threads if not 1 <= number <= cores]
-        if wrong:
-            raise UserError(f"--threads {' '.join(map(str, wrong))}; choose from 1 to {cores}")
+        check_least(self, 1, "rounds")
+        check_threads(self.threads)
 
 
 def find_torch(named: Optional[str]) -> str:
@@ -180,6 +177,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@exits()
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "bench_glimpse.py", __doc__)
@@ -187,16 +185,12 @@ def main(argv: Sequence[str]) -> int:
     print(headline(known), flush=True)
     if config.operator:
         compile_operators()
-    try:
-        torch_python = find_torch(config.torch_python)
-        records = [
-            measure_task(config, torch_python, task, threads)
-            for threads in config.threads or sorted({1, physical_cores().number})
-            for task in config.tasks
-        ]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    torch_python = find_torch(config.torch_python)
+    records = [
+        measure_task(config, torch_python, task, threads)
+        for threads in config.threads or sorted({1, physical_cores().number})
+        for task in config.tasks
+    ]
     print("\n" + table(records))
     store(config.out, {"environment": known, "records": records})
     print(f"\nstored in {config.out}")

@@ -21,18 +21,18 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Optional, Protocol
 
 # Also as `python benchmarks/harness/interleave.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.harness.report import begin, header, headline, row, store
+from benchmarks.harness.report import begin, exits, header, headline, row, store
 from benchmarks.harness.series import Series, compare
 from training.compute.processor import library_caps
 from training.settings.config import parse
 from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.run_config import check_least
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAUSE_SEC = 0.1  # after a round: threads of the last worker that still spin give up their cores
@@ -191,12 +191,7 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
 
@@ -243,8 +238,7 @@ class Config:
             raise UserError(f"--workers {' '.join(self.workers)}; give NAME=COMMAND for each")
         if not self.cases:
             raise UserError("--cases is missing; name what the workers shall time, as train")
-        if self.rounds < 1:
-            raise UserError(f"--rounds {self.rounds}; choose 1 or more")
+        check_least(self, 1, "rounds")
 
     def split(self) -> list[tuple[str, str]]:
         """Return name and command of each worker."""
@@ -252,21 +246,18 @@ class Config:
         return [(name, command) for name, _, command in parts]
 
 
+@exits()
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table, store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "interleave.py", __doc__)
     known = begin()
-    try:
-        with ExitStack() as stack:
-            workers = [
-                stack.enter_context(Worker(name, shlex.split(command)))
-                for name, command in config.split()
-            ]
-            found = measure(workers, config.cases, Plan(config.rounds, round_sec=config.round_sec))
-            about = {worker.name: worker.about for worker in workers}
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(Worker(name, shlex.split(command)))
+            for name, command in config.split()
+        ]
+        found = measure(workers, config.cases, Plan(config.rounds, round_sec=config.round_sec))
+        about = {worker.name: worker.about for worker in workers}
     print(headline(known) + "\n")
     print(header(["case", "worker"], "ms"))
     for case, rows in found.items():

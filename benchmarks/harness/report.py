@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from formats.atomic import write_atomically
 from training.compute.processor import library_caps
 from training.records.environment import describe
 from training.settings.errors import UserError
+from training.settings.exit_code import exit_code
 
 QUIET_LOAD = 0.3  # load average above which a machine is not called quiet
 
@@ -24,15 +25,27 @@ def environment() -> dict[str, Any]:
 def begin() -> dict[str, Any]:
     """Cap this process's libraries as ``ATTENTION_ISA`` says, and return `environment`.
 
-    For the beginning of a program, before it imports MXNet. An unknown value of that variable ends
-    the program with exit code 2.
+    For the beginning of a program, before it imports MXNet. UserError for an unknown value.
     """
-    try:
-        os.environ.update(library_caps())
-        return environment()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    os.environ.update(library_caps())
+    return environment()
+
+
+def exits(*errors: type[Exception]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorate a ``main``: bad input, a worker that failed and `errors` are one line and code 2."""
+
+    def decorate(main: Callable[..., int]) -> Callable[..., int]:
+        return functools.wraps(main)(lambda *given: exit_code(lambda: main(*given), *errors))
+
+    return decorate
+
+
+def check_threads(numbers: Iterable[int]) -> None:
+    """Raise UserError for numbers of threads that this machine has no cores for."""
+    cores = os.cpu_count() or 1
+    wrong = [number for number in numbers if not 1 <= number <= cores]
+    if wrong:
+        raise UserError(f"--threads {' '.join(map(str, wrong))}; choose from 1 to {cores}")
 
 
 def machine(known: Mapping[str, Any]) -> str:

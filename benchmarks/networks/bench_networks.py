@@ -17,24 +17,22 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any, Optional, Union
+from dataclasses import replace
+from typing import Any, Union
 
 # Also as `python benchmarks/networks/bench_networks.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from benchmarks.glimpse import bench_glimpse
 from benchmarks.glimpse.bench_glimpse import find_torch
-from benchmarks.harness.interleave import Plan
-from benchmarks.harness.report import begin, headline
+from benchmarks.harness.report import begin, exits, headline
 from benchmarks.networks import bench_scaling
 from benchmarks.networks import network_rows as rows
 from benchmarks.networks.network_report import markdown
-from benchmarks.networks.network_table import Table
+from benchmarks.networks.network_table import Config, Table
 from benchmarks.networks.network_workers import (
-    COMPILE_TIMEOUT_SEC,
     Inference,
     Machines,
     Training,
@@ -46,71 +44,6 @@ from formats.atomic import write_atomically
 from training.compute.cores import physical_cores
 from training.settings.config import parse
 from training.settings.errors import UserError
-from training.settings.fields import option
-
-
-@dataclass(frozen=True)
-class Config:
-    """Settings of the benchmark."""
-
-    networks: tuple[str, ...] = option(
-        tuple(rows.NETWORKS), "classifiers, by name", choices=tuple(rows.NETWORKS)
-    )
-    glimpse: bool = option(True, "also the glimpse model")
-    scaling: bool = option(False, "also how cost grows with batch, depth and image size")
-    epoch: bool = option(False, "also the share of an epoch that is the network's")
-    data_dir: Optional[str] = option(None, "with --epoch: folder with CIFAR-10; default: shapes")
-    modes: tuple[str, ...] = option((), "only modes that begin so, as: train infer 'infer bf16'")
-    threads: int = option(0, "threads of one operator; 0: all physical cores")
-    quick: bool = option(False, "one short round of each: shows that all works, measures nothing")
-    prepare: bool = option(False, "only set up PyTorch, compare forward passes, fill the cache")
-    compile: bool = option(True, "also torch.compile, where --prepare compiled it (needs C++)")
-    again: bool = option(False, "measure anew the rows that the file has already")
-    rounds: int = option(5, "timed rounds of each row; 3 where they take long")
-    round_sec: float = option(0.3, "about how long a round lasts, seconds")
-    row_sec: float = option(8.0, "after so long no further round of a row is begun, seconds")
-    budget_min: float = option(20.0, "after so long no further row is begun, minutes")
-    torch_python: Optional[str] = option(None, "interpreter that has PyTorch; default: .venv-torch")
-    out: Optional[str] = option(None, "file of the figures; default: benchmarks/results/CPU.json")
-    page: Optional[str] = option(None, "Markdown page; default: docs/speed_tables/CPU.md")
-
-    def check(self) -> None:
-        """Refuse what measures nothing, or more threads than there are cores."""
-        cores = os.cpu_count() or 1
-        if not 0 <= self.threads <= cores:
-            raise UserError(f"--threads {self.threads}; choose from 1 to {cores}")
-        if self.rounds < 1:
-            raise UserError(f"--rounds {self.rounds}; choose 1 or more")
-        if self.networks and not list(self.wanted()):
-            raise UserError(f"--modes {' '.join(self.modes)}; there is {known_modes()}")
-
-    def wanted(self) -> Iterator[tuple[str, str, rows.Mode]]:
-        """Yield network, name of the mode, and mode of every row."""
-        for network in self.networks:
-            for name, mode in rows.modes_of(rows.NETWORKS[network]).items():
-                if not self.modes or name.startswith(self.modes):
-                    yield network, name, mode
-
-    @property
-    def plan(self) -> Plan:
-        """How much is measured of a row."""
-        if self.quick or self.prepare:
-            return Plan(1, 0, 0.0, COMPILE_TIMEOUT_SEC, repeat=1)
-        return Plan(self.rounds, 1, self.round_sec, repeat=1, limit_sec=self.row_sec)
-
-
-def known_modes() -> str:
-    """Return the names of all modes, in a row."""
-    return ", ".join(rows.modes_of(next(iter(rows.NETWORKS.values()))))
-
-
-def macs(network: str) -> int:
-    """Return the multiply-adds of a network for one image."""
-    from model import create_model
-    from model.summary import summary_rows
-
-    net = create_model(network, **dict(rows.NETWORKS[network].overrides))
-    return sum(row.macs for row in summary_rows(net))
 
 
 def fill(config: Config, machines: Machines, table: Table) -> None:
@@ -119,7 +52,8 @@ def fill(config: Config, machines: Machines, table: Table) -> None:
     if config.networks and not config.prepare and (config.again or not table.record["peak"]):
         table.record.update(measure_peak(machines, config.networks[0]))
     for network in config.networks:
-        table.record["macs"][network] = macs(network)
+        known = rows.NETWORKS[network]
+        table.record["macs"][network] = bench_scaling.macs(network, rows.SIZE, known.overrides)
         for name, mode in [] if config.prepare else table.todo(network, "train"):
             if time.monotonic() < end:
                 measure_row(table, Training(machines, network), name, mode)
@@ -182,21 +116,18 @@ def measure_glimpse(config: Config, torch_python: str) -> list[dict[str, Any]]:
     ]
 
 
+@exits()
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "bench_networks.py", __doc__)
     config = replace(config, threads=config.threads or physical_cores().number)
     known = begin()
     print(headline(known), flush=True)
-    try:
-        table = Table(config, known)
-        torch_python = find_torch(config.torch_python)
-        with tempfile.TemporaryDirectory() as folder:
-            machines = Machines(torch_python, folder, config.threads, config.plan, config.compile)
-            fill(config, machines, table)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    table = Table(config, known)
+    torch_python = find_torch(config.torch_python)
+    with tempfile.TemporaryDirectory() as folder:
+        machines = Machines(torch_python, folder, config.threads, config.plan, config.compile)
+        fill(config, machines, table)
     if config.prepare:
         return 0
     text = markdown(table.record)

@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from benchmarks.harness.interleave import Worker
-from benchmarks.harness.report import begin, headline, store
+from benchmarks.harness.report import begin, check_threads, exits, headline, store
 from training.compute.cores import physical_cores
 from training.settings.config import parse
 from training.settings.errors import UserError
@@ -66,10 +66,7 @@ class Config:
 
     def check(self) -> None:
         """Refuse what measures nothing, or more threads than there are cores."""
-        cores = os.cpu_count() or 1
-        wrong = [number for number in self.threads if not 1 <= number <= cores]
-        if wrong:
-            raise UserError(f"--threads {' '.join(map(str, wrong))}; choose from 1 to {cores}")
+        check_threads(self.threads)
         if not self.sweeps or not self.kinds:
             raise UserError("--sweeps and --kinds need one or more each")
 
@@ -84,13 +81,13 @@ def measure_point(worker: Worker, case: str, point_sec: float) -> float:
     return statistics.median(seconds)
 
 
-def macs(point: Point) -> int:
+def macs(model: str, size: int, overrides: Iterable[tuple[str, Any]] = ()) -> int:
     """Return the multiply-adds of one image."""
     from model import create_model
     from model.summary import summary_rows
 
-    net = create_model(point.model)
-    return sum(row.macs for row in summary_rows(net, (3, point.size, point.size)))
+    net = create_model(model, **dict(overrides))
+    return sum(row.macs for row in summary_rows(net, (3, size, size)))
 
 
 def measure(config: Config) -> list[dict[str, Any]]:
@@ -100,7 +97,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
         for point in points():
             if point.sweep not in config.sweeps:
                 continue
-            work = macs(point) * point.batch
+            work = macs(point.model, point.size) * point.batch
             command = [sys.executable, "benchmarks/networks/mxnet_classifier.py"]
             command += ["--model", point.model, "--size", str(point.size)]
             with Worker("ours", command, {"OMP_NUM_THREADS": str(threads)}) as worker:
@@ -135,16 +132,13 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@exits()
 def main(argv: Sequence[str]) -> int:
     """Measure, print the tables and store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "bench_scaling.py", __doc__)
     known = begin()
     print(headline(known), flush=True)
-    try:
-        records = measure(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    records = measure(config)
     print("\n" + table(records))
     store(config.out, {"environment": known, "records": records})
     print(f"\nstored in {config.out}")

@@ -24,13 +24,14 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 from benchmarks.glimpse.bench_glimpse import compile_operators
 from benchmarks.harness.interleave import Plan, Worker, interleave
-from benchmarks.harness.report import begin, headline, store
+from benchmarks.harness.report import begin, exits, headline, store
 from benchmarks.harness.series import Series, compare
 from training.compute.cores import physical_cores
 from training.compute.thread_choice import REASON_VARIABLE, WAIT_VARIABLES
 from training.settings.config import parse
 from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.run_config import check_least
 
 GLIMPSE = "glimpse_mnist"
 GLIMPSE_BATCH = 128
@@ -77,10 +78,7 @@ class Config:
 
     def check(self) -> None:
         """Refuse what measures nothing."""
-        for name in ("batch_size", "rounds"):
-            if getattr(self, name) < 1:
-                flag = f"--{name.replace('_', '-')}"
-                raise UserError(f"{flag} {getattr(self, name)}; choose 1 or more")
+        check_least(self, 1, "batch_size", "rounds")
         if self.threads < 0 or not self.policies or not self.models:
             raise UserError("--threads must be 0 or more; name one of --models and --policies")
 
@@ -160,6 +158,7 @@ def worst(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@exits()
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "bench_threads.py", __doc__)
@@ -169,11 +168,7 @@ def main(argv: Sequence[str]) -> int:
     threads = config.threads or cores.number
     print(f"{headline(known)}; {threads} threads ({cores.number}: {cores.reason})\n", flush=True)
     compile_operators()
-    try:
-        found = {model: measure(model, config, threads) for model in config.models}
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = {model: measure(model, config, threads) for model in config.models}
     print(table(found, config))
     print(worst(found))
     store(config.out, {"environment": known, "threads": threads, "found": found})

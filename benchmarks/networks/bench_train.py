@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
-from benchmarks.harness.report import begin, headline
+from benchmarks.harness.report import begin, exits, headline
 from training.settings.config import parse, to_dict
 from training.settings.errors import UserError
 from training.settings.fields import option
@@ -83,6 +83,7 @@ def measure(name: str, config: Config) -> dict[str, float]:
     return rates
 
 
+@exits()
 def main() -> int:
     """Measure all networks and print the figures with what they depend on; 2 for bad input."""
     config = parse(Config, sys.argv[1:], description=__doc__)

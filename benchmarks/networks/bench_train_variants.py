@@ -31,7 +31,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 import mxnet as mx
 from mxnet import autograd, gluon
 
-from benchmarks.harness.report import begin, headline, store
+from benchmarks.harness.report import begin, exits, headline, store
 from model import create_model
 from model.execution.fused_training import fuse
 from model.native.processor import Unavailable
@@ -155,7 +155,8 @@ def lines(name: str, rows: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def main() -> None:
+@exits()
+def main() -> int:
     """Measure all networks, print a table and store the figures."""
     config = parse(Config, sys.argv[1:], description=__doc__)
     known = begin()
@@ -169,7 +170,8 @@ def main() -> None:
         print(*lines(name, table[name]), sep="\n", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     store(config.out, {"environment": known, "networks": table, "peak_mib": peak})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

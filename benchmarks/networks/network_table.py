@@ -1,62 +1,82 @@
-"""The file of figures of bench_networks.py: whose it is, its rows, and what is left out."""
+"""What bench_networks.py measures, and its file of figures: whose it is, rows, what is left out."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
-from typing import Any, Optional, Protocol
+from typing import Any, Optional
 
+from benchmarks.harness.interleave import Plan
 from benchmarks.harness.report import machine, store
 from benchmarks.networks import network_rows as rows
 from benchmarks.networks.network_report import processor
-from benchmarks.networks.network_workers import reason_of
+from benchmarks.networks.network_workers import COMPILE_TIMEOUT_SEC, reason_of
 from training.settings.errors import UserError
+from training.settings.fields import option
+from training.settings.run_config import check_least
 
 QUICK_FOLDER = os.path.join("runs", "bench")  # what is quick is kept out of the way
 FIGURES_FOLDER, PAGE_FOLDER = "benchmarks/results", "docs/speed_tables"
 
 
-class Wanted(Protocol):
-    """What the table needs of the benchmark's settings."""
+@dataclass(frozen=True)
+class Config:
+    """Settings of the benchmark."""
 
-    @property
-    def threads(self) -> int:
-        """Return the threads of one operator."""
-        ...
+    networks: tuple[str, ...] = option(
+        tuple(rows.NETWORKS), "classifiers, by name", choices=tuple(rows.NETWORKS)
+    )
+    glimpse: bool = option(True, "also the glimpse model")
+    scaling: bool = option(False, "also how cost grows with batch, depth and image size")
+    epoch: bool = option(False, "also the share of an epoch that is the network's")
+    data_dir: Optional[str] = option(None, "with --epoch: folder with CIFAR-10; default: shapes")
+    modes: tuple[str, ...] = option((), "only modes that begin so, as: train infer 'infer bf16'")
+    threads: int = option(0, "threads of one operator; 0: all physical cores")
+    quick: bool = option(False, "one short round of each: shows that all works, measures nothing")
+    prepare: bool = option(False, "only set up PyTorch, compare forward passes, fill the cache")
+    compile: bool = option(True, "also torch.compile, where --prepare compiled it (needs C++)")
+    again: bool = option(False, "measure anew the rows that the file has already")
+    rounds: int = option(5, "timed rounds of each row; 3 where they take long")
+    round_sec: float = option(0.3, "about how long a round lasts, seconds")
+    row_sec: float = option(8.0, "after so long no further round of a row is begun, seconds")
+    budget_min: float = option(20.0, "after so long no further row is begun, minutes")
+    torch_python: Optional[str] = option(None, "interpreter that has PyTorch; default: .venv-torch")
+    out: Optional[str] = option(None, "file of the figures; default: benchmarks/results/CPU.json")
+    page: Optional[str] = option(None, "Markdown page; default: docs/speed_tables/CPU.md")
 
-    @property
-    def quick(self) -> bool:
-        """Tell whether figures say nothing of speed."""
-        ...
-
-    @property
-    def prepare(self) -> bool:
-        """Tell whether nothing is measured."""
-        ...
-
-    @property
-    def again(self) -> bool:
-        """Tell whether rows that are there are measured anew."""
-        ...
-
-    @property
-    def out(self) -> Optional[str]:
-        """Return the file of the figures, where it is named."""
-        ...
-
-    @property
-    def page(self) -> Optional[str]:
-        """Return the page, where it is named."""
-        ...
+    def check(self) -> None:
+        """Refuse what measures nothing, or more threads than there are cores."""
+        cores = os.cpu_count() or 1
+        if not 0 <= self.threads <= cores:
+            raise UserError(f"--threads {self.threads}; choose from 1 to {cores}")
+        check_least(self, 1, "rounds")
+        if self.networks and not list(self.wanted()):
+            raise UserError(f"--modes {' '.join(self.modes)}; there is {known_modes()}")
 
     def wanted(self) -> Iterator[tuple[str, str, rows.Mode]]:
         """Yield network, name of the mode, and mode of every row."""
-        ...
+        for network in self.networks:
+            for name, mode in rows.modes_of(rows.NETWORKS[network]).items():
+                if not self.modes or name.startswith(self.modes):
+                    yield network, name, mode
+
+    @property
+    def plan(self) -> Plan:
+        """How much is measured of a row."""
+        if self.quick or self.prepare:
+            return Plan(1, 0, 0.0, COMPILE_TIMEOUT_SEC, repeat=1)
+        return Plan(self.rounds, 1, self.round_sec, repeat=1, limit_sec=self.row_sec)
 
 
-def paths(config: Wanted, known: Mapping[str, Any]) -> tuple[str, str]:
+def known_modes() -> str:
+    """Return the names of all modes, in a row."""
+    return ", ".join(rows.modes_of(next(iter(rows.NETWORKS.values()))))
+
+
+def paths(config: Config, known: Mapping[str, Any]) -> tuple[str, str]:
     """Return the file of the figures and the page, which have none of another machine.
 
     A name that another machine's files have gets a number.
@@ -101,7 +121,7 @@ def others(path: str, known: Mapping[str, Any]) -> Optional[str]:
 class Table:
     """The file of figures: rows by network and mode, written after each."""
 
-    def __init__(self, config: Wanted, known: dict[str, Any]) -> None:
+    def __init__(self, config: Config, known: dict[str, Any]) -> None:
         self.config, self.known = config, known
         self.path, self.page = paths(config, known)
         self.record: dict[str, Any] = {"rows": {}, "peak": {}, "parity": {}, "macs": {}}

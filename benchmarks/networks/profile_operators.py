@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
-from benchmarks.harness.report import begin, headline
+from benchmarks.harness.report import begin, exits, headline
 from benchmarks.networks import network_rows as rows
 from training.settings.config import parse
 from training.settings.fields import option
@@ -109,6 +109,7 @@ def table(found: Mapping[str, tuple[float, float]], least: float) -> str:
     return "\n".join(lines)
 
 
+@exits()
 def main(argv: Sequence[str]) -> int:
     """Print the profile of a step."""
     config = parse(Config, argv, "profile_operators.py", __doc__)

@@ -27,7 +27,7 @@ import numpy as np
 # Also as `python benchmarks/pipeline/bench_distributed.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.harness.report import begin, headline, store
+from benchmarks.harness.report import begin, exits, headline, store
 from training.settings.config import parse
 from training.settings.errors import UserError
 from training.settings.fields import option
@@ -142,6 +142,7 @@ def table(rates: Mapping[str, Sequence[float]]) -> str:
     return "\n".join(lines)
 
 
+@exits()
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Measure all cases and print the table; 2 when a case failed."""
     words = sys.argv[1:] if argv is None else argv
@@ -151,16 +152,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 0
     known: dict[str, Any] = begin()
     rates: dict[str, list[float]] = {}
-    try:
-        for _ in range(config.rounds):
-            for case in CASES:
-                rate = measure_case(case, config)
-                if rate is not None:
-                    print(f"{case}: {rate:.1f} images/s", file=sys.stderr, flush=True)
-                    rates.setdefault(case, []).append(rate)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for _ in range(config.rounds):
+        for case in CASES:
+            rate = measure_case(case, config)
+            if rate is not None:
+                print(f"{case}: {rate:.1f} images/s", file=sys.stderr, flush=True)
+                rates.setdefault(case, []).append(rate)
     print(f"{headline(known)}; {config.model}, batch {config.batch_size}, {config.rounds} rounds\n")
     print(table(rates))
     if not any(CASES[case][0] == HOROVOD for case in rates):

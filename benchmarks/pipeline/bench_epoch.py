@@ -22,10 +22,10 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
-from benchmarks.harness.report import begin, headline, store
+from benchmarks.harness.report import begin, exits, headline, store
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.run_config import check_least
 
 WARM_UP = 3  # steps
 
@@ -46,11 +46,7 @@ class Config:
 
     def check(self) -> None:
         """Refuse what measures nothing."""
-        for name in ("batch_size", "steps", "rounds"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}; choose 1 or more"
-                )
+        check_least(self, 1, "batch_size", "steps", "rounds")
 
 
 def measure(config: Config, model: str) -> dict[str, float]:
@@ -130,16 +126,13 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@exits()
 def main(argv: Sequence[str]) -> int:
     """Measure, print the table and store the figures; 2 for bad input."""
     config = parse(Config, argv, "bench_epoch.py", __doc__)
     known = begin()
     print(headline(known), flush=True)
-    try:
-        found = measure_all(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = measure_all(config)
     print(table(found))
     store(config.out, {"environment": known, "networks": found})
     return 0

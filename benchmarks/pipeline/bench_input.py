@@ -29,6 +29,7 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads([])
 
+from benchmarks.harness.report import exits
 from training.augmentation.augment import Augmentation, augment
 from training.batches.in_memory import TrainBatches
 from training.compute.processor import cpu_name, instructions
@@ -37,6 +38,7 @@ from training.data.dataset import Dataset, ImageData
 from training.settings.config import parse, to_dict
 from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.run_config import check_least
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,7 @@ class Config:
 
     def check(self) -> None:
         """Refuse sizes that measure nothing."""
-        for name in ("images", "size", "channels", "batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} {getattr(self, name)}; choose 1 or more")
+        check_least(self, 1, "images", "size", "channels", "batch_size", "epochs")
         if self.data_dir is None and self.batch_size > self.images:
             raise UserError(f"--batch-size {self.batch_size}; choose at most {self.images}, all")
 
@@ -170,14 +169,11 @@ def table(config: Config, rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@exits()
 def main(argv: list[str]) -> int:
     """Print the table or the JSON line; 2 for bad input."""
     config = parse(Config, argv, "bench_input.py", "Measure the input pipeline alone.")
-    try:
-        rows = measure(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    rows = measure(config)
     if config.json:
         print(json.dumps({**environment(config), "rows": rows}))
     else:

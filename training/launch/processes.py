@@ -15,8 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Callable, NamedTuple, Optional, TextIO
+from typing import Any, Callable, NamedTuple, TextIO
 
 from training.settings.errors import UserError
 
@@ -191,11 +190,6 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.kill()
         self._selector.close()

@@ -374,5 +374,5 @@ def test_compiled_is_measured_only_where_it_was_prepared(
 def test_sweeps_grow() -> None:
     for sweep in bench_scaling.SWEEPS:
         found = [point for point in bench_scaling.points() if point.sweep == sweep]
-        work = [bench_scaling.macs(point) * point.batch for point in found]
+        work = [bench_scaling.macs(point.model, point.size) * point.batch for point in found]
         assert work == sorted(set(work))
