@@ -31,6 +31,7 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
 from training.classifier.recipes import RECIPES, with_recipe  # noqa: E402
+from training.records.run_folder import weight_files  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
 from training.settings.exit_code import INTERRUPTED_EXIT, exit_code  # noqa: E402
 
@@ -93,9 +94,8 @@ def _report(scores: Any, progress: Any, folder: Path, config: BridgeConfig) -> N
             f"last epoch: test loss {scores.loss:.4f}, accuracy {scores.acc:.5f} "
             f"over {scores.images} images"
         )
-    judged = "held-out accuracy" if config.holds_out() else "test accuracy (chosen on test)"
-    print(f"best {judged} {progress.best_acc:.5f} at epoch {progress.best_epoch}")
-    print(f"wrote {folder}/last.param, {folder}/best.param; where MXNet is:")
+    print(progress.best_line(config.holds_out()))
+    print(f"wrote {', '.join(weight_files(folder))}; where MXNet is:")
     print(f"  python train_cifar.py --test {folder}/last.param")
     print(f"  python -m training.reports.plot {folder}")
 

@@ -100,7 +100,7 @@ class TorchFit:
             self._save_state()  # from here on the run can be resumed, whenever it is killed
         with Interruption() as interruption:
             self._signalled = interruption.stop
-            while progress.epoch < self.config.epochs and not self._early():
+            while progress.epoch < self.config.epochs and not progress.stops_early(self.config):
                 try:
                     self._train_epoch()
                     scores = self._finish_epoch() or scores
@@ -212,6 +212,7 @@ class TorchFit:
             progress.judge(judged.acc, self.config)
         # On a fast GPU writing would take about as long as an epoch.
         minutes = (now - self._saved) / 60
+        last = last or progress.stops_early(config)
         if last or not config.checkpoint_minutes or minutes >= config.checkpoint_minutes:
             self._save(count_time=False)
         return test
@@ -229,10 +230,6 @@ class TorchFit:
                 "--warmup-epochs"
             )
         return scores
-
-    def _early(self) -> bool:
-        patience = self.config.early_stopping
-        return bool(patience) and self.progress.epoch - self.progress.best_epoch >= patience
 
     def _write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         write_params(Path(self.run.folder) / name, arrays)

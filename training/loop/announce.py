@@ -16,7 +16,7 @@ from training.compute.thread_choice import recorded_threads
 from training.distributed.group import Group
 from training.loop.fit import Result
 from training.records.environment import _warn, describe_threads, threads_text, warn_threads
-from training.records.run_folder import STATE_FILE, PathLike, read_env
+from training.records.run_folder import STATE_FILE, PathLike, read_env, weight_files
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
 from training.settings.run_config import DIST_SYNC, HOROVOD, NONE, RunConfig
@@ -121,7 +121,5 @@ def report(result: Result, folder: Path, curves: Path, held_out: bool) -> None:
             f"last epoch: test loss {result.scores.loss:.4f}, accuracy {result.scores.acc:.5f} "
             f"over {result.scores.images} images"
         )
-    judged = "held-out accuracy" if held_out else "test accuracy (chosen on test)"
-    progress = result.progress
-    print(f"best {judged} {progress.best_acc:.5f} at epoch {progress.best_epoch}")
-    print(f"wrote {folder}/last.param, {folder}/best.param, {curves}")
+    print(result.progress.best_line(held_out))
+    print(f"wrote {', '.join([*weight_files(folder), str(curves)])}")

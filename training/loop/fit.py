@@ -111,7 +111,7 @@ class Fit:
             self._write(self._state())
         with Interruption() as interruption, only_new_objects():
             self._stop = interruption.stop
-            while progress.epoch < self.config.epochs and not self._early():
+            while progress.epoch < self.config.epochs and not progress.stops_early(self.config):
                 try:
                     if not self._train_epoch():
                         raise Interrupted
@@ -252,10 +252,6 @@ class Fit:
         if epoch == 1:
             self.run.graph(self.method.graph or self.net)
         self.run.scalars(epoch, row)
-
-    def _early(self) -> bool:
-        patience = self.config.early_stopping
-        return bool(patience) and self.progress.epoch - self.progress.best_epoch >= patience
 
     def _save(self, count_time: bool = True) -> None:
         now = time.monotonic()

@@ -63,6 +63,15 @@ def has_begun(folder: PathLike) -> bool:
     return any((Path(folder) / name).exists() for name in (STATE_FILE, METRICS_FILE, LAST_FILE))
 
 
+def weight_files(folder: PathLike) -> list[str]:
+    """Return the paths of a run's last and best file, those of them that are there.
+
+    A file in pieces (`bridge.carry.pieces`) counts as one.
+    """
+    paths = [Path(folder) / name for name in (LAST_FILE, BEST_FILE)]
+    return [str(path) for path in paths if any(path.parent.glob(f"{path.name}*"))]
+
+
 def read_config(folder: PathLike) -> dict[str, Any]:
     """Read ``config.json`` of a run.
 

@@ -16,7 +16,7 @@ class Progress:
     ``epoch`` counts finished epochs and ``batch`` the updates made in the unfinished one; ``step``
     counts all updates. The sums, also those of further ``terms`` of the loss, are over the images
     of the unfinished epoch. ``drops`` counts how often a plateau has lowered the learning rate,
-    ``waited`` the epochs since then, or since a better accuracy. ``skipped`` counts the updates of
+    ``waited`` the evaluations since then, or since a better accuracy. ``skipped`` counts the updates of
     the unfinished epoch that were left out, ``skipped_in_row`` those since the last that was not.
     """
 
@@ -64,15 +64,27 @@ class Progress:
     def judge(self, acc: float, config: Any) -> None:
         """Take the accuracy of a finished epoch in: a new best one, or one more that is waited for.
 
-        `config` has ``eval_every``, ``schedule`` and ``lr_patience``, epochs.
+        `config` has ``schedule`` and ``lr_patience``, in evaluations.
         """
         if acc > self.best_acc:
             self.best_acc, self.best_epoch = acc, self.epoch
             self.waited = 0
             return
-        self.waited += config.eval_every
+        self.waited += 1
         if config.schedule == "plateau" and self.waited > config.lr_patience:
             self.drops, self.waited = self.drops + 1, 0
+
+    def stops_early(self, config: Any) -> bool:
+        """Return whether ``config.early_stopping`` evaluations in a row were not better."""
+        every, patience = config.eval_every, config.early_stopping
+        return bool(patience) and self.epoch // every - self.best_epoch // every >= patience
+
+    def best_line(self, held_out: bool) -> str:
+        """Return the sentence on the best evaluation, of held-out or of test images."""
+        judged = "held-out accuracy" if held_out else "test accuracy (chosen on test)"
+        if not self.best_epoch:
+            return f"no evaluation yet, so no best {judged}"
+        return f"best {judged} {self.best_acc:.5f} at epoch {self.best_epoch}"
 
     def finish_epoch(self) -> None:
         """Count an epoch and forget its sums."""

@@ -64,7 +64,7 @@ class RunConfig:
     lr_steps: tuple[int, ...] = option((), "epochs after which a step schedule multiplies the rate")
     lr_factor: float = option(0.1, "factor of the step and plateau schedules")
     lr_patience: int = option(
-        20, "epochs without a better held-out accuracy after which a plateau schedule acts"
+        20, "evaluations without a better held-out accuracy after which a plateau schedule acts"
     )
     final_lr: float = option(0.0, "learning rate at the end of cosine and linear")
     clip_gradient: float = option(0.0, "limit of the gradients' norm; 0: none")
@@ -80,7 +80,9 @@ class RunConfig:
     nonfinite_limit: int = option(10, "updates left out in a row after which skip stops too")
 
     early_stopping: int = option(
-        0, "stop after this many epochs without a better accuracy on the held-out images; 0: never"
+        0,
+        "stop after this many evaluations without a better accuracy on the held-out images; "
+        "0: never",
     )
     eval_every: int = option(1, "epochs between two evaluations; the last epoch always has one")
     histogram_every: int = option(10, "epochs between two weight histograms; 0: none")

@@ -24,6 +24,7 @@ from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
 from training.loop import fit
+from training.loop.announce import report
 from training.loop.checkpoint import restore
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
@@ -242,6 +243,32 @@ def test_early_stopping_and_that_a_resume_respects_it(
     assert "stopped early: no better held-out accuracy since epoch 2" in capsys.readouterr().out
     assert finish(tmp_path, config, resume=True).progress.epoch == 4
     assert len(read_metrics(tmp_path)) == 4
+
+
+def test_patience_counts_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not epochs, of which three pass here before the first evaluation: nothing was best then."""
+    config = replace(CONFIG, valid_count=6, epochs=20, eval_every=3, early_stopping=2)
+    scripted(monkeypatch, valid=[0.5, 0.6, 0.6, 0.59, 0.9], test=[0.1] * 5)
+    result = finish(tmp_path, config)
+    assert (result.progress.epoch, result.progress.best_epoch) == (12, 6)
+    report(result, tmp_path, tmp_path / "curves.png", held_out=True)
+    said = capsys.readouterr().out
+    assert "best held-out accuracy 0.60000 at epoch 6" in said
+    assert f"wrote {tmp_path}/last.param, {tmp_path}/best.param, " in said
+
+
+def test_what_was_not_evaluated_and_not_written_is_not_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "last.param").write_bytes(b"")
+    report(fit.Result(Progress(), None), tmp_path, tmp_path / "curves.png", held_out=True)
+    said = capsys.readouterr().out
+    assert said == (
+        "no evaluation yet, so no best held-out accuracy\n"
+        f"wrote {tmp_path}/last.param, {tmp_path}/curves.png\n"
+    )
 
 
 def test_a_diverged_network_ends_the_run_with_its_last_state(
