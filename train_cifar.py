@@ -172,7 +172,7 @@ def _given(argv: Sequence[str]) -> Mapping[str, Any]:
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     config = CifarConfig(**with_recipe(RECIPES, given.get("recipe", "pistony"), given))
-    check_settings(config, given, ACTIONS)
+    check_settings(config, given, ACTIONS, strict=not is_ram_command(argv))
     if config.list_models:
         return list_names()
     if config.summary:

@@ -31,8 +31,8 @@ from model.native.processor import Unavailable, limit_onednn
 from model.registry import ModelError
 from model.weights.file_match import LoadError
 from training.compute.devices import usable_contexts
-from training.glimpse.config import TASK_SETTINGS, GlimpseConfig
-from training.glimpse.flags import note_on_seed_flags, translate_seed_flags
+from training.glimpse.config import ACTIONS, TASK_SETTINGS, GlimpseConfig
+from training.glimpse.flags import RESUME_THIS_MODEL, note_on_seed_flags, translate_seed_flags
 from training.glimpse.report import print_report
 from training.glimpse.rollouts import Draw, score_rollouts
 from training.glimpse.task import in_named_folder, open_glimpse, prepare_glimpse
@@ -42,7 +42,8 @@ from training.records.metrics import read_metrics
 from training.records.run_folder import default_folder
 from training.settings.config import parse_overrides
 from training.settings.exit_code import exit_code
-from training.settings.run_config import RESUMABLE
+from training.settings.idle import tell_unheeded
+from training.settings.run_config import RESUMABLE, check_settings
 
 PROG = "train_mnist_glimpse.py"
 
@@ -99,15 +100,23 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if note := note_on_seed_flags(words):
             print(note)
         limit_onednn()
-        return _run(given, words)
+        strict = translate_seed_flags(words) == words
+        return _run(given, words, strict)
 
     return exit_code(run, ModelError, LoadError, Unavailable)
 
 
-def _run(given: dict[str, Any], argv: Sequence[str]) -> int:
+def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:
     dataset = given.get("dataset", GlimpseConfig.dataset)
     config = GlimpseConfig(**{**TASK_SETTINGS.get(dataset, {}), **given})
-    config.check()
+    if config.is_train:
+        # A run of this model that goes on (--resume=True) compares the flags with its own.
+        check_settings(config, {} if config.resume == RESUME_THIS_MODEL else given, ACTIONS, strict)
+    else:
+        config.check()
+        tell_unheeded(
+            "is_train", given, (*ACTIONS["test"], "best", "run_dir", "resume", "checkpoint_dir")
+        )
     if config.plot and Path(config.plot).is_dir():
         return draw_run(config)
     if config.plot or config.test:

@@ -34,6 +34,7 @@ from training.classifier.recipes import RECIPES, with_recipe  # noqa: E402
 from training.records.run_folder import weight_files  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
 from training.settings.exit_code import INTERRUPTED_EXIT, exit_code  # noqa: E402
+from training.settings.idle import check_idle  # noqa: E402
 
 PROG = "python -m bridge.train"
 UNFINISHED_EXIT = 75  # --stop-after ended it: EX_TEMPFAIL of sysexits.h, try again
@@ -52,6 +53,8 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     check_resume(given)
     config = _saved(given) if given.get("resume") else _chosen(given)
     config.check()
+    if not config.resume:
+        check_idle(config, given)
     from bridge.loop.prepare import prepare
 
     prepared = prepare(config, argv, STARTED)

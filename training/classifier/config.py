@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import ClassVar, Optional
 
 from training.augmentation.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
 from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.idle import Idle
 from training.settings.run_config import (
     ENGINES,
     NONE,
@@ -31,27 +32,69 @@ WIRINGS = ("legacy", "paper")
 LEARNINGS = ("arl", "nal")
 ATTENTIONS = ("mixed", "channel", "spatial")
 OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".svg", ".pdf", ".tif", ".tiff")
-# Each is all that a command does; those of one script alone are named here too.
-ACTIONS = (
-    "resume",
-    "test",
-    "predict",
-    "masks",
-    "mask_score",
-    "summary",
-    "list_models",
-    "export_start",
-)
 # Settings that change the network; None leaves what its name says.
 VARIANT = ("wiring", "learning", "attention")  # the same tensors
 OVERRIDES = (*VARIANT, "depth", "steps", "w_init", "b_init")
 # Settings that a parameter file's row in the index, or its run, answers.
 KNOWN = ("model", "dataset", "normalization", *OVERRIDES)
+# Each is all that a command does; those of one script alone are named here too. Behind it is what
+# it heeds.
+_FILE = ("recipe", *KNOWN, "classes", "data_dir", "mirror", "download", "precision", "size")
+_MACHINE = ("gpus", "threads")
+ACTIONS: dict[str, tuple[str, ...]] = {
+    "resume": (),
+    "test": (*_FILE, *_MACHINE, "seed_format"),
+    "predict": (*_FILE, *_MACHINE, "images"),
+    "masks": (*_FILE, *_MACHINE, "images", "mask_output"),
+    "mask_score": (*_FILE, *_MACHINE, "mask_images", "seed", "init"),
+    "summary": (*OVERRIDES, "classes", "recipe"),
+    "list_models": (),
+    # With --stem-init whitened also what changes the images.
+    "export_start": (
+        *(*_FILE, *_MACHINE, "seed", "init", "stem_init", "batch_size", "pad", "crop_size"),
+        *("valid_count", "train_count", "label_noise", "small_size", "small_epochs"),
+    ),
+}
+IDLE = (
+    Idle(
+        ("mixup_alpha",),
+        lambda c: c.mixup_off_epochs >= c.epochs,
+        "the last {mixup_off_epochs} epochs (--mixup-off-epochs) are without mixup, and there are "
+        "{epochs}. Give a smaller --mixup-off-epochs",
+        always=True,
+    ),
+    Idle(
+        ("mixup_off_epochs",),
+        lambda c: not c.mixup_alpha,
+        "--mixup-alpha 0 is no mixup at all; leave it out, or give --mixup-alpha 1",
+    ),
+    Idle(
+        ("scale_batch",),
+        lambda c: c.distributed == NONE,
+        "there is one worker; start several (docs/distributed.md), or leave it out",
+    ),
+    Idle(("mask_output",), lambda c: True, "it goes with --masks FILE"),
+    Idle(("mask_images",), lambda c: True, "it goes with --mask-score FILE"),
+)
+SMALL_IMAGES_IDLE = (
+    Idle(
+        ("cutout_prob", "cutout_size"),
+        lambda c: c.cutout == "none",
+        "--cutout none cuts nothing out; choose square or erasing, or leave it out",
+    ),
+    Idle(
+        ("cutout_size",),
+        lambda c: c.cutout == "erasing",
+        "--cutout erasing draws the size; choose square, or leave it out",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class ClassifierConfig(RunConfig):
     """Options of the training of any classifier of whole images, and of what is done with it."""
+
+    IDLE: ClassVar[tuple[Idle, ...]] = (*RunConfig.IDLE, *IDLE)
 
     model: str = option("attention92", "network; --list-models names them", flags=("-m",))
     classes: int = option(0, "number of classes; 0: as many as the data set has")
@@ -155,6 +198,8 @@ class TrainConfig(ClassifierConfig):
     over 220 epochs, weight decay 1e-4 on weights only, pad-crop, flip, random erasing, mixup with
     alpha 1 but for the last 20 epochs, batch-norm statistics over 160 images (four GPUs).
     """
+
+    IDLE: ClassVar[tuple[Idle, ...]] = (*ClassifierConfig.IDLE, *SMALL_IMAGES_IDLE)
 
     dataset: str = option(
         "cifar10",

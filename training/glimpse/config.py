@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.idle import Idle
 from training.settings.run_config import RunConfig, check_least, check_one_action
 
 REWARDS = ("last", "every", "likelihood")
@@ -42,11 +43,65 @@ TASK_SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 250, "batch_size": 64, "plot_freq": 50, "shift": 2.0, **DEFORMED},
     "digits-translated": {"epochs": 400, "batch_size": 64, "plot_freq": 50, **DEFORMED},
 }
+_FILE = ("model", "dataset", "image_size", "std", "std_final", "first_radius", *SPEC_FIELDS)
+_PLACES = ("data_dir", "mirror", "download", "gpus", "threads")
+# What is done beside training, and what it heeds.
+ACTIONS: dict[str, tuple[str, ...]] = {
+    "resume": (),
+    "test": (*_FILE, *_PLACES, "rollouts_eval", "eval_seeds"),
+    "plot": (*_FILE, *_PLACES, "plot_images", "plot_epoch", "output", "seed"),
+}
+IDLE = (
+    Idle(
+        ("valid_fraction",),
+        lambda c: c.valid_count,
+        "--valid-count {valid_count} says how many are held out; leave one of them out",
+    ),
+    Idle(
+        ("image_size",),
+        lambda c: not c.dataset.startswith("folder:"),
+        "images of {dataset} have their size; leave it out",
+    ),
+    Idle(
+        ("glimpse_scale",),
+        lambda c: c.num_patches == 1 and c.glimpse_scale != 1,
+        "--num-patches 1 is a single scale; leave it out, or take more patches",
+    ),
+    Idle(
+        ("first_radius",),
+        lambda c: c.first_location in ("learned", "context"),
+        "--first-location {first_location} chooses the first location; leave it out",
+    ),
+    Idle(
+        ("intermediate_weight",),
+        lambda c: c.num_glimpses == 1,
+        "--num-glimpses 1 has no decision before the last; leave it out",
+    ),
+    Idle(
+        ("reward",),
+        lambda c: not (c.reinforce_weight or c.baseline_weight),
+        "--reinforce-weight 0 and --baseline-weight 0 credit nothing; leave it out",
+    ),
+    Idle(
+        ("histogram_every", "log_dir"),
+        lambda c: not c.tensorboard,
+        "--no-tensorboard writes nothing for TensorBoard; leave one of them out",
+    ),
+    Idle(("plot_epoch",), lambda c: True, "it goes with --plot RUN"),
+    Idle(
+        ("std", "checkpoint_dir"),
+        lambda c: c.std_sweep,
+        "--std-sweep trains with deviations of its own, in folders of its own (--run-dir names "
+        "where); leave it out",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class GlimpseConfig(RunConfig):
     """Options of ``train_mnist_glimpse.py``."""
+
+    IDLE: ClassVar[tuple[Idle, ...]] = (*RunConfig.IDLE, *IDLE)
 
     model: str = option("", "network; default: the data set's", flags=("-m",))
     dataset: str = option(
@@ -144,6 +199,10 @@ class GlimpseConfig(RunConfig):
         if self.std_sweep and not self.holds_out():
             raise UserError(
                 "--std-sweep needs held-out images to judge by: add --valid-fraction 0.1"
+            )
+        if self.std_sweep and self.early_stopping:
+            raise UserError(
+                "--std-sweep compares trainings of the same length: leave out --early-stopping"
             )
         for std in (self.std, self.final_std, *self.std_sweep):
             if not 0 < std <= 1:

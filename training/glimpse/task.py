@@ -26,8 +26,9 @@ from training.glimpse.rollouts import Draw, RolloutObjective, rollout_evaluation
 from training.glimpse.view import keeper
 from training.loop.task import Method, Task
 from training.loop.train import Prepared
+from training.records.run_folder import read_config
+from training.records.seed_log import changed_settings
 from training.settings.errors import UserError
-from training.settings.run_config import RESUMABLE
 
 # The network for a data set when --model is not given.
 MODELS = dict.fromkeys(("translated", "digits-translated"), "glimpse_translated")
@@ -48,9 +49,9 @@ def in_named_folder(
     folder = str(config.named_folder(spec.num_glimpses, spec.patch_size, spec.glimpse_scale))
     if not again or not config.is_train:
         return replace(config, run_dir=folder), given
-    # The flags that were given again have named the folder; the run has them on record.
-    kept = {name: given[name] for name in RESUMABLE if name in given}
-    return replace(config, resume=folder), {**kept, "resume": folder}
+    # The flags that were given again have named the folder. What the run has otherwise is refused.
+    changed = changed_settings(given, read_config(folder))
+    return replace(config, resume=folder), {**changed, "resume": folder}
 
 
 def model_name(config: GlimpseConfig) -> str:

@@ -16,7 +16,7 @@ from training.compute.thread_choice import recorded_threads
 from training.distributed.group import Group
 from training.loop.fit import Result
 from training.records.environment import _warn, describe_threads, threads_text, warn_threads
-from training.records.run_folder import STATE_FILE, PathLike, read_env, weight_files
+from training.records.run_folder import LAST_FILE, STATE_FILE, PathLike, read_env, weight_files
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
 from training.settings.run_config import DIST_SYNC, HOROVOD, NONE, RunConfig
@@ -50,6 +50,11 @@ def announce(
     warn_late_threads(config.threads)
     where = f"goes on after epoch {progress.epoch}, batch {progress.batch}"
     print(f"run folder {folder}, {where if progress.step else 'starts'}", flush=True)
+    if progress.epoch >= config.epochs:
+        print(
+            f"all {config.epochs} epochs are done; a new run from its weights: "
+            f"--finetune {folder / LAST_FILE}"
+        )
 
 
 def warn_of_changes(

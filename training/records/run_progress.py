@@ -16,8 +16,9 @@ class Progress:
     ``epoch`` counts finished epochs and ``batch`` the updates made in the unfinished one; ``step``
     counts all updates. The sums, also those of further ``terms`` of the loss, are over the images
     of the unfinished epoch. ``drops`` counts how often a plateau has lowered the learning rate,
-    ``waited`` the evaluations since then, or since a better accuracy. ``skipped`` counts the updates of
-    the unfinished epoch that were left out, ``skipped_in_row`` those since the last that was not.
+    ``waited`` the evaluations since then, or since a better accuracy. ``skipped`` counts the
+    updates of the unfinished epoch that were left out, ``skipped_in_row`` those since the last that
+    was not.
     """
 
     epoch: int = 0

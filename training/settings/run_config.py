@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from training.settings.errors import UserError
 from training.settings.fields import option
+from training.settings.idle import Idle, check_idle, tell_unheeded
 from training.settings.schedules import check_schedule
 
 OPTIMIZERS = ("nag", "sgd", "adam")
@@ -31,6 +32,60 @@ UNDECAYED = ("beta", "gamma", "bias")
 # What `training.launch` tells a worker beside MXNet's own variables.
 RANK, SIZE = "ATTENTION_RANK", "ATTENTION_WORKERS"
 LOCAL_RANK, LOCAL_SIZE = "ATTENTION_LOCAL_RANK", "ATTENTION_LOCAL_WORKERS"
+# What a training does not look at beside other settings.
+IDLE = (
+    Idle(
+        ("momentum",),
+        lambda c: c.optimizer == "adam",
+        "--optimizer adam has none; leave it out, or choose nag or sgd",
+    ),
+    Idle(("decay_bias",), lambda c: not c.wd, "--wd 0 decays nothing; leave one of them out"),
+    Idle(
+        ("lr_factor",),
+        lambda c: c.schedule not in ("step", "plateau"),
+        "--schedule {schedule} has no steps; choose step or plateau, or leave it out",
+    ),
+    Idle(
+        ("lr_patience",),
+        lambda c: c.schedule != "plateau",
+        "--schedule {schedule} waits for nothing; choose plateau, or leave it out",
+    ),
+    Idle(
+        ("final_lr",),
+        lambda c: c.schedule not in ("cosine", "linear"),
+        "--schedule {schedule} has its own end; choose cosine or linear, or leave it out",
+    ),
+    Idle(
+        ("nonfinite_limit",),
+        lambda c: c.on_nonfinite == "stop",
+        "--on-nonfinite stop ends at the first; choose skip, or leave it out",
+    ),
+    Idle(
+        ("early_stopping",),
+        lambda c: c.epochs // c.eval_every <= c.early_stopping,
+        "--epochs {epochs} with --eval-every {eval_every} has no more evaluations than that",
+        told=True,
+    ),
+    Idle(
+        ("lr_patience",),
+        lambda c: c.schedule == "plateau" and c.epochs // c.eval_every <= c.lr_patience,
+        "--epochs {epochs} with --eval-every {eval_every} has no more evaluations than that, so "
+        "the rate never falls",
+        told=True,
+        always=True,
+    ),
+    Idle(
+        ("mirror",),
+        lambda c: not c.download,
+        "--no-download fetches nothing; leave one of them out",
+    ),
+    Idle(
+        ("data_dir", "mirror"),
+        lambda c: c.dataset.startswith(("folder:", "shapes", "digits")),
+        "{dataset} does not look there",
+        told=True,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +94,8 @@ class RunConfig:
 
     A family of networks that wants another default defines the field again in its subclass.
     """
+
+    IDLE: ClassVar[tuple[Idle, ...]] = IDLE
 
     model: str = option("", "network", flags=("-m",))
     dataset: str = option("", "data set")
@@ -167,7 +224,7 @@ def check_resume(given: Mapping[str, Any], allowed: Sequence[str]) -> None:
         flags = ", ".join(flags_of(ignored))
         raise UserError(
             f"--resume keeps the settings of the run; {flags} cannot be changed. Leave them out, "
-            "or start a new run"
+            "or start a new run; --finetune RUN/last.param starts one from its weights"
         )
 
 
@@ -179,10 +236,21 @@ def check_least(config: Any, least: int, *names: str) -> None:
             raise UserError(f"{flag} {value}: must be {least} or more")
 
 
-def check_settings(config: RunConfig, given: Mapping[str, Any], actions: Sequence[str]) -> None:
-    """Check the settings of a command line, of `actions` one alone.
+def check_settings(
+    config: RunConfig,
+    given: Mapping[str, Any],
+    actions: Mapping[str, Sequence[str]],
+    strict: bool = True,
+) -> None:
+    """Check the settings of a command line, of `actions` one alone, with what each heeds.
 
     Those of a resume come first: laid over the defaults of a start they would be told wrong things.
+    `strict` is that of `training.settings.idle.check_idle`.
     """
     check_resume(given, (*AT_RESUME, *actions))
     config.check()
+    action = next((name for name in actions if getattr(config, name, None)), None)
+    if action and action != "resume":
+        tell_unheeded(action, given, actions[action])
+    elif not action:
+        check_idle(config, given, strict)

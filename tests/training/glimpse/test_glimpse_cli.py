@@ -137,6 +137,11 @@ def test_the_command_line_of_the_seed(tmp_path: Path, capsys: pytest.CaptureFixt
             )
     assert main(*seed, "--resume=True") == 0  # there is nothing left to do
     assert len(read_metrics(run)) == 1
+    # What the run does not do is refused, as by --resume FOLDER.
+    assert main(*seed, "--resume=True", "--epochs=3", "--random_seed=2", "--batch_size=256") == 2
+    error = capsys.readouterr().err
+    assert "--resume keeps the settings of the run; --epochs, --seed cannot be changed" in error
+    assert len(read_metrics(run)) == 1
     assert main("--is-train", "false", "--resume", run, *EVALUATION) == 0
     assert "best.param (verified)" in capsys.readouterr().out
 

@@ -251,7 +251,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 def test_the_rate_falls_when_accuracy_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As PyTorch's ReduceLROnPlateau: after more than `patience` evaluations without a better one."""
+    """As PyTorch's ReduceLROnPlateau: after more than `patience` of them without a better one."""
     held_out = iter([0.5, 0.5, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6])
     monkeypatch.setattr(
         fit.Fit,
