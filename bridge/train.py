@@ -66,7 +66,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
         if result.out_of_time:
             return UNFINISHED_EXIT
         return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
-    _report(result.scores, prepared.fit.progress, folder, prepared.fit.config)
+    _report(result.scores, prepared.fit.progress, folder, bool(prepared.fit.job.valid))
     return 0
 
 
@@ -91,13 +91,13 @@ def _saved(given: Mapping[str, Any]) -> BridgeConfig:
     return replace(saved, **here, resume=folder)
 
 
-def _report(scores: Any, progress: Any, folder: Path, config: BridgeConfig) -> None:
+def _report(scores: Any, progress: Any, folder: Path, held_out: bool) -> None:
     if scores:
         print(
             f"last epoch: test loss {scores.loss:.4f}, accuracy {scores.acc:.5f} "
             f"over {scores.images} images"
         )
-    print(progress.best_line(config.holds_out()))
+    print(progress.best_line(held_out))
     print(f"wrote {', '.join(weight_files(folder))}; where MXNet is:")
     print(f"  python train_cifar.py --test {folder}/last.param")
     print(f"  python -m training.reports.plot {folder}")

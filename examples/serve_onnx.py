@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 HOST = "127.0.0.1"
 MAX_BYTES = 10_000_000
@@ -42,7 +42,17 @@ def _as_rgb(picture: Any) -> Any:
     if picture.mode.startswith("I"):  # 16 bit grey, which convert() would clip
         pixels = (np.asarray(picture) // 256).clip(0, 255).astype(np.uint8)
         picture = Image.fromarray(pixels)
+    elif "transparency" in picture.info or "A" in picture.getbands():
+        picture = picture.convert("RGBA")  # over white, as browsers show it
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")
+
+
+def _unreadable(content: bytes) -> str:
+    if content.startswith(b"--"):  # the boundary between the parts of a form
+        return "this is a form: send the picture alone, by curl --data-binary @cat.jpg, not -F"
+    return f"not a picture that can be read: it is none of {', '.join(FORMATS)}"
 
 
 class Answer(NamedTuple):
@@ -90,6 +100,8 @@ class Classifier:
                 picture = _as_rgb(ImageOps.exif_transpose(picture))
         except ServeError:
             raise
+        except UnidentifiedImageError:
+            raise ServeError(_unreadable(content)) from None
         except Exception as error:  # Pillow's decoders raise many kinds
             raise ServeError(f"not a picture that can be read: {error}") from error
         width, height = picture.size  # turned, and smaller where a JPEG allows that

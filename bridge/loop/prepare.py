@@ -73,6 +73,7 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     data = open_dataset(config)
     classes = _classes(module, data)
     loaders = build_loaders(config, data, classes)
+    config.check_judged(loaders.valid is not None)
     updater = build_updater(config, module, device)
     average = TensorAverage(named_tensors(module), config.ema) if config.ema else None
     if config.resume:

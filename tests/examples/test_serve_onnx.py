@@ -67,7 +67,20 @@ def turned() -> bytes:
     return picture("JPEG", (400, 300), exif=exif)
 
 
-@pytest.mark.parametrize("content", [picture(), turned()], ids=["png", "turned jpeg"])
+def icon(mode: str) -> bytes:
+    """Black on transparent, which would be black all over without a background."""
+    image = Image.new("RGBA", (48, 48))
+    image.paste((0, 0, 0, 200), (12, 12, 30, 36))
+    stream = io.BytesIO()
+    image.convert(mode).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [picture(), turned(), icon("RGBA"), icon("LA"), icon("P")],
+    ids=["png", "turned jpeg", "transparent", "transparent grey", "transparent palette"],
+)
 def test_the_classes_are_those_of_the_project(
     classifier: Any, content: bytes, tmp_path: Path
 ) -> None:
@@ -146,6 +159,15 @@ def test_bad_pictures_are_refused(address: tuple[str, int], content: bytes) -> N
     assert status == 400
     assert "picture" in answer["error"] or "pixels" in answer["error"]
     assert ask(address, "POST", picture())[0] == 200
+
+
+def test_a_form_and_other_formats_are_named(address: tuple[str, int]) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nabc\r\n--x--\r\n'
+    assert "--data-binary @cat.jpg, not -F" in ask(address, "POST", form)[1]["error"]
+    gif = io.BytesIO()
+    Image.new("P", (9, 9)).save(gif, "GIF")
+    error = ask(address, "POST", gif.getvalue())[1]["error"]
+    assert error == "not a picture that can be read: it is none of PNG, JPEG, WEBP, BMP"
 
 
 def test_the_command_line_needs_no_framework(model: Path, tmp_path: Path) -> None:

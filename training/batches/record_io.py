@@ -59,6 +59,7 @@ class RecordFile:
             or not 0 <= self._offsets.min() <= self._offsets.max() < self._size
         ):
             raise UserError(f"{path.with_suffix('.idx')} is not the index of {path}")
+        self.read(0)  # labels of another kind are refused before a training begins
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -82,7 +83,14 @@ class RecordFile:
             raise UserError(f"{name} is damaged: no image header. Write the file again")
         further, label, _, _ = IMAGE_HEADER.unpack_from(content)
         start = IMAGE_HEADER.size + 4 * further
-        if further and len(content) >= start:
+        if further > 1:
+            raise UserError(
+                f"{name} has a label of {further} numbers, as for objects with boxes; a class is "
+                "one number. Write the records with one (im2rec.py without --pack-label)"
+            )
+        if further:
+            if len(content) < start:
+                raise UserError(f"{name} is damaged: no label. Write the file again")
             (label,) = struct.unpack_from("<f", content, IMAGE_HEADER.size)
         if not float(label).is_integer() or label < 0:
             raise UserError(f"{name} has the label {label}; it must be a class number")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from training.batches.photos import (
 from training.batches.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from training.batches.record_io import RecordFile
 from training.classifier.config import ClassifierConfig
-from training.data.dataset import SPLIT_SEED, stratified_mask
+from training.data.dataset import SPLIT_SEED, check_one_split, stratified_mask
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
 from training.settings.errors import UserError
 from training.settings.fields import option
@@ -78,6 +78,10 @@ class ImageNetConfig(ClassifierConfig):
             raise UserError("--mirror: ImageNet cannot be downloaded; give --data-dir FOLDER")
         self.augmentation()
 
+    def may_hold_out(self) -> bool:
+        """Return True: a folder may have images for it."""
+        return True
+
     def augmentation(self) -> PhotoAugmentation:
         """Return what is done to a training photograph."""
         return PhotoAugmentation(self.flip, self.jitter, self.pca_noise, self.crop_area)
@@ -92,6 +96,7 @@ class Photographs:
     test: Source
     class_names: tuple[str, ...]
     classes: int
+    valid: Optional[Source] = None
     mean = IMAGENET_MEAN
     std = IMAGENET_STD
 
@@ -124,7 +129,9 @@ def open_imagenet(config: ImageNetConfig) -> Photographs:
     listing = list_image_folder(config.data_dir)
     images, names = FolderSource(listing.train), listing.class_names
     if listing.test.paths:
-        return Photographs(config.dataset, images, FolderSource(listing.test), names, len(names))
+        valid = FolderSource(listing.valid) if listing.valid.paths else None
+        test = FolderSource(listing.test)
+        return Photographs(config.dataset, images, test, names, len(names), valid)
     return Photographs(config.dataset, *_split(listing.train), names, len(names))
 
 
@@ -146,7 +153,11 @@ def build_photo_loaders(config: ImageNetConfig, data: Photographs, classes: int)
         When fewer training images are left than one batch needs.
     """
     shape = Shape(config.size, classes)
-    rest, valid = held_out(data.train, config.valid_count, SPLIT_SEED)
+    if data.valid is None:
+        rest, valid = held_out(data.train, config.valid_count, SPLIT_SEED)
+    else:
+        check_one_split(config.valid_count, len(data.valid), str(config.data_dir))
+        rest, valid = data.train, data.valid
     train = PhotoTrainBatches(
         rest,
         config.batch_size,

@@ -23,7 +23,7 @@ from training.batches.preprocessing import (
 from training.classifier.config import TrainConfig
 from training.data.catalogue import load_dataset
 from training.data.cifar import CLASS_NAMES, MEAN, STD
-from training.data.dataset import SPLIT_SEED, Dataset, ImageData, split_validation
+from training.data.dataset import Dataset, ImageData, hold_out
 from training.settings.errors import UserError
 
 EVAL_BATCH = 128
@@ -52,10 +52,8 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
     check_crop(config.crop_size, config.pad, (height, width))
     _check_small(config, (height, width))
     dataset = normalized(dataset, config.normalization)
-    rest, valid = dataset.train, None
-    if config.valid_count:
-        rest, held_out = split_validation(rest, config.valid_count, SPLIT_SEED)
-        valid = evaluation_batches(held_out, dataset)
+    rest, held_out = hold_out(dataset, config.valid_count)
+    valid = None if held_out is None else evaluation_batches(held_out, dataset)
     if config.train_count:
         if config.train_count > len(rest.images):
             raise UserError(

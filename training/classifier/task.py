@@ -76,6 +76,7 @@ def prepare_classifier(
     if classes < data.classes:
         raise UserError(f"--classes {classes}: {data.name} has {data.classes}; leave --classes out")
     loaders = build_loaders(config, data, classes)
+    config.check_judged(loaders.valid is not None)
     if len(loaders.train.mean) != unused.image_shape[0]:
         raise UserError(
             f"{data.name} has images of {len(loaders.train.mean)} channel, {config.model} takes "

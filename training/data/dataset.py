@@ -82,6 +82,8 @@ class Dataset:
         One name per class.
     mean, std : tuple of float
         Per channel over the training images, in units where 0 is black and 1 is white.
+    valid : ImageData, optional
+        Images to choose epochs and settings on, where the data set has a split for that.
     """
 
     name: str
@@ -90,11 +92,37 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    valid: Optional[ImageData] = None
 
     @property
     def classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+
+def hold_out(dataset: Dataset, count: int) -> tuple[ImageData, Optional[ImageData]]:
+    """Return the images to train on, and those held out: the data set's own, or `count`, or None.
+
+    Raises
+    ------
+    UserError
+        When `count` is out of range, or not 0 for a data set with a split of its own.
+    """
+    if dataset.valid is not None:
+        check_one_split(count, len(dataset.valid), dataset.name)
+        return dataset.train, dataset.valid
+    if not count:
+        return dataset.train, None
+    return split_validation(dataset.train, count, SPLIT_SEED)
+
+
+def check_one_split(count: int, own: int, name: str) -> None:
+    """Raise UserError when `count` images are to be held out of data with `own` ones."""
+    if count:
+        raise UserError(
+            f"--valid-count {count}: {name} has {own} held-out images in a folder of its own "
+            "(val), which are taken; leave --valid-count out, or give 0"
+        )
 
 
 def split_validation(data: ImageData, count: int, seed: int) -> tuple[ImageData, ImageData]:

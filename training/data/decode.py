@@ -13,6 +13,7 @@ import numpy as np
 from training.settings.errors import UserError
 
 DECODERS = ("PNG", "JPEG", "WEBP", "BMP")
+FORMATS = "PNG, JPEG, WebP and BMP"
 MAX_PIXELS = 50_000_000  # of one image: decoded as RGB that is 150 MB
 MAX_FILE_BYTES = 256 * 2**20  # uncompressed, so many pixels with alpha fit
 
@@ -20,9 +21,9 @@ MAX_FILE_BYTES = 256 * 2**20  # uncompressed, so many pixels with alpha fit
 def decode_image(path: str, size: int, share: float = 1.0) -> np.ndarray:
     """Return the central square of a picture, resized: uint8 (size, size, 3).
 
-    Any mode becomes RGB (transparency is dropped), and the camera's orientation is applied. The
-    filter is bicubic, widened by the scale where the picture gets smaller. `share` is the square's
-    edge as a part of the shorter side.
+    Any mode becomes RGB, what is transparent is laid over white, as browsers show it, and the
+    camera's orientation is applied. The filter is bicubic, widened by the scale where the picture
+    gets smaller. `share` is the square's edge as a part of the shorter side.
 
     Raises
     ------
@@ -68,7 +69,7 @@ def open_rgb(path: str, size: int, data: Optional[bytes] = None) -> Any:
     UserError
         See :func:`decode_image`.
     """
-    from PIL import Image, ImageFile, ImageOps
+    from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
     # gluoncv sets this for the whole process when it is imported; a cut-off file is an error here.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -94,6 +95,10 @@ def open_rgb(path: str, size: int, data: Optional[bytes] = None) -> Any:
         raise UserError(
             f"{path} has more than the {MAX_PIXELS:,} pixels allowed; make it smaller"
         ) from error
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"cannot read the image {path}: it is none of {FORMATS}; convert or remove the file"
+        ) from error
     except Exception as error:  # a damaged image can raise nearly anything
         raise UserError(
             f"cannot read the image {path}: {error}; replace or remove the file"
@@ -107,6 +112,10 @@ def _as_rgb(image: Any) -> Any:
         return Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8)).convert(
             "RGB"
         )
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
     return image.convert("RGB")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from training.data.dataset import ImageData
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "valid")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def identity_of(dataset: Any) -> DataIdentity:
         _add(digest, name.encode("utf-8", "surrogateescape"))
     counts = {}
     for split in SPLITS:
-        data = getattr(dataset, split)
+        data = getattr(dataset, split, None)
+        if data is None:
+            continue
         counts[split] = len(data)
         _add(digest, split.encode())
         for part in _parts(data):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +21,8 @@ from training.data.decode import decode_image
 from training.settings.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Names of the folders of a split, in any case.
+TRAIN, TEST, VALID = ("train",), ("test",), ("val", "valid", "validation")
 TEST_SHARE = 0.2
 MAX_TOTAL_BYTES = 16 * 2**30
 MAX_SIZE = 1024
@@ -32,19 +36,22 @@ class Files(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The images of a folder; ``test`` is empty where the folder has no such split."""
+    """The images of a folder; ``test`` and ``valid`` are empty where it has no such split."""
 
     class_names: tuple[str, ...]
     train: Files
     test: Files
+    valid: Files
 
 
 def load_image_folder(path: str, size: int = 32, seed: int = 0) -> Dataset:
     """Load ``PATH/train/<class>/*`` and ``PATH/test/<class>/*``, or ``PATH/<class>/*``.
 
-    ``PATH/val`` serves where there is no ``PATH/test``. Without either, a fifth of the images of
-    every class becomes the test split. Images are PNG, JPEG, WebP or BMP; they lie in the class
-    folders themselves. Names that begin with a dot and files with other endings are left out.
+    ``PATH/val`` (or ``valid``, ``validation``) has the images that are held out to choose epochs
+    on; it serves as test where there is no ``PATH/test``. Without either, a fifth of the images of
+    every class becomes the test split. These names are known in any case. Images are PNG, JPEG,
+    WebP or BMP; they lie in the class folders themselves. Names that begin with a dot are left out;
+    what else is, files with other endings or further folders, is counted and told.
 
     Parameters
     ----------
@@ -69,16 +76,17 @@ def load_image_folder(path: str, size: int = 32, seed: int = 0) -> Dataset:
     if not 1 <= size <= MAX_SIZE:
         raise UserError(f"image size {size} was asked for; allowed are 1 to {MAX_SIZE}")
     listing = list_image_folder(path)
-    _check_total(len(listing.train.paths) + len(listing.test.paths), size)
-    train = ImageData(_decode(listing.train.paths, size), listing.train.labels)
+    _check_total(sum(len(files.paths) for files in listing[1:]), size)
+    train = _decoded(listing.train, size)
+    valid = _decoded(listing.valid, size) if listing.valid.paths else None
     if listing.test.paths:
-        test = ImageData(_decode(listing.test.paths, size), listing.test.labels)
+        test = _decoded(listing.test, size)
     else:
         train, test = split_validation(train, round(TEST_SHARE * len(train)), seed)
     mean, std = channel_statistics(train.images)
     # One grey level at least: a channel that is constant must not divide by zero later.
     std = tuple(max(value, 1 / 255) for value in std)
-    return Dataset(FOLDER_PREFIX + path, train, test, listing.class_names, mean, std)
+    return Dataset(FOLDER_PREFIX + path, train, test, listing.class_names, mean, std, valid)
 
 
 def list_image_folder(path: str) -> Listing:
@@ -92,35 +100,74 @@ def list_image_folder(path: str) -> Listing:
     root = os.path.expanduser(path)
     if not os.path.isdir(root):
         raise UserError(f"the image folder {path!r} does not exist; {_expected_layout(path)}")
-    train_root, test_root = _split_folders(root)
+    train_root, test_root, valid_root = _split_folders(root)
     class_names = _class_names(train_root, path)
-    train = _files(train_root, class_names)
-    _check_counts(train_root, class_names, train.labels, needed=1 if test_root else 2)
-    if not test_root:
-        return Listing(class_names, train, Files([], np.empty(0, np.int32)))
-    return Listing(class_names, train, _test_files(test_root, class_names, train_root))
+    left_out: Counter[str] = Counter()
+    train = _files(train_root, class_names, left_out)
+    _check_counts(train_root, class_names, train.labels, left_out, 1 if test_root else 2)
+    none = Files([], np.empty(0, np.int32))
+    test, valid = (
+        _test_files(place, class_names, train_root, left_out) if place else none
+        for place in (test_root, valid_root)
+    )
+    used = {os.path.basename(place) for place in (train_root, test_root, valid_root)}
+    if train_root != root:
+        left_out.update(f"folder {name}" for name in _subfolders(root) if name not in used)
+    for place, files in ((test_root, test), (valid_root, valid)):
+        lacking = [name for n, name in enumerate(class_names) if place and n not in files.labels]
+        if lacking:
+            print(f"note: {place} has no images of {', '.join(lacking)}", file=sys.stderr)
+    if left_out:
+        print(
+            f"note: {path}: left out are {_counted(left_out)}; taken are files "
+            f"{', '.join(ENDINGS)} in the class folders themselves",
+            file=sys.stderr,
+        )
+    return Listing(class_names, train, test, valid)
 
 
-def _check_counts(folder: str, class_names: Sequence[str], labels: np.ndarray, needed: int) -> None:
+def _counted(left_out: Counter[str]) -> str:
+    """Return kinds with their numbers, the most frequent first."""
+    return ", ".join(
+        kind if kind.startswith("folder ") else f"{count} {kind}"
+        for kind, count in left_out.most_common()
+    )
+
+
+def _check_counts(
+    folder: str,
+    class_names: Sequence[str],
+    labels: np.ndarray,
+    left_out: Counter[str],
+    needed: int,
+) -> None:
     counts = np.bincount(labels, minlength=len(class_names))
     for name, count in zip(class_names, counts):
         if count < needed:
+            others = f" (left out: {_counted(left_out)})" if left_out else ""
             raise UserError(
                 f"{os.path.join(folder, name)} has {count} images, at least {needed} needed; "
-                f"accepted endings: {', '.join(ENDINGS)}"
+                f"accepted endings: {', '.join(ENDINGS)}{others}"
             )
 
 
-def _split_folders(root: str) -> tuple[str, str]:
-    """(training folder, test folder or ''); both hold class folders."""
-    train = os.path.join(root, "train")
+def _split_folders(root: str) -> tuple[str, str, str]:
+    """Folders of training, test and held-out images, '' for none; they hold class folders."""
+    train = _split_folder(root, TRAIN)
     # A folder named train without sub-folders is a class (of trains).
-    if not os.path.isdir(train) or not _subfolders(train):
-        return root, ""
-    for name in ("test", "val"):
-        if os.path.isdir(os.path.join(root, name)):
-            return train, os.path.join(root, name)
-    return train, ""
+    if not train or not _subfolders(train):
+        return root, "", ""
+    test, valid = _split_folder(root, TEST), _split_folder(root, VALID)
+    return (train, test, valid) if test else (train, valid, "")
+
+
+def _split_folder(root: str, names: Sequence[str]) -> str:
+    found = [name for name in _subfolders(root) if name.lower() in names]
+    if len(found) > 1:
+        raise UserError(
+            f"{root} has the folders {' and '.join(found)}, which mean the same; keep one of them"
+        )
+    return os.path.join(root, found[0]) if found else ""
 
 
 def _subfolders(folder: str) -> list[str]:
@@ -155,27 +202,40 @@ def _class_names(train_root: str, path: str) -> tuple[str, ...]:
     return names
 
 
-def _files(folder: str, class_names: Sequence[str]) -> Files:
+def _files(folder: str, class_names: Sequence[str], left_out: Counter[str]) -> Files:
+    """Return the images of the class folders in `folder`; what is none is added to `left_out`."""
     paths: list[str] = []
     labels: list[int] = []
+    beside = [name for name in _listed(folder) if not os.path.isdir(os.path.join(folder, name))]
+    if beside:
+        left_out["beside the class folders"] += len(beside)
     for label, name in enumerate(class_names):
         place = os.path.join(folder, name)
         if not os.path.isdir(place):
             continue
-        found = [file for file in _listed(place) if file.lower().endswith(ENDINGS)]
+        found = []
+        for file in _listed(place):
+            if os.path.isdir(os.path.join(place, file)):
+                left_out["folders in class folders"] += 1
+            elif file.lower().endswith(ENDINGS):
+                found.append(file)
+            else:
+                left_out[os.path.splitext(file)[1] or "without an ending"] += 1
         paths += [os.path.join(place, file) for file in found]
         labels += [label] * len(found)
     return Files(paths, np.array(labels, dtype=np.int32))
 
 
-def _test_files(test_root: str, class_names: Sequence[str], train_root: str) -> Files:
+def _test_files(
+    test_root: str, class_names: Sequence[str], train_root: str, left_out: Counter[str]
+) -> Files:
     unknown = sorted(set(_subfolders(test_root)) - set(class_names))
     if unknown:
         raise UserError(
             f"{test_root} has classes that {train_root} has not: {', '.join(unknown)}; "
             "give them training images or remove them"
         )
-    files = _files(test_root, class_names)
+    files = _files(test_root, class_names, left_out)
     if not files.paths:
         raise UserError(
             f"{test_root} has no images in folders named like the classes of {train_root}; "
@@ -191,6 +251,10 @@ def _check_total(count: int, size: int) -> None:
             f"{count:,} images of {size}x{size} need {total / 2**30:.0f} GiB of memory, "
             f"allowed are {MAX_TOTAL_BYTES / 2**30:.0f}; use fewer images or a smaller size"
         )
+
+
+def _decoded(files: Files, size: int) -> ImageData:
+    return ImageData(_decode(files.paths, size), files.labels)
 
 
 def _decode(paths: Sequence[str], size: int) -> np.ndarray:

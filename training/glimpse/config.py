@@ -196,7 +196,7 @@ class GlimpseConfig(RunConfig):
             raise UserError(f"--first-radius {self.first_radius}: must be 0 to 1")
         if not 0 <= self.valid_fraction < 1:
             raise UserError(f"--valid-fraction {self.valid_fraction}: must be 0 or more, below 1")
-        if self.std_sweep and not self.holds_out():
+        if self.std_sweep and not self.may_hold_out():
             raise UserError(
                 "--std-sweep needs held-out images to judge by: add --valid-fraction 0.1"
             )
@@ -217,9 +217,9 @@ class GlimpseConfig(RunConfig):
         """Return the policy's standard deviation when `part` (0 to 1) of the training is done."""
         return self.std + (self.final_std - self.std) * part
 
-    def holds_out(self) -> bool:
-        """Return whether training images are held out."""
-        return bool(self.valid_count or self.valid_fraction)
+    def may_hold_out(self) -> bool:
+        """Return whether images may be held out."""
+        return bool(self.valid_fraction) or super().may_hold_out()
 
     def spec(self) -> dict[str, Any]:
         """Return the fields of the network's spec that were given."""

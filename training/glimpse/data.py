@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Any, Optional
 
 from training.data.catalogue import load_dataset
 from training.data.dataset import FOLDER_PREFIX, Dataset, ImageData
@@ -126,8 +126,11 @@ def _pixels_digest(data: ImageData) -> str:
 
 def _grey(dataset: Dataset) -> Dataset:
     """The data set with one channel, when all its channels are equal."""
-    splits = (dataset.train, dataset.test)
-    if any((split.images != split.images[..., :1]).any() for split in splits):
+    splits = {"train": dataset.train, "test": dataset.test, "valid": dataset.valid}
+    there = {name: split for name, split in splits.items() if split is not None}
+    if any((split.images != split.images[..., :1]).any() for split in there.values()):
         return dataset
-    train, test = (ImageData(split.images[..., :1].copy(), split.labels) for split in splits)
-    return replace(dataset, train=train, test=test, mean=dataset.mean[:1], std=dataset.std[:1])
+    grey: dict[str, Any] = {
+        name: ImageData(split.images[..., :1].copy(), split.labels) for name, split in there.items()
+    }
+    return replace(dataset, **grey, mean=dataset.mean[:1], std=dataset.std[:1])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from model.weights.published import GLIMPSE_INDEX, find_result
 from training.augmentation.deform import Deformation
 from training.batches.in_memory import EvalBatches, Loaders
-from training.data.dataset import SPLIT_SEED, ImageData, split_validation
+from training.data.dataset import SPLIT_SEED, ImageData, hold_out
 from training.glimpse.batches import GlimpseTrainBatches, draw_split
 from training.glimpse.config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse.data import GlimpseTask, draw_test, load_task
@@ -53,10 +53,14 @@ def glimpse_loaders(config: GlimpseConfig, task: GlimpseTask) -> Loaders:
     UserError
         When fewer training images are left than one batch needs.
     """
-    rest, valid = task.dataset.train, None
-    count = config.valid_count or round(config.valid_fraction * len(rest))
-    if count:
-        rest, held_out = split_validation(rest, count, SPLIT_SEED)
+    data, count = task.dataset, config.valid_count
+    if data.valid is None:
+        count = count or round(config.valid_fraction * len(data.train))
+    elif config.valid_fraction and not count:
+        print(f"note: the held-out images are those of the val folder of {data.name}, no fraction")
+    rest, held_out = hold_out(data, count)
+    valid = None
+    if held_out is not None:
         valid = _batches(draw_split(held_out, task.canvas, SPLIT_SEED))
     train = GlimpseTrainBatches(
         rest,

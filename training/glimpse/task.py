@@ -70,6 +70,7 @@ def prepare_glimpse(config: GlimpseConfig) -> Prepared:
     contexts = choose_contexts(config.gpus)
     data = load_data(config)
     loaders = glimpse_loaders(config, data)
+    config.check_judged(loaders.valid is not None)
     np.random.seed(config.seed)
     mx.random.seed(config.seed)
     net = _build(config, data)

@@ -166,7 +166,7 @@ class Script(Generic[C]):
                 print(f"saved; go on with: {restart_command(self.name, config, group, run.folder)}")
             return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
         if not group.rank:
-            report(result, run.folder, plot_runs([run.folder]), config.holds_out())
+            report(result, run.folder, plot_runs([run.folder]), bool(task.loaders.valid))
             self.finish(config, run.folder)
         return 0
 

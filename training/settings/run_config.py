@@ -163,9 +163,18 @@ class RunConfig:
         0, "also keep the parameters of so many last epochs, as epoch-NNNN.param; 0: none"
     )
 
-    def holds_out(self) -> bool:
-        """Return whether training images are held out."""
-        return bool(self.valid_count)
+    def may_hold_out(self) -> bool:
+        """Return whether images may be held out: a folder may have some, which opening it tells."""
+        return bool(self.valid_count) or self.dataset.startswith("folder:")
+
+    def check_judged(self, held_out: bool) -> None:
+        """Raise UserError when something is to be judged by held-out images and there are none."""
+        judges = "--early-stopping" if self.early_stopping else "--schedule plateau"
+        if (self.early_stopping or self.schedule == "plateau") and not held_out:
+            raise UserError(
+                f"{judges} needs held-out images to judge by: add --valid-count 5000 "
+                "(stopping on the test set would spoil its number)"
+            )
 
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
@@ -183,12 +192,7 @@ class RunConfig:
             raise UserError(f"--ema {self.ema}: must be 0 or more and less than 1, such as 0.999")
         if self.seed > MAX_SEED:
             raise UserError(f"--seed {self.seed}: must be at most {MAX_SEED}")
-        judges = "--early-stopping" if self.early_stopping else "--schedule plateau"
-        if (self.early_stopping or self.schedule == "plateau") and not self.holds_out():
-            raise UserError(
-                f"{judges} needs held-out images to judge by: add --valid-count 5000 "
-                "(stopping on the test set would spoil its number)"
-            )
+        self.check_judged(self.may_hold_out())
         if (self.schedule == "step") != bool(self.lr_steps):
             raise UserError(
                 "--schedule step and --lr-steps belong together, for example "

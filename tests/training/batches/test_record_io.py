@@ -22,7 +22,7 @@ def write(folder: Path, name: str = "train") -> Path:
     path = folder / f"{name}.rec"
     writer = mx.recordio.MXIndexedRecordIO(str(folder / f"{name}.idx"), str(path), "w")
     for index, content in enumerate(CONTENTS):
-        label = [float(index), 0.5] if index == 3 else float(index)
+        label = [float(index)] if index == 3 else float(index)
         writer.write_idx(index, mx.recordio.pack(mx.recordio.IRHeader(0, label, index, 0), content))
     writer.close()
     return path
@@ -81,6 +81,21 @@ def test_damaged_indices(tmp_path: Path, text: str) -> None:
     path.with_suffix(".idx").unlink()
     with pytest.raises(UserError, match=r"cannot read .*train\.rec and its index train\.idx"):
         RecordFile(path)
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_labels_of_several_numbers_are_refused(tmp_path: Path, row: int) -> None:
+    """Those of objects with boxes, whose first number is the length of their header."""
+    writer = mx.recordio.MXIndexedRecordIO(str(tmp_path / "a.idx"), str(tmp_path / "a.rec"), "w")
+    for index in range(2):
+        label = [2.0, 5.0, 1.0, 0.1, 0.1, 0.9, 0.9] if index == row else 1.0
+        writer.write_idx(index, mx.recordio.pack(mx.recordio.IRHeader(0, label, 0, 0), b"x"))
+    writer.close()
+    with pytest.raises(UserError, match=rf"record {row} of .* has a label of 7 numbers"):
+        RecordFile(tmp_path / "a.rec").read(row)
+    if row == 0:  # before anything is trained
+        with pytest.raises(UserError, match="has a label of 7 numbers"):
+            RecordFile(tmp_path / "a.rec")
 
 
 def test_a_label_that_is_no_class(tmp_path: Path) -> None:

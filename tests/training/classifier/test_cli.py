@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,23 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert train_cifar.main(flags(photos, folder)) == 0
     return folder
+
+
+def test_a_val_folder_judges_a_run(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(photos, data)
+    words = [*flags(data, run, 2), "--early-stopping", "1", "--mixup-off-epochs", "1"]
+    assert train_cifar.main(words) == 2
+    assert "--early-stopping needs held-out images to judge by" in capsys.readouterr().err
+    assert not run.exists()
+    shutil.copytree(photos / "test", data / "val")
+    assert train_cifar.main(words) == 0
+    said = capsys.readouterr().out
+    assert "24 images to train, 6 held out, 6 to test" in said
+    assert "best held-out accuracy" in said
+    assert {"valid_acc", "test_acc"} <= set(read_metrics(run)[0])
 
 
 def without_times(run: Path) -> list[dict[str, float]]:

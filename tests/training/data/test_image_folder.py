@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -13,7 +14,9 @@ from PIL import Image
 from training.data import decode as decoding
 from training.data import image_folder
 from training.data.catalogue import load_dataset
+from training.data.dataset import hold_out
 from training.data.decode import decode_image
+from training.data.identity import identity_of
 from training.data.image_folder import load_image_folder
 from training.settings.errors import UserError
 
@@ -27,10 +30,11 @@ def fill(folder: Path, counts: dict[str, int], ending: str = ".png") -> None:
             Image.new("RGB", (40, 36), COLOURS[name]).save(folder / name / f"{index:03}{ending}")
 
 
-def test_train_and_test_folders(tmp_path: Path) -> None:
+def test_train_and_test_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path / "train", {"emu": 3, "cat": 4, "dog": 5})
     fill(tmp_path / "test", {"dog": 2, "cat": 1})
     fill(tmp_path / "val", {"cat": 9})
+    fill(tmp_path / "train/cat", {"dog": 9})
     (tmp_path / "train/cat/notes.txt").write_text("not an image")
     (tmp_path / "train/cat/._000.png").write_text("not an image either")
     (tmp_path / "train/.hidden").mkdir()
@@ -43,15 +47,75 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     for split in (dataset.train, dataset.test):
         for image, label in zip(split.images, split.labels):
             assert tuple(image[5, 7]) == COLOURS[dataset.class_names[label]]
+    assert dataset.valid is not None
+    assert len(dataset.valid) == 9
+    assert capsys.readouterr().err == (
+        f"note: {tmp_path}/test has no images of emu\n"
+        f"note: {tmp_path}/val has no images of dog, emu\n"
+        f"note: {tmp_path}: left out are 1 folders in class folders, 1 .txt; taken are files "
+        ".png, .jpg, .jpeg, .webp, .bmp in the class folders themselves\n"
+    )
     expected = dataset.train.images / 255
     np.testing.assert_allclose(dataset.mean, expected.mean(axis=(0, 1, 2)), rtol=1e-9)
     np.testing.assert_allclose(dataset.std, expected.std(axis=(0, 1, 2)), rtol=1e-9)
 
 
-def test_val_serves_as_test(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+def test_val_serves_as_test(tmp_path: Path, name: str) -> None:
     fill(tmp_path / "train", {"cat": 2, "dog": 2})
-    fill(tmp_path / "val", {"cat": 3})
+    fill(tmp_path / name, {"cat": 3})
     assert len(load_image_folder(str(tmp_path)).test) == 3
+    fill(tmp_path / "Test", {"cat": 1, "dog": 1})
+    dataset = load_image_folder(str(tmp_path))
+    assert len(dataset.test) == 2
+    assert dataset.valid is not None
+    assert len(dataset.valid) == 3
+
+
+def test_folders_of_splits_are_known_in_any_case(tmp_path: Path) -> None:
+    fill(tmp_path / "Train", {"cat": 2, "dog": 2})
+    fill(tmp_path / "TEST", {"cat": 3})
+    dataset = load_image_folder(str(tmp_path))
+    assert dataset.class_names == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.test)) == (4, 3)
+    fill(tmp_path / "test", {"cat": 3})
+    with pytest.raises(UserError, match="has the folders TEST and test, which mean the same"):
+        load_image_folder(str(tmp_path))
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path / "train", {"cat": 2, "dog": 2})
+    fill(tmp_path / "train", {"cat": 5, "dog": 4}, ending=".gif")
+    fill(tmp_path / "test", {"cat": 1, "dog": 1})
+    fill(tmp_path / "extra", {"cat": 1})
+    (tmp_path / "test/README").write_text("no class")
+    (tmp_path / "test/cat/README").write_text("no image")
+    assert len(load_image_folder(str(tmp_path)).train) == 4
+    said = capsys.readouterr().err
+    assert "left out are 9 .gif, 1 beside the class folders, 1 without an ending, folder extra" in (
+        said
+    )
+    (tmp_path / "train/emu").mkdir()
+    fill(tmp_path / "train", {"emu": 4}, ending=".tiff")
+    with pytest.raises(UserError, match=r"emu has 0 images, .*left out: 9 \.gif, 4 \.tiff"):
+        load_image_folder(str(tmp_path))
+
+
+def test_a_folders_own_held_out_images(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("test", 3), ("val", 2)):
+        fill(tmp_path / split, {"cat": count, "dog": count})
+    dataset = load_image_folder(str(tmp_path))
+    train, valid = hold_out(dataset, 0)
+    assert train is dataset.train
+    assert valid is dataset.valid
+    with pytest.raises(UserError, match=r"--valid-count 2: .* has 4 held-out images"):
+        hold_out(dataset, 2)
+    without = replace(dataset, valid=None)
+    assert hold_out(without, 0) == (dataset.train, None)
+    assert len(hold_out(without, 2)[1] or ()) == 2
+    # They belong to what a run compares.
+    assert identity_of(dataset).counts == {"train": 8, "test": 6, "valid": 4}
+    assert identity_of(dataset).digest != identity_of(without).digest
 
 
 @pytest.mark.parametrize("below", ["", "train"])
@@ -106,7 +170,9 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
         ("grey", grey, (77, 77, 77)),
         ("wide", wide, (77, 77, 77)),
         ("bits", Image.new("1", (9, 9), 1), (255, 255, 255)),
-        ("alpha", Image.new("RGBA", (9, 9), (1, 2, 3, 128)), (1, 2, 3)),
+        ("alpha", Image.new("RGBA", (9, 9), (1, 2, 3, 255)), (1, 2, 3)),
+        ("half", Image.new("RGBA", (9, 9), (0, 0, 0, 127)), (128, 128, 128)),
+        ("grey-alpha", Image.new("LA", (9, 9), (0, 0)), (255, 255, 255)),
         ("palette", Image.new("RGB", (9, 9), (9, 99, 200)).convert("P"), None),
     ):
         image.save(tmp_path / f"{name}.png")
@@ -114,6 +180,20 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
         assert array.shape == (8, 8, 3)
         if expected:
             assert (array == expected).all()
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
+def test_transparent_colours_become_white(tmp_path: Path, mode: str) -> None:
+    """Not an alpha channel, but one colour of the file."""
+    image = Image.new("RGB", (9, 9), (0, 0, 0)).convert(mode)
+    image.save(tmp_path / "a.png", transparency=(0, 0, 0) if mode == "RGB" else 0)
+    assert (decode(tmp_path / "a.png") == 255).all()
+
+
+def test_the_formats_are_named(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.gif")
+    with pytest.raises(UserError, match=r"a\.gif: it is none of PNG, JPEG, WebP and BMP"):
+        decode(tmp_path / "a.gif")
 
 
 def test_camera_orientation_is_applied(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ REFUSED = [
     ((CIFAR,), "--average-last 3 --ema 0.9", "--average-last", "--ema"),
     ((CIFAR,), "--stem-init whitened --finetune x", "--stem-init", "--finetune"),
     (ALL[:2], "--freeze trunk", "--freeze trunk", "--finetune"),
-    (ALL[:2], "--early-stopping 3", "--early-stopping", "--valid-count"),
+    ((CIFAR,), "--early-stopping 3", "--early-stopping", "--valid-count"),
     (ALL[:1], "--schedule step", "--schedule step", "--lr-steps"),
     (ALL, "--resume x --epochs 3", "--epochs", "--finetune RUN/last.param"),
     (ALL, "--test x --resume y", "--test", "--resume"),
