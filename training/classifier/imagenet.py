@@ -130,8 +130,8 @@ def open_imagenet(config: ImageNetConfig) -> Photographs:
     images, names = FolderSource(listing.train), listing.class_names
     if listing.test.paths:
         valid = FolderSource(listing.valid) if listing.valid.paths else None
-        test = FolderSource(listing.test)
-        return Photographs(config.dataset, images, test, names, len(names), valid)
+        judged = FolderSource(listing.test)
+        return Photographs(config.dataset, images, judged, names, len(names), valid)
     return Photographs(config.dataset, *_split(listing.train), names, len(names))
 
 
