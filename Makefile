@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse native test test-results test-pythons test-bridge lint types format bench bench-parts board gpu gpu-check test-wheel test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
+.PHONY: help train train-glimpse native test test-results test-pythons test-bridge lint types format bench bench-parts board demo test-demo docs gpu gpu-check test-wheel test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with (3.9 to 3.13); without it, one is looked for.
 PYTHON ?=
@@ -8,12 +8,16 @@ export PYTHON
 VENV = .venv
 VENV_GPU = .venv-gpu
 VENV_HOROVOD = .venv-horovod
+VENV_DEMO = .venv-demo
+VENV_NOTEBOOKS = .venv-notebooks
+VENV_DOCS = .venv-docs
 RUN_DIR = runs/shapes
 TRAIN_ARGS = --recipe quick --model attention56_small --dataset shapes --epochs 5
 PYTEST_ARGS =
 BENCH_ARGS =
 CRASH_ARGS =
 FUZZ_ARGS =
+DEMO_ARGS =
 PORT = 6006
 
 help:  ## list the targets
@@ -66,6 +70,19 @@ bench-parts: setup  ## measure input pipeline, training, glimpse model and expor
 board: setup  ## show the curves of all runs in TensorBoard (PORT=6006)
 	$(VENV)/bin/python -m tensorboard.main --logdir runs --port $(PORT)
 
+demo: setup  ## show where the networks look, on a page of this machine (DEMO_ARGS="--data-dir DIR --port 8765")
+	@.ci/overlay.sh demo $(VENV_DEMO)
+	$(VENV_DEMO)/bin/python -m demo $(DEMO_ARGS)
+
+test-demo: setup  ## test that page in a browser (needs Chromium)
+	@.ci/overlay.sh demo $(VENV_DEMO)
+	$(VENV_DEMO)/bin/python -m pytest tests/demo $(PYTEST_ARGS)
+
+docs: setup  ## make the site of the documents in build/site (a broken link or a wrong docstring fails it)
+	@.ci/overlay.sh docs $(VENV_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build -q
+	@echo "open build/site/index.html"
+
 gpu:  ## set up .venv-gpu: MXNet for CUDA 11.7 with its libraries, 3 GB
 	@.ci/setup.sh gpu $(VENV_GPU)
 
@@ -101,5 +118,5 @@ setup:  ## only set up .venv
 	@.ci/setup.sh cpu $(VENV)
 
 clean:  ## remove the environments and caches; runs stay
-	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock $(VENV_HOROVOD) $(VENV_HOROVOD).lock .venv-torch .venv-torch.lock .venv-py3* model/native/build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).lock $(VENV_GPU) $(VENV_GPU).lock $(VENV_HOROVOD) $(VENV_HOROVOD).lock .venv-torch .venv-torch.lock .venv-demo .venv-docs .venv-notebooks .venv-py3* model/native/build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

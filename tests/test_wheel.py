@@ -132,3 +132,9 @@ def test_command_for_photographs_explains_itself_and_refuses(
     assert "--data-dir" in run(commands / "attention-imagenet", "--help", folder=tmp_path)
     said = run(commands / "attention-imagenet", "--no-such-flag", folder=tmp_path, code=2)
     assert said.startswith("error: unknown option --no-such-flag")
+
+
+def test_the_page_says_what_it_needs(commands: Path, tmp_path: Path) -> None:
+    said = run(commands / "attention-demo", folder=tmp_path, code=2)
+    assert said.startswith("error: starlette and uvicorn cannot be imported")
+    assert len(said.splitlines()) == 1
