@@ -22,6 +22,7 @@ _SPLITS = ("train", "valid", "test")
 _CHARTS = {"loss": "loss", "acc": "accuracy"}
 _RENAMED = {"images_per_sec": "throughput"}
 _NOT_CHARTED = ("epoch", "step")
+_GATES = "gate_"  # keys of `model.gate_report`, charts of a group of their own
 
 
 class Board:
@@ -48,7 +49,8 @@ class Board:
         step.
 
         ``loss`` and ``accuracy`` become charts of up to three curves, ``lr``, ``throughput`` and
-        every other key a chart of its own. A value None is left out.
+        every other key a chart of its own; those of gates share the group ``gates``. A value None
+        is left out.
         """
         step = row["epoch"]
         groups: dict[str, dict[str, float]] = {}
@@ -59,7 +61,8 @@ class Board:
             if split in _SPLITS and quantity in _CHARTS:
                 groups.setdefault(_CHARTS[quantity], {})[split] = float(value)
             else:
-                self.scalar(_RENAMED.get(key, key), float(value), step)
+                tag = f"gates/{quantity}" if key.startswith(_GATES) else _RENAMED.get(key, key)
+                self.scalar(tag, float(value), step)
         for tag, curves in groups.items():
             self.group(tag, curves, step)
 
@@ -87,6 +90,14 @@ class Board:
         finite = finite[np.isfinite(finite)]
         if finite.size:
             self._writer("").add_summary(histogram_summary(tag, finite, HISTOGRAM_BINS), step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Add a text, which TensorBoard reads as Markdown."""
+        from mxboard.summary import text_summary
+
+        summary = text_summary(tag, text)
+        summary.value[0].tag = tag  # MXBoard gives the name of a node alone
+        self._writer("").add_summary(summary, step)
 
     def images(self, tag: str, images: np.ndarray, step: int) -> None:
         """Add uint8 images (N, H, W, C) as one picture, eight in a row."""
@@ -162,4 +173,4 @@ class NoBoard:
     def _nothing(self, *_: Any) -> None:
         return None
 
-    epoch = scalar = group = histogram = images = graph = flush = close = _nothing
+    epoch = scalar = group = histogram = text = images = graph = flush = close = _nothing

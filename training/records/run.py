@@ -171,6 +171,8 @@ class Run:
             raise ValueError(f"epoch {epoch} is on record already (last: {self.epoch})")
         row = metrics_row(epoch, values)
         with self._disk():
+            if epoch == 1:
+                self._board.text("settings", as_table(self.config), epoch)
             self._board.epoch(row)
             self._board.flush()
             append_metrics(self.folder, row)
@@ -181,10 +183,12 @@ class Run:
             print(text, flush=True)
 
     def histograms(self, epoch: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Record the distribution of each array, for example of each parameter."""
+        """Record the distribution of each parameter, all of them in TensorBoard's group
+        ``weights``, a module's beside each other.
+        """
         with self._disk():
             for name, values in arrays.items():
-                self._board.histogram(name, values, epoch)
+                self._board.histogram(f"weights/{name.replace('.', '/')}", values, epoch)
             self._board.flush()
 
     def images(self, tag: str, epoch: int, images: np.ndarray) -> None:
@@ -248,3 +252,12 @@ class Run:
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(value, indent=2, allow_nan=False)
         write_atomically(self.folder / name, text.encode() + b"\n")
+
+
+def as_table(settings: Mapping[str, Any]) -> str:
+    """Return settings as a table of Markdown, in which no value can end a cell."""
+    rows = (
+        (name, "" if value is None else str(value).replace("|", "\\|").replace("\n", " "))
+        for name, value in settings.items()
+    )
+    return "\n".join(["| setting | value |", "|---|---|", *(f"| {n} | {v} |" for n, v in rows)])

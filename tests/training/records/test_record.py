@@ -71,6 +71,11 @@ for folder, _, names in os.walk(sys.argv[1]):
                 tag: base64.b64encode(reader.Images(tag)[0].encoded_image_string).decode()
                 for tag in tags["images"]
             },
+            "texts": {
+                tag: reader.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+                for tag in tags["tensors"]
+                if reader.SummaryMetadata(tag).plugin_data.plugin_name == "text"
+            },
             "graph": str(reader.Graph()) if tags["graph"] else "",
         }
 json.dump(board, sys.stdout)
@@ -89,12 +94,13 @@ def read_board(folder: Path) -> dict[str, Any]:
 def test_one_dict_reaches_metrics_and_every_chart(tmp_path: Path) -> None:
     with Run.create(tmp_path, CONFIG, ["train"]) as run:
         for epoch in (1, 2):
-            run.scalars(epoch, values(epoch, valid_loss=0.25, valid_acc=0.75, reward=3))
+            more = {"reward": 3, "gate_alive": 0.5, "gate_mean1": 0.25}
+            run.scalars(epoch, values(epoch, valid_loss=0.25, valid_acc=0.75, **more))
     board = read_board(tmp_path)
     rows = read_metrics(tmp_path)
     assert list(rows[0]) == [
         "epoch", "step", "lr", "train_loss", "train_acc", "valid_loss", "valid_acc",
-        "test_loss", "test_acc", "images_per_sec", "wall_sec", "reward",
+        "test_loss", "test_acc", "images_per_sec", "wall_sec", "reward", "gate_alive", "gate_mean1",
     ]  # fmt: skip
     assert [row["epoch"] for row in rows] == [1, 2]
     for chart, split, key in [
@@ -112,7 +118,26 @@ def test_one_dict_reaches_metrics_and_every_chart(tmp_path: Path) -> None:
         "throughput": [[1, 123.0], [2, 123.0]],
         "wall_sec": [[1, 61.0], [2, 122.0]],
         "reward": [[1, 3.0], [2, 3.0]],
+        "gates/alive": [[1, 0.5], [2, 0.5]],
+        "gates/mean1": [[1, 0.25], [2, 0.25]],
     }
+
+
+def test_weights_and_settings_have_their_groups(tmp_path: Path) -> None:
+    settings = {**CONFIG, "note": "a|b\nc", "resume": None}
+    with Run.create(tmp_path, settings, ["train"]) as run:
+        for epoch in (1, 2):
+            arrays = {"module1.conv.weight": np.arange(6.0), "fc.bias": np.ones(2)}
+            run.histograms(epoch, arrays)
+            run.scalars(epoch, values(epoch))
+    board = read_board(tmp_path)["."]
+    assert list(board["histograms"]) == ["weights/module1/conv/weight", "weights/fc/bias"]
+    table = board["texts"].pop("settings").splitlines()
+    assert table == [
+        "| setting | value |", "|---|---|", "| model | attention56 |", "| epochs | 5 |",
+        "| note | a\\|b c |", "| resume |  |",
+    ]  # fmt: skip
+    assert board["texts"] == {}
 
 
 def test_the_terminal_shows_an_aligned_table(
