@@ -33,6 +33,6 @@ def export() -> int:
 
 
 def _run(script: str) -> int:
-    take_threads(sys.argv[1:])
+    take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
     code: int = importlib.import_module(script).main()
     return code

@@ -17,7 +17,7 @@ from typing import Optional
 if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
     from training.compute.thread_choice import take_threads
 
-    take_threads(sys.argv[1:])
+    take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
 
 from training.apply.export import Knowledge, add_options, preprocessing
 from training.apply.export import main as export

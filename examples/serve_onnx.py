@@ -186,6 +186,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("pictures", nargs="*", help="pictures to classify")
     parser.add_argument("--port", type=int, help="serve on this port of 127.0.0.1")
     args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of classes may be what it cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     if bool(args.pictures) == (args.port is not None):
         print("error: name pictures, or give --port", file=sys.stderr)
         return 2

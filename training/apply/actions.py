@@ -17,7 +17,7 @@ from training.batches.preprocessing import Preprocessing
 from training.classifier.networks import build_classifier
 from training.classifier.task import Opened, open_classifier
 from training.compute.optimizer import initializer
-from training.settings.errors import UserError
+from training.settings.errors import UserError, printable
 
 MASK_BATCH = 100
 Given = Mapping[str, Any]
@@ -71,11 +71,12 @@ def draw_pictures(config: Any, given: Given, open_test: OpenTest) -> int:
     for picture, share in zip(pictures, shares):
         maps = _masks(opened.net, opened.contexts[0], preprocessing.normalize([picture.image]))
         label = int(share.argmax())
-        text = f"{Path(picture.name).name}\n{preprocessing.name_of(label)}\n{share[label]:.1%}"
+        name = printable(Path(picture.name).name)
+        text = f"{name}\n{preprocessing.name_of(label)}\n{share[label]:.1%}"
         one = {name: channel_map(mask)[0] for name, mask in maps.items()}
         rows.append(MaskRow(picture.image, one, text))
     output = Path(config.mask_output)
-    if output.suffix == ".png":
+    if output.suffix.lower() == ".png":
         drawings = {output: draw_masks(rows)}
     else:
         output.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from training.batches.preprocessing import Preprocessing
 from training.data.decode import decode_image
-from training.settings.errors import UserError
+from training.settings.errors import UserError, printable
 
 TOP = 5
 BATCH = 32
@@ -86,7 +86,7 @@ def prediction_lines(
     """Return the lines of text: each picture, then its most probable classes."""
     lines = []
     for picture, share in zip(pictures, shares):
-        lines.append(picture.name)
+        lines.append(printable(picture.name))
         for label in np.argsort(-share, kind="stable")[:TOP]:
             lines.append(f"  {share[label]:8.2%}  {preprocessing.name_of(int(label))}")
     return lines

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from training.augmentation.augment import normalize
-from training.settings.errors import UserError
+from training.settings.errors import UserError, printable
 
 PREPROCESSING_FILE = "preprocessing.json"
 # What torchvision and Gluon's model zoo use; the first files of PistonY were trained with these.
@@ -50,8 +50,9 @@ class Preprocessing:
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
     def name_of(self, label: int) -> str:
-        """Return the name of a class, or its number when it has no name."""
-        return self.class_names[label] if label < len(self.class_names) else f"class {label}"
+        """Return the name of a class, printable, or its number when it has no name."""
+        names = self.class_names
+        return printable(names[label]) if label < len(names) else f"class {label}"
 
     def normalize(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return uint8 images (H, W, 3) as one float32 batch (N, 3, H, W)."""

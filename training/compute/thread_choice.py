@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -50,7 +51,9 @@ def as_text(number: Optional[int], reason: str) -> str:
     return f"{number} thread{'' if number == 1 else 's'}: {reason}"
 
 
-def take_threads(argv: Sequence[str], wait_policy: Optional[Mapping[str, str]] = None) -> Threads:
+def take_threads(
+    argv: Sequence[str], wait_policy: Optional[Mapping[str, str]] = None, needs: Sequence[str] = ()
+) -> Threads:
     """Choose the number of threads by a command line, and let OpenMP and OpenBLAS read it.
 
     Parameters
@@ -60,13 +63,23 @@ def take_threads(argv: Sequence[str], wait_policy: Optional[Mapping[str, str]] =
     wait_policy
         Environment that says how threads wait, set where the user has not chosen; None:
         `WAIT_POLICY`.
+    needs
+        Packages that the program imports next.
 
     Returns
     -------
     Threads
-        What was chosen, and is in the environment now. A number that cannot be used ends the
-        program with exit code 2 and one line.
+        What was chosen, and is in the environment now. A number that cannot be used, or a package
+        that is not there, ends the program with exit code 2 and one line.
     """
+    missing = [name for name in needs if find_spec(name) is None]
+    if missing:
+        print(
+            f"error: {sys.executable} has no {', '.join(missing)}: run make setup once in the "
+            "project's folder, then start this with .venv/bin/python",
+            file=sys.stderr,
+        )
+        sys.exit(WRONG_INPUT_EXIT)
     try:
         chosen = choose_threads(argv, os.environ, physical_cores(), idle_cores)
     except UserError as error:

@@ -21,7 +21,7 @@ from training.glimpse.pictures.overlay import glimpse_images
 from training.glimpse.pictures.path import GlimpsePath
 from training.glimpse.pictures.plot import plot_paths
 from training.glimpse.rollouts import Draw
-from training.settings.errors import UserError
+from training.settings.errors import UserError, printable
 
 FOLDER = "glimpses"  # in a run folder
 NAME = "epoch-{:04d}.path"
@@ -59,7 +59,7 @@ def look(
         mx.nd.softmax(outputs[0]).asnumpy()[:, 0],
         net.spec.patch_size,
         net.spec.glimpse_scale,
-        tuple(class_names),
+        tuple(map(printable, class_names)),
     )
 
 
@@ -161,8 +161,8 @@ def write_pictures(path: GlimpsePath, output: Path) -> list[Path]:
 
 
 def draw_file(opened: Opened, config: GlimpseConfig, path: Path) -> None:
-    """Draw where a saved file looks on the first test images, with mean locations."""
-    shown = test_batches(opened.task).data.first(config.plot_images)
+    """Draw where a saved file looks on some test images of all classes, with mean locations."""
+    shown = test_batches(opened.task).data.sample(config.plot_images, config.seed)
     still = replace(opened.draw(), std=0.0)
     names = opened.task.dataset.class_names
     view = look(opened.net, opened.contexts[0], shown, still, names)

@@ -30,7 +30,7 @@ from training.compute.cores import physical_cores
 from training.compute.thread_choice import VARIABLE, set_threads, share_of
 from training.launch.peers import Plan, gather_machines, join_first_machine
 from training.launch.processes import Crew, Ended
-from training.settings.errors import UserError
+from training.settings.errors import UserError, quoted
 from training.settings.run_config import DIST_SYNC, LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +152,9 @@ class Supervisor:
         what = str(failed) if failed else self._gone
         hint = "what it said is above"
         if not failed or failed.code != 2:
-            again = f"--resume {self.folder}" if self.folder else "--resume and its run folder"
+            again = "--resume and its run folder"
+            if self.folder:
+                again = f"--resume {quoted(self.folder)}"
             hint = (
                 "all workers were ended. If the run had begun, its last checkpoint is good: start "
                 f"this command again with {again} after --"
@@ -177,10 +179,24 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
                 "one server, and of the workers at least one to this machine"
             )
         if options.join:
+            places = {
+                "--address": options.address,
+                "--port": options.port,
+                "--servers": options.servers != 1,
+            }
+            idle = [flag for flag, value in places.items() if value]
+            if idle:
+                raise UserError(
+                    f"{', '.join(idle)} with --join: the first machine says that; leave it out here"
+                )
             plan = join_first_machine(options.join, options.workers, local)
         else:
             plan = gather_machines(
-                options.address, options.port, options.workers, local, options.servers
+                options.address or "127.0.0.1",
+                options.port,
+                options.workers,
+                local,
+                options.servers,
             )
         return Supervisor(plan, command).run()
     except UserError as error:
@@ -223,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--local", type=int, help="workers on this machine (default: all)")
     add("--servers", type=int, default=1, help="parameter servers, on the first machine")
     add("--script", default=SCRIPT, help=f"training script (default: {SCRIPT})")
-    add("--address", default="127.0.0.1", help="of this, the first machine (default: 127.0.0.1)")
+    add("--address", help="of this, the first machine (default: 127.0.0.1)")
     add("--port", type=int, default=0, help="that other machines join at (default: a free one)")
     add("--join", metavar="ADDRESS:PORT", help="of the first machine, on all others")
     return parser

@@ -19,6 +19,7 @@ from training.records.environment import _warn, describe_threads, threads_text, 
 from training.records.run_folder import LAST_FILE, STATE_FILE, PathLike, read_env, weight_files
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
+from training.settings.errors import quoted
 from training.settings.run_config import DIST_SYNC, HOROVOD, NONE, RunConfig
 
 SAID = ("precision", "threads")  # by the line itself, before it says what is not the default
@@ -53,7 +54,7 @@ def announce(
     if progress.epoch >= config.epochs:
         print(
             f"all {config.epochs} epochs are done; a new run from its weights: "
-            f"--finetune {folder / LAST_FILE}"
+            f"--finetune {quoted(folder / LAST_FILE)}"
         )
 
 
@@ -93,14 +94,14 @@ def warn_late_threads(wanted: Optional[int]) -> None:
 
 def restart_command(script: str, config: Any, group: Group, folder: Path) -> str:
     """Return the command that goes on with a run."""
-    engine = getattr(config, "distributed", NONE)
+    engine, place = getattr(config, "distributed", NONE), quoted(folder)
     if engine == HOROVOD:
         words = f"horovodrun -np {group.size} python {script} --distributed horovod"
-        return f"{words} --resume {folder}"
+        return f"{words} --resume {place}"
     if engine == DIST_SYNC:
         chosen = "" if script == "train_cifar.py" else f"--script {script} "
-        return f"python -m training.launch -n {group.size} {chosen}-- --resume {folder}"
-    return f"{started_as(script)} --resume {folder}"
+        return f"python -m training.launch -n {group.size} {chosen}-- --resume {place}"
+    return f"{started_as(script)} --resume {place}"
 
 
 def started_as(script: str) -> str:

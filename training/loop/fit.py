@@ -38,7 +38,7 @@ from training.records.run import Run
 from training.records.run_folder import BEST_FILE, LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress
 from training.records.state_file import load_state, write_state
-from training.settings.errors import UserError
+from training.settings.errors import UserError, quoted
 from training.settings.run_config import RunConfig
 from training.settings.schedules import schedule_of
 
@@ -125,7 +125,7 @@ class Fit:
                     self._save()
                     raise UserError(
                         f"{lost}. What was trained until then, {progress.step} steps, is saved: "
-                        f"mend the data, then go on with --resume {self.run.folder}"
+                        f"mend the data, then go on with --resume {quoted(self.run.folder)}"
                     ) from lost
                 if self.group.any(interruption.stop()) and progress.epoch < self.config.epochs:
                     # None when another worker was asked to stop.

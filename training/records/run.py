@@ -35,7 +35,7 @@ from training.records.run_folder import (
     read_env,
 )
 from training.records.seed_log import write_seed_files
-from training.settings.errors import UserError
+from training.settings.errors import UserError, quoted
 
 __all__ = ["Run"]
 
@@ -99,7 +99,7 @@ class Run:
             if has_begun(folder):
                 raise UserError(
                     f"{folder} already holds a run, which would be overwritten. Continue it with "
-                    f"--resume {folder}, or name another folder with --run-dir FOLDER."
+                    f"--resume {quoted(folder)}, or name another folder with --run-dir FOLDER."
                 )
             with run._disk(ELSEWHERE):
                 # What a run left that was ended before its first checkpoint.
@@ -244,7 +244,7 @@ class Run:
         try:
             yield
         except OSError as error:
-            remedy = remedy or f"Mend that, then continue with --resume {self.folder}."
+            remedy = remedy or f"Mend that, then continue with --resume {quoted(self.folder)}."
             raise UserError(
                 f"cannot write to the run folder {self.folder}: {error.strerror}. {remedy}"
             ) from error

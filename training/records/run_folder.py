@@ -64,12 +64,9 @@ def has_begun(folder: PathLike) -> bool:
 
 
 def weight_files(folder: PathLike) -> list[str]:
-    """Return the paths of a run's last and best file, those of them that are there.
-
-    A file in pieces (`bridge.carry.pieces`) counts as one.
-    """
+    """Return the paths of a run's last and best file, those of them that are there."""
     paths = [Path(folder) / name for name in (LAST_FILE, BEST_FILE)]
-    return [str(path) for path in paths if any(path.parent.glob(f"{path.name}*"))]
+    return [str(path) for path in paths if path.exists()]
 
 
 def read_config(folder: PathLike) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from formats.param_file import read_params, write_params
 from formats.param_reader import ParamFileError
 from training.records.run_folder import LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress, check_counters
-from training.settings.errors import UserError
+from training.settings.errors import UserError, quoted
 
 PathLike = Union[str, "os.PathLike[str]"]
 FORMAT = 1
@@ -40,7 +40,7 @@ def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[
         When there is no such file, or it is damaged or of another format.
     """
     path = Path(folder) / STATE_FILE
-    anew = f"start a new run from its parameters: --finetune {Path(folder) / LAST_FILE}"
+    anew = f"start a new run from its parameters: --finetune {quoted(Path(folder) / LAST_FILE)}"
     if not path.is_file():
         raise UserError(
             f"{folder} has no {STATE_FILE} to continue from. Restore it from a copy, or {anew}"

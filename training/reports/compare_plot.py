@@ -28,6 +28,7 @@ def draw_groups(groups: Sequence[tuple[str, Sequence[Rows]]]) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(
         figsize=(WIDTH, HEIGHT + LINE_HEIGHT * len(groups)), layout=ConstrainedLayoutEngine()
@@ -47,6 +48,7 @@ def draw_groups(groups: Sequence[tuple[str, Sequence[Rows]]]) -> bytes:
                 axes.fill_between(epochs, mean - std, mean + std, **band)
         axes.set_title(title, loc="left", fontsize="medium")
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_ylim(bottom=0)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)

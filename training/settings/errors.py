@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import shlex
+from typing import Any
+
 
 class UserError(Exception):
     """Wrong input: the message says what was given, what is allowed and what to do.
 
     Scripts print it as ``error: ...`` on standard error and exit with code 2, without a traceback.
     """
+
+
+def printable(text: str) -> str:
+    """Return a name that a user gave, with escapes for what no terminal can show or should get.
+
+    Names of files may be bytes of no encoding (surrogates in Python), or have control characters.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def quoted(place: Any) -> str:
+    """Return a path as a shell takes it, for commands that a user is to repeat."""
+    return shlex.quote(str(place))
 
 
 def last_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Callable
@@ -29,6 +30,13 @@ def _package_importing(error: BaseException) -> str:
     return ""
 
 
+def escape_unprintable() -> None:
+    """Let the terminal get an escape, not the user a traceback, for what it cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
     """Return what `action` returns; for UserError, ParamFileError and `errors` print one line.
 
@@ -36,6 +44,7 @@ def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
 
     Ctrl-C outside of the training loop, which saves first, ends without a word.
     """
+    escape_unprintable()
     handled: tuple[type[Exception], ...] = (UserError, ParamFileError, *errors)
     try:
         return action()

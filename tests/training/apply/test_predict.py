@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +22,7 @@ from training.classifier.loaders import preprocessing_of
 from training.data.cifar import CIFAR10_CLASSES, MEAN
 from training.settings.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[3]
 PLAIN = Preprocessing(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ("red", "green", "blue"))
 
 
@@ -53,6 +58,26 @@ def test_pictures_of_every_kind(tmp_path: Path) -> None:
     # Logits are the channels in units of the standard deviation.
     logits = np.array([200, 10, 10]) / 255 / 0.25
     np.testing.assert_allclose(shares[0], np.exp(logits) / np.exp(logits).sum(), rtol=1e-4)
+
+
+def test_names_that_no_terminal_can_show(tmp_path: Path) -> None:
+    """Bytes in Latin-1, control characters, and a terminal that takes ASCII alone."""
+    latin = os.fsdecode("caf\u00e9".encode("latin-1"))
+    wanted = replace(PLAIN, class_names=(latin, "a\nb\x1b[2J", "caf\u00e9"))
+    picture = Picture(f"{latin}.png", np.zeros((8, 8, 3), np.uint8))
+    lines = prediction_lines([picture], np.array([[0.5, 0.3, 0.2]]), wanted)
+    assert lines[0] == r"caf\udce9.png"
+    names = [line.split(None, 1)[1] for line in lines[1:]]
+    assert names == [r"caf\udce9", r"a\nb\x1b[2J", "caf\u00e9"]
+    code = (
+        "from training.settings.exit_code import exit_code\n"
+        "exit_code(lambda: print('caf\\u00e9 \\udce9'))"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True
+    )
+    assert done.stdout == b"caf\\xe9 \\udce9\n"
 
 
 def test_a_test_image_by_its_number() -> None:

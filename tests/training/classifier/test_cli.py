@@ -190,10 +190,10 @@ def test_masks_are_drawn_and_scored(
     file, picture = str(whole / "last.param"), str(photos / "test" / "cat" / "0.png")
     argv = ["--masks", file, picture, "test:5", "--gpus", "cpu", "--mask-output"]
     assert train_cifar.main([*argv, str(tmp_path / "drawn")]) == 0
-    assert train_cifar.main([*argv, str(tmp_path / "sheet.png")]) == 0
+    assert train_cifar.main([*argv, str(tmp_path / "sheet.PNG")]) == 0
     drawn = {path.name for path in (tmp_path / "drawn").iterdir()}
     assert drawn == {"0-masks.png", "test-5-masks.png"}
-    paths = (tmp_path / "sheet.png", tmp_path / "drawn" / "0-masks.png")
+    paths = (tmp_path / "sheet.PNG", tmp_path / "drawn" / "0-masks.png")
     with Image.open(paths[0]) as sheet, Image.open(paths[1]) as one:
         assert sheet.height > 1.5 * one.height
 

@@ -166,6 +166,15 @@ def test_busy_cores_are_left_out_where_nothing_says_how_many(
         assert not found.notes
 
 
+def test_a_package_that_is_missing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        take_threads([], needs=("sys", "no_such_package"))
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {sys.executable} has no no_such_package: run make setup")
+    assert error.count("\n") == 1
+
+
 def test_a_program_looks_for_idle_cores_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

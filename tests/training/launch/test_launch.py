@@ -295,6 +295,10 @@ def test_a_port_in_use(taken: int, capsys: pytest.CaptureFixture) -> None:
         (["-n", "2", "--script", "nothing.py"], "--script nothing.py: there is no such file"),
         (["-n", "2", "--address", "192.0.2.1"], "must be one of this machine"),
         (["-n", "2", "--address", "no..where"], "must be one of this machine"),
+        (
+            ["-n", "2", "--local", "1", "--join", "a:9", "--port", "9", "--servers", "2"],
+            "--port, --servers with --join: the first machine says that",
+        ),
         (["-n", "2", "--local", "1", "--join", "host"], "--join host: give the first machine as"),
         (["-n", "2", "--local", "1", "--join", "no..where:9"], "Start the first machine's"),
         (["-n", "2", "--port", "99999"], "--port 99999"),
