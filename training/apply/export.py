@@ -40,8 +40,10 @@ from model.registry import ModelError
 from model.weights.file_match import LoadError
 from training.apply.int8 import INT8_IMAGES, INT8_LIMIT, recorded_settings
 from training.classifier.loaders import preprocessing_of
+from training.settings.run_config import flags_of
 
 PREPROCESSING_FILE = "preprocessing.json"  # in a run folder
+INT8_DEFAULTS = {"int8_limit": INT8_LIMIT, "int8_images": INT8_IMAGES, "int8_test": 0, "seed": 0}
 
 
 class Knowledge(NamedTuple):
@@ -114,6 +116,9 @@ def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
             "--int8 is for --to onnx, and needs images to calibrate on: use python "
             "export_model.py FILE --to onnx --int8"
         )
+    idle = [name for name, value in INT8_DEFAULTS.items() if getattr(args, name, value) != value]
+    if idle and not args.int8:
+        raise ExportError(f"{', '.join(flags_of(idle))}: for --int8, which is not given")
     path = Path(args.file)
     endings = (".onnx",) if args.to == "onnx" else ("-symbol.json", "-0000.params", ".json")
     output = args.output or str(path.with_suffix(""))
@@ -198,6 +203,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--int8-test", type=int, default=0, help="test images to compare on; 0: all (default)"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="of the choice of both, from all classes (default: 0)"
     )
 
 

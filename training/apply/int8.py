@@ -155,7 +155,7 @@ class Quantized(NamedTuple):
 
 
 def measure_int8(
-    path: Path, model: bytes, data_dir: Optional[str], images: int, test: int
+    path: Path, model: bytes, data_dir: Optional[str], images: int, test: int, seed: int = 0
 ) -> Quantized:
     """Quantize the float32 ONNX model of a classifier's file and compare both on its data set.
 
@@ -170,7 +170,9 @@ def measure_int8(
     images
         Training images that give the ranges of activations.
     test
-        Test images that are counted, from the first; 0: all.
+        Test images that are counted; 0: all.
+    seed
+        Of the choice of images, from all classes by their shares.
 
     Raises
     ------
@@ -184,8 +186,9 @@ def measure_int8(
             "classifier in its run folder, or one of cifar_param/"
         )
     dataset = normalized(open_dataset(config), config.normalization)
-    small = quantize(model, normalize(dataset.train.images[:images], dataset.mean, dataset.std))
-    chosen = dataset.test.first(test) if test else dataset.test
+    shown = dataset.train.sample(images, seed).images
+    small = quantize(model, normalize(shown, dataset.mean, dataset.std))
+    chosen = dataset.test.sample(test, seed) if test else dataset.test
     before, after = accuracies([model, small], evaluation_batches(chosen, dataset))
     return Quantized(small, dataset.name, len(chosen), before, after)
 
@@ -199,7 +202,7 @@ def quantize_file(path: Path, model: bytes, args: argparse.Namespace) -> bytes:
         raise UserError(
             "--int8-images must be 1 or more, --int8-test 0 or more, --int8-limit from 0 to 1"
         )
-    found = measure_int8(path, model, args.data_dir, args.int8_images, args.int8_test)
+    found = measure_int8(path, model, args.data_dir, args.int8_images, args.int8_test, args.seed)
     print(
         f"accuracy over {found.images} test images of {found.dataset}: {found.before:.2%} in "
         f"float32, {found.after:.2%} in 8 bits; {len(model):,} and {len(found.model):,} bytes"

@@ -39,8 +39,6 @@ from training.settings.errors import UserError
 
 C = TypeVar("C", bound=ClassifierConfig)
 
-WATCHED_IMAGES = 256
-
 
 def prepare_classifier(
     config: Any,
@@ -111,8 +109,8 @@ def check_parts(config: ClassifierConfig, devices: int, least: int) -> None:
         raise UserError(
             f"{config.model} normalises its gates over images and trains on {least} or more at a "
             f"time on each device: --batch-size {config.batch_size}, --micro-batch "
-            f"{config.micro_batch} and {devices} device(s) leave {smallest}. Use a larger batch, "
-            "or --micro-batch 0"
+            f"{config.micro_batch} and {devices} device(s) leave {smallest}. Use a batch of "
+            f"{least * devices} or more{' and --micro-batch 0' if config.micro_batch else ''}"
         )
 
 
@@ -167,10 +165,12 @@ def start_stem(net: Any, config: Any, train: Any) -> None:
 def _statistics(
     watch: Optional[Callable[[Any], Mapping[str, float]]], loaders: Any, context: Any
 ) -> Callable[[], Mapping[str, float]]:
-    """Return what gives the numbers of `watch` for the first images that are not trained on."""
+    """Return what gives the numbers of `watch` for a batch of images that are not trained on."""
     if watch is None:
         return dict
-    image = next(iter(loaders.valid or loaders.test)).image[:WATCHED_IMAGES]
+    batches = loaders.valid or loaders.test
+    # One batch from all over, because folders are sorted by class.
+    image = next(iter(batches.share(0, len(batches)))).image
 
     def statistics() -> Mapping[str, float]:
         return watch(mx.nd.array(image, ctx=context))

@@ -63,6 +63,12 @@ class ImageData:
         masks = None if self.masks is None else self.masks[index]
         return ImageData(self.images[index], self.labels[index], masks)
 
+    def sample(self, count: int, seed: int) -> ImageData:
+        """Return ``count`` images of all classes by their shares, in order; all when fewer."""
+        if count >= len(self):
+            return self
+        return self.take(np.flatnonzero(stratified_mask(self.labels, count, seed)))
+
     def first(self, count: int) -> ImageData:
         """A copy of the first ``count`` images, or of all when there are fewer."""
         return self.take(np.arange(min(count, len(self))))

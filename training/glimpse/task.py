@@ -80,7 +80,8 @@ def prepare_glimpse(config: GlimpseConfig) -> Prepared:
         print(f"started from {config.finetune} ({status})")
     _use_operator(net, contexts)
     method = _method(config, net, contexts[0], data, loaders)
-    return Prepared(Task(net, build_trainer(net, config), contexts, loaders, method))
+    named = replace(config, model=model_name(config))
+    return Prepared(Task(net, build_trainer(net, config), contexts, loaders, method), {}, named)
 
 
 def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
@@ -114,7 +115,7 @@ def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: A
         lambda step: config.std_at(step / steps),
     )
     still = Draw(glimpses, 0.0, config.first_radius)
-    shown = loaders.test.data.first(config.plot_images)
+    shown = loaders.test.data.sample(config.plot_images, config.seed)
     keep = keeper(config, net, context, shown, still, data.dataset.class_names)
     return Method(objective, rollout_evaluation(still), keep, loss)
 

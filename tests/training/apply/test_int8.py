@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,37 @@ def test_the_script_measures_and_writes(
     known = json.loads(about.custom_metadata_map["preprocessing"])
     assert known["mean"] == [0.485, 0.456, 0.406]  # of the normalization, not of the data set
     assert known["class_names"][0] == "airplane"
+
+
+def test_images_are_of_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ones of a folder are of one class alone."""
+    labels = np.repeat(np.arange(4, dtype=np.int32), 10)
+    pixels = (60 * labels).astype(np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    split = ImageData(pixels, labels)
+    data = Dataset("x", split, split, tuple("abcd"), (0.0,) * 3, (1.0,) * 3)
+    seen = []
+
+    def quantize(model: bytes, images: np.ndarray) -> bytes:
+        seen.append(np.rint(images[:, 0, 0, 0] * 255).astype(int).tolist())
+        return b""
+
+    def accuracies(models: object, batches: object) -> list[float]:
+        seen.append(np.concatenate([batch.label for batch in batches]).tolist())  # type: ignore[attr-defined]
+        return [1.0, 1.0]
+
+    monkeypatch.setattr(int8, "open_dataset", lambda config: data)
+    monkeypatch.setattr(int8, "recorded_settings", lambda *_: SimpleNamespace(normalization="own"))
+    monkeypatch.setattr(int8, "quantize", quantize)
+    monkeypatch.setattr(int8, "accuracies", accuracies)
+    found = int8.measure_int8(tmp_path, b"", None, images=4, test=8, seed=1)
+    assert seen == [[0, 60, 120, 180], [0, 0, 1, 1, 2, 2, 3, 3]]
+    assert found.images == 8
+
+
+def test_its_flags_go_with_int8(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(run_folder / "last.param"), "--to", "onnx", *TINY_FLAGS]
+    assert export_model.main([*words, "--int8-test", "20", "--seed", "3"]) == 2
+    assert "--int8-test, --seed: for --int8, which is not given" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,21 @@ def test_stratified_choice_is_exact(labels: list[int], share: float, seed: int) 
     np.testing.assert_array_equal(chosen, stratified_mask(array, count, seed))
 
 
+def test_a_sample_has_all_classes() -> None:
+    labels = np.repeat(np.arange(5, dtype=np.int32), [40, 20, 20, 10, 10])  # as in a sorted folder
+    images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+    data = ImageData(images, labels, images[..., 0] % 2)
+    sample = data.sample(10, seed=3)
+    np.testing.assert_array_equal(np.bincount(sample.labels), [4, 2, 2, 1, 1])
+    np.testing.assert_array_equal(sample.labels, labels[sample.images.ravel()])
+    assert sample.masks is not None
+    np.testing.assert_array_equal(data.sample(10, seed=3).images, sample.images)
+    assert (data.sample(10, seed=4).images != sample.images).any()
+    assert len(data.sample(3, seed=0)) == 3
+    assert data.sample(100, seed=0) is data
+    assert data.sample(101, seed=0) is data
+
+
 def test_validation_split() -> None:
     labels = np.arange(100, dtype=np.int32) % 4
     images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)

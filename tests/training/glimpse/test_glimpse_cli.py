@@ -128,7 +128,9 @@ def test_the_command_line_of_the_seed(tmp_path: Path, capsys: pytest.CaptureFixt
     run = tmp_path / "ckpt" / "ram_2_8x8_2"
     assert len(read_params(run / "last.param")) == 20
     assert (tmp_path / "logs" / "ram_2_8x8_2").resolve() == run.resolve()
-    assert "--momentum (the seed never used it" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--momentum (the seed never used it" in said
+    assert "\nglimpse_mnist on digits: " in said
     for words in (["--is_train=False"], ["--is_train=False", "--resume=True"]):
         for best, name in ((True, "best.param"), (False, "last.param")):
             assert main(*seed, *words, f"--best={best}") == 0
