@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 import mxnet as mx
+import numpy as np
 from mxnet import autograd
 
 from model.execution.fused_graph import training_graph
@@ -69,6 +70,26 @@ class FusedTraining:
             inputs = [None if name == "image" else self._parameters[name] for name in names]
             self._graphs[key] = mx.nd.CachedOp(symbol, FLAGS), inputs
         return self._graphs[key]
+
+
+def difference_of(net: Any) -> float:
+    """Return by how much a fused network would train on other logits than its own graph gives.
+
+    In parts of the largest logit, for a few random images, in float32; rounding makes 1e-4. `net`
+    gets random parameters on the CPU: it is one made for this, not one to train. Random numbers of
+    MXNet and NumPy begin anew.
+    """
+    np.random.seed(0)  # the initializers of MXNet draw from both
+    mx.random.seed(0)
+    net.initialize(mx.init.MSRAPrelu())
+    count = max(2, getattr(net, "minimum_batch", 1))
+    pixels = np.random.default_rng(0).standard_normal((count, *net.image_shape))
+    image = mx.nd.array(pixels)
+    with autograd.train_mode():  # not recorded, so by the network's own graph
+        own = net(image).asnumpy()
+    with autograd.record():
+        fused = FusedTraining(net)(image).asnumpy()
+    return float(np.abs(fused - own).max() / np.abs(own).max())
 
 
 def fuse(net: Any, precision: str = "float32") -> str:

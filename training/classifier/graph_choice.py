@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any, NamedTuple, Optional
 
 import mxnet as mx
 from mxnet import autograd
 
-from model.execution.fused_training import fuse
+from model.execution.fused_training import difference_of, fuse
 from model.native.processor import Unavailable
 from training.classifier.networks import build_classifier
 from training.compute.devices import check_bfloat16
@@ -20,6 +21,8 @@ from training.settings.run_config import HOROVOD
 LEAST_GAIN = 0.1
 PROBE_PIXELS = 16 * 32 * 32  # of all images of a step
 PROBE_STEPS = 3
+# Rounding makes 1e-4 of the largest logit; another activation of the masks, for one, 10 % and more.
+MOST_DIFFERENCE = 0.01
 
 
 class Choice(NamedTuple):
@@ -87,7 +90,7 @@ def choose_graph(config: Any, contexts: list[Any], classes: int) -> Choice:
         reason = "frozen layers, which the fused ones do not know"
     else:
         try:
-            found = fuse(build_classifier(config, classes))
+            found, reason = _fused(build_classifier(config, classes))
         except Unavailable as error:
             reason = str(error)
     if found and config.precision == "bfloat16":
@@ -99,6 +102,20 @@ def choose_graph(config: Any, contexts: list[Any], classes: int) -> Choice:
     if not found:
         return Choice(found, reason, "float32")
     return Choice(found, reason, *probe(config, classes))
+
+
+def _fused(net: Any) -> tuple[Optional[str], str]:
+    """Return what computes a network's training steps in C++, or why that may not be used."""
+    found = fuse(net)
+    difference = difference_of(net)
+    if difference <= MOST_DIFFERENCE:
+        return found, ""
+    reason = (
+        f"the operators in C++ give other logits than the network, by {difference:.1%} of the "
+        "largest: what a layer computes was changed in one of the two alone"
+    )
+    print(f"warning: {reason}", file=sys.stderr)
+    return None, reason
 
 
 def probe(config: Any, classes: int) -> tuple[str, str]:

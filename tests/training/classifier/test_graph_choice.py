@@ -8,9 +8,12 @@ from typing import Any
 import mxnet as mx
 import pytest
 
+from model.layers import attention_module
+from model.layers.resnet_unit import Unit
 from model.native.processor import Unavailable
 from tests.model.native.processor import BFLOAT16
 from training.classifier import graph_choice
+from training.classifier.config import TrainConfig
 from training.classifier.graph_choice import choose_graph
 from training.records.environment import describe
 from training.settings.errors import UserError
@@ -32,6 +35,7 @@ def choose(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph_choice, "build_classifier", lambda config, classes: "net")
         patch.setattr(graph_choice, "fuse", fuse_or(reason))
+        patch.setattr(graph_choice, "difference_of", lambda net: 0.0)
         return choose_graph(config, [mx.cpu()], 10)
 
 
@@ -94,6 +98,34 @@ def test_without_operators_mxnet_computes(given: dict[str, Any], reason: str) ->
 def test_float16_is_left_to_mxnet() -> None:
     choice = choose(precision="float16")
     assert (choice.fused, choice.amp) == (None, "float16")
+
+
+@pytest.mark.usefixtures("unit_operators")
+@pytest.mark.parametrize(
+    ("model", "place", "name", "changed"),
+    [
+        ("attention56_small", attention_module, "soft_mask", lambda F, y, _: F.softsign(y)),
+        ("resnet20_basic_ram", Unit, "merge", lambda self, F, y, x: y + x),
+    ],
+)
+def test_operators_that_compute_something_else_are_not_taken(
+    model: str,
+    place: Any,
+    name: str,
+    changed: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As after a change of a layer in Python alone."""
+    settings: dict[str, Any] = {"model": model, "precision": "float32", "fused": "auto"}
+    assert choose_graph(TrainConfig(**settings), [mx.cpu()], 10).fused
+    monkeypatch.setattr(place, name, changed)
+    choice = choose_graph(TrainConfig(**settings), [mx.cpu()], 10)
+    assert choice.fused is None
+    assert "give other logits than the network" in choice.reason
+    assert "other logits" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--fused on: the operators in C.. give other logits"):
+        choose_graph(TrainConfig(**{**settings, "fused": "on"}), [mx.cpu()], 10)
 
 
 def test_demanded_operators_end_the_training() -> None:
