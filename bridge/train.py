@@ -33,6 +33,7 @@ from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume
 from training.classifier.recipes import RECIPES, with_recipe  # noqa: E402
 from training.records.run_folder import weight_files  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
+from training.settings.errors import quoted  # noqa: E402
 from training.settings.exit_code import INTERRUPTED_EXIT, exit_code  # noqa: E402
 from training.settings.idle import check_idle  # noqa: E402
 
@@ -62,7 +63,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
         result = prepared.fit.run_epochs()
     folder = prepared.run.folder
     if result.signal is not None or result.out_of_time:
-        print(f"saved; go on with: {PROG} --resume {folder}", flush=True)
+        print(f"saved; go on with: {PROG} --resume {quoted(folder)}", flush=True)
         if result.out_of_time:
             return UNFINISHED_EXIT
         return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
@@ -86,7 +87,9 @@ def _saved(given: Mapping[str, Any]) -> BridgeConfig:
     settings.pop("max_file_mb", None)  # of older records: files in pieces
     saved = from_dict(BridgeConfig, settings)
     # Of this process, not of the run: a later one that does not say so has no limit.
-    saved = replace(saved, stop_after=0.0, device="auto", compile="auto", threads=None)
+    saved = replace(
+        saved, stop_after=0.0, device="auto", compile="auto", threads=None, data_changed=False
+    )
     here = {name: given[name] for name in RESUMABLE if name in given}
     return replace(saved, **here, resume=folder)
 
@@ -99,8 +102,8 @@ def _report(scores: Any, progress: Any, folder: Path, held_out: bool) -> None:
         )
     print(progress.best_line(held_out))
     print(f"wrote {', '.join(weight_files(folder))}; where MXNet is:")
-    print(f"  python train_cifar.py --test {folder}/last.param")
-    print(f"  python -m training.reports.plot {folder}")
+    print(f"  python train_cifar.py --test {quoted(folder / 'last.param')}")
+    print(f"  python -m training.reports.plot {quoted(folder)}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from training.batches.in_memory import Loaders
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.classifier.config import OVERRIDES as NOTED
 from training.classifier.loaders import build_loaders, open_dataset
+from training.data.identity import compare_with_record, identity_of
 from training.records.environment import describe, warn_threads
 from training.records.run import Run
 from training.records.run_folder import default_folder
@@ -71,9 +72,13 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     if not config.model:
         config = replace(config, **{key: noted[key] for key in ("model", *NOTED) if key in noted})
     data = open_dataset(config)
+    if config.resume:  # first, because it says best what is wrong
+        compare_with_record(progress, identity_of(data), config.data_changed)
     classes = _classes(module, data)
     loaders = build_loaders(config, data, classes)
     config.check_judged(loaders.valid is not None)
+    if loaders.identity:
+        progress.data = loaders.identity.to_dict()
     updater = build_updater(config, module, device)
     average = TensorAverage(named_tensors(module), config.ema) if config.ema else None
     if config.resume:

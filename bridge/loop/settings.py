@@ -26,7 +26,7 @@ LEFT_OUT = (
 # What may be another at a resume: where things are and how fast they go, not what is computed.
 RESUMABLE = (
     "data_dir", "mirror", "download", "checkpoint_minutes", "device", "compile", "stop_after",
-    "threads",
+    "threads", "data_changed",
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from training.augmentation.augment import Augmentation, augment, mixup, normaliz
 from training.augmentation.draws import Draws, draw_batch, draw_first_flips
 from training.augmentation.shrink import shrink
 from training.data.dataset import ImageData
+from training.data.identity import DataIdentity
 from training.settings.errors import UserError
 
 T = TypeVar("T")
@@ -296,8 +297,12 @@ def _check(data: ImageData, batch_size: int, mean: Sequence[float], std: Sequenc
 
 
 class Loaders(NamedTuple):
-    """Batches of one run; ``valid`` is None when no training images are held out."""
+    """Batches of one run; ``valid`` is None when no training images are held out.
+
+    ``identity`` is that of the data set, which a checkpoint keeps.
+    """
 
     train: TrainBatches
     valid: Optional[EvalBatches]
     test: EvalBatches
+    identity: Optional[DataIdentity] = None

@@ -22,6 +22,7 @@ from training.batches.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from training.batches.record_io import RecordFile
 from training.classifier.config import ClassifierConfig
 from training.data.dataset import SPLIT_SEED, check_one_split, stratified_mask
+from training.data.identity import identity_of
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
 from training.settings.errors import UserError
 from training.settings.fields import option
@@ -168,7 +169,7 @@ def build_photo_loaders(config: ImageNetConfig, data: Photographs, classes: int)
         seed=config.seed,
     )
     judged = None if valid is None else PhotoEvalBatches(valid, EVAL_BATCH, shape)
-    loaders: Any = (train, judged, photo_test_batches(config, data, classes))
+    loaders: Any = (train, judged, photo_test_batches(config, data, classes), identity_of(data))
     return Loaders(*loaders)
 
 

@@ -24,6 +24,7 @@ from training.classifier.config import TrainConfig
 from training.data.catalogue import load_dataset
 from training.data.cifar import CLASS_NAMES, MEAN, STD
 from training.data.dataset import Dataset, ImageData, hold_out
+from training.data.identity import identity_of
 from training.settings.errors import UserError
 
 EVAL_BATCH = 128
@@ -51,6 +52,7 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
     _, height, width, _ = dataset.train.images.shape
     check_crop(config.crop_size, config.pad, (height, width))
     _check_small(config, (height, width))
+    identity = identity_of(dataset)
     dataset = normalized(dataset, config.normalization)
     rest, held_out = hold_out(dataset, config.valid_count)
     valid = None if held_out is None else evaluation_batches(held_out, dataset)
@@ -71,7 +73,7 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
         classes=classes,
         seed=config.seed,
     )
-    return Loaders(train, valid, evaluation_batches(dataset.test, dataset))
+    return Loaders(train, valid, evaluation_batches(dataset.test, dataset), identity)
 
 
 def _check_small(config: TrainConfig, shape: tuple[int, int]) -> None:

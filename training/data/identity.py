@@ -6,6 +6,7 @@ A checkpoint keeps it, so that a run that goes on, and whoever opens a file, can
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from training.data.dataset import ImageData
+from training.records.environment import remember
+from training.settings.errors import UserError, printable
 
 SPLITS = ("train", "test", "valid")
 
@@ -93,6 +96,68 @@ def identity_of(dataset: Any) -> DataIdentity:
         tuple(map(float, dataset.mean)),
         tuple(map(float, dataset.std)),
     )
+
+
+def compare_with_record(progress: Any, now: DataIdentity, changed: bool) -> None:
+    """Compare the data of a run that goes on with what it was trained on, and record a difference.
+
+    Parameters
+    ----------
+    progress
+        `training.records.run_progress.Progress` as it was saved; its ``data`` is what
+        `DataIdentity.to_dict` gave, or None where that is not on record.
+    now
+        The data that is there.
+    changed
+        Whether the user has agreed to go on with other data.
+
+    Raises
+    ------
+    UserError
+        When the data differs and the user has not agreed, or there are other classes.
+    """
+    if progress.data is None:
+        print("note: this run has no record of its data, so that it cannot be compared")
+        return
+    try:
+        old = DataIdentity.from_dict(progress.data)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"the record of this run's data is damaged: {error!r}") from error
+    found = "; ".join(_differences(old, now))
+    if not found and changed:
+        print("note: --data-changed: the data is what it was")
+    if found and old.classes != now.classes:
+        raise UserError(
+            f"the data of this run has other classes: {found}. Restore them, or start a new run "
+            "from its weights with --finetune RUN/last.param"
+        )
+    if found and not changed:
+        raise UserError(
+            f"the data of this run is not what it was trained on: {found}. Restore it, or go on "
+            "all the same with --data-changed, which is recorded"
+        )
+    if found:
+        print(f"warning: the data has changed: {found}", file=sys.stderr)
+        remember("data_changed", found)
+
+
+def _differences(old: DataIdentity, now: DataIdentity) -> list[str]:
+    """Return what differs, for a user; the names of the data sets may."""
+    found = [f"class {printable(name)} is gone" for name in old.classes if name not in now.classes]
+    found += [f"class {printable(name)} is new" for name in now.classes if name not in old.classes]
+    if not found and old.classes != now.classes:
+        found.append("the classes are in another order")
+    what = {"train": "training", "test": "test", "valid": "held-out"}
+    for split in SPLITS:
+        counts = old.counts.get(split, 0), now.counts.get(split, 0)
+        if counts[0] != counts[1]:
+            found.append(f"{counts[0]} {what[split]} images then, {counts[1]} now")
+    if not found and old.digest != now.digest:
+        found.append(
+            "as many images of the same classes, but other pixels or labels (so may another "
+            "version of Pillow decode JPEG files)"
+        )
+    return found
 
 
 def _parts(data: Any) -> Iterable[Any]:

@@ -9,6 +9,7 @@ from model.weights.published import GLIMPSE_INDEX, find_result
 from training.augmentation.deform import Deformation
 from training.batches.in_memory import EvalBatches, Loaders
 from training.data.dataset import SPLIT_SEED, ImageData, hold_out
+from training.data.identity import identity_of
 from training.glimpse.batches import GlimpseTrainBatches, draw_split
 from training.glimpse.config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse.data import GlimpseTask, draw_test, load_task
@@ -71,7 +72,7 @@ def glimpse_loaders(config: GlimpseConfig, task: GlimpseTask) -> Loaders:
         ),
         seed=config.seed,
     )
-    return Loaders(train, valid, test_batches(task))
+    return Loaders(train, valid, test_batches(task), identity_of(data))
 
 
 def test_batches(task: GlimpseTask) -> EvalBatches:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Callable, Generic, NamedTuple, Optional, TypeVar
 
 from formats.param_reader import ParamFileError
+from training.data.identity import compare_with_record
 from training.distributed.group import Group
 from training.distributed.shared_run import (
     Follower,
@@ -44,7 +45,7 @@ from training.records.run_progress import Progress
 from training.records.state_file import load_state
 from training.reports.plot import plot_runs
 from training.settings.config import from_dict, to_dict
-from training.settings.errors import UserError
+from training.settings.errors import UserError, quoted
 from training.settings.exit_code import (
     INTERRUPTED_EXIT,
     WRONG_INPUT_EXIT,
@@ -143,7 +144,9 @@ class Script(Generic[C]):
                 chosen = one_precision(chosen, group)
             prepared = self.prepare(own_devices(chosen, group))
             task = prepared.task
-            if state:
+            if state and task.loaders.identity:
+                compare_with_record(state[0], task.loaders.identity, chosen.data_changed)
+                state[0].batch = min(state[0].batch, len(task.loaders.train))
                 restore(task.net, task.trainer, *state[1:], group.rank * len(task.contexts))
             if prepared.config:
                 chosen = replace(prepared.config, gpus=chosen.gpus)
@@ -151,6 +154,8 @@ class Script(Generic[C]):
 
         config, (task, files, _), state = together(group, ready)
         progress = state[0] if state else Progress()
+        if identity := task.loaders.identity:
+            progress.data = identity.to_dict()
         agree(group, config, task)
         if not state:
             share_weights(group, task.net)
@@ -197,6 +202,7 @@ class Script(Generic[C]):
         """Return the settings of a run, with what may be another at a resume."""
         saved = from_dict(self.config_class, read_config(folder))
         here = {name: given[name] for name in (*RESUMABLE, "precision") if name in given}
+        here["data_changed"] = given.get("data_changed", False)
         if hasattr(saved, "distributed"):
             here["distributed"] = given.get("distributed", NONE)
         here.setdefault("threads", None)  # `take_threads` knows from env.json what the run had
@@ -211,7 +217,7 @@ def going_on(folder: Path) -> Iterator[None]:
     try:
         yield
     except ParamFileError as error:
-        raise UserError(f"{error} Then go on with --resume {folder}") from error
+        raise UserError(f"{error} Then go on with --resume {quoted(folder)}") from error
 
 
 def one_precision(config: C, group: Group) -> C:

@@ -18,7 +18,7 @@ class Progress:
     of the unfinished epoch. ``drops`` counts how often a plateau has lowered the learning rate,
     ``waited`` the evaluations since then, or since a better accuracy. ``skipped`` counts the
     updates of the unfinished epoch that were left out, ``skipped_in_row`` those since the last that
-    was not.
+    was not. ``data`` is what the data is told by: `training.data.identity.DataIdentity.to_dict`.
     """
 
     epoch: int = 0
@@ -38,6 +38,7 @@ class Progress:
     skipped: int = 0
     skipped_in_row: int = 0
     workers: int = 1
+    data: Optional[dict[str, Any]] = None
 
     def add(self, sums: Any) -> None:
         """Count the images of a step and its `training.loop.engine.StepSums`."""
@@ -57,6 +58,8 @@ class Progress:
         counters += [self.drops, self.waited, self.skipped, self.skipped_in_row, self.workers]
         counters.append(self.threads or 0)
         check_counters(counters)
+        if not isinstance(self.data, (dict, type(None))):
+            raise ValueError(f"the data is {self.data!r:.80}")
         sums: list[Any] = [self.loss_sum, self.correct_sum, self.epoch_sec, self.wall_sec]
         for value in [*sums, self.best_acc, *self.terms.values()]:
             if type(value) not in (int, float):

@@ -24,7 +24,7 @@ RESUMABLE = (
 )
 # What a resume takes. The arithmetic may be another, parameters and optimizer states are float32
 # in any; it is warned about.
-AT_RESUME = (*RESUMABLE, "precision", "distributed", "resume")
+AT_RESUME = (*RESUMABLE, "precision", "distributed", "resume", "data_changed")
 NONE, HOROVOD, DIST_SYNC = ENGINES = ("none", "horovod", "dist_sync")
 ON_NONFINITE = ("stop", "skip")
 EVERY = 8  # updates between two steps of the average: a step costs as much as a plain SGD update
@@ -74,6 +74,7 @@ IDLE = (
         told=True,
         always=True,
     ),
+    Idle(("data_changed",), lambda c: not c.resume, "it goes with --resume RUN"),
     Idle(
         ("mirror",),
         lambda c: not c.download,
@@ -158,6 +159,9 @@ class RunConfig:
     )
     run_dir: Optional[str] = option(None, "folder of the run; default: runs/DATASET-MODEL-TIME")
     resume: Optional[str] = option(None, "run folder to continue", metavar="RUN")
+    data_changed: bool = option(
+        False, "go on although the data is not what the run was trained on, which is recorded"
+    )
     checkpoint_minutes: float = option(10.0, "minutes between two checkpoints within an epoch")
     keep: int = option(
         0, "also keep the parameters of so many last epochs, as epoch-NNNN.param; 0: none"

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import train_cifar
-from training.loop.announce import warn_of_changes
+from formats.param_file import read_params, write_params
+from training.data.identity import identity_of
+from training.data.image_folder import load_image_folder
+from training.loop.announce import restart_command, warn_of_changes
 from training.records.metrics import read_metrics
 from training.records.run_progress import Progress
+from training.records.state_file import load_state
 
 SETTINGS = "--recipe quick --dataset shapes --model resnet20_basic --depth 8 --train-count 64"
 
@@ -60,3 +71,151 @@ def test_threads_and_workers_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().err.splitlines()
     assert "2 CPU threads and goes on with 1" in lines[0]
     assert "1 worker(s) and goes on with 3" in lines[1]
+
+
+@pytest.mark.parametrize("engine", ["none", "horovod", "dist_sync"])
+def test_the_command_that_goes_on_can_be_pasted(engine: str) -> None:
+    config = SimpleNamespace(distributed=engine)
+    group: Any = SimpleNamespace(size=2)
+    command = restart_command("train_cifar.py", config, group, Path("runs/it's my run; x"))
+    assert shlex.split(command)[-2:] == ["--resume", "runs/it's my run; x"]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``data`` of two classes, 8 and 4 images, and ``run``, an epoch of two."""
+    root, rng = tmp_path_factory.mktemp("begun"), np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("circle", "square"):
+            (root / "data" / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(root / "data" / split / name / f"{index}.png")
+    words = (
+        f"--recipe quick --dataset folder:{root}/data --model resnet20_basic --depth 8 --epochs 1 "
+        f"-b 4 --precision float32 --fused off --gpus cpu --run-dir {root}/run"
+    )
+    assert train_cifar.main(words.split()) == 0
+    config = root / "run" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "epochs": 2}))
+    return root
+
+
+def renamed(data: Path) -> None:
+    for split in ("train", "test"):
+        (data / split / "circle").rename(data / split / "zircle")
+
+
+def added(data: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(data / split / "circle", data / split / "arrow")
+
+
+def doubled(data: Path) -> None:
+    for path in list((data / "train").rglob("*.png")):
+        shutil.copy(path, path.with_name(f"b{path.name}"))
+
+
+def fewer_tests(data: Path) -> None:
+    (data / "test" / "square" / "0.png").unlink()
+
+
+def swapped(data: Path) -> None:
+    first, second = data / "train" / "circle" / "0.png", data / "train" / "square" / "0.png"
+    content = first.read_bytes()
+    shutil.copy(second, first)
+    second.write_bytes(content)
+
+
+def moved_files(begun: Path, folder: Path) -> tuple[Path, Path]:
+    """Copies of run and data, the run's settings naming the data's new place."""
+    shutil.copytree(begun, folder / "all")
+    run, data = folder / "all" / "run", folder / "all" / "data"
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "dataset": f"folder:{data}"}))
+    return run, data
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "agreeable"),
+    [
+        (renamed, "class circle is gone; class zircle is new", False),
+        (added, "class arrow is new", False),
+        (doubled, "8 training images then, 16 now", True),
+        (fewer_tests, "4 test images then, 3 now", True),
+        (swapped, "other pixels or labels", True),
+    ],
+)
+def test_a_run_knows_its_data(
+    begun: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    named: str,
+    agreeable: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, data = moved_files(begun, tmp_path)
+    change(data)
+    before = (run / "resume.state").read_bytes()
+    assert train_cifar.main(["--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+    assert ("--data-changed" in error) is agreeable
+    assert train_cifar.main(["--resume", str(run), "--data-changed"]) == (0 if agreeable else 2)
+    said = capsys.readouterr().err
+    assert named in said
+    if not agreeable:
+        assert "--finetune RUN/last.param" in said
+        assert (run / "resume.state").read_bytes() == before
+        assert len(read_metrics(run)) == 1
+        return
+    assert len(read_metrics(run)) == 2
+    resumes = json.loads((run / "env.json").read_text())["resumes"]
+    assert named in resumes[-1]["data_changed"]
+    # What it was trained on last is what it is compared with from now on.
+    now = identity_of(load_image_folder(str(data)))
+    assert load_state(run)[0].data == json.loads(json.dumps(now.to_dict()))
+    assert train_cifar.main(["--resume", str(run)]) == 0
+
+
+def test_a_moved_folder_is_the_same_data(
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = moved_files(begun, tmp_path)
+    assert train_cifar.main(["--resume", str(run), "--data-changed"]) == 0
+    said = capsys.readouterr()
+    assert "--data-changed: the data is what it was" in said.out
+    assert "data has changed" not in said.err
+    assert len(read_metrics(run)) == 2
+
+
+def test_a_run_of_before_is_not_compared(
+    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = moved_files(begun, tmp_path)
+    doubled(data)
+    load = load_state
+
+    def without(folder: Path) -> object:
+        progress, arrays, meta = load(folder)
+        progress.data = None
+        return progress, arrays, meta
+
+    monkeypatch.setattr("training.loop.train.load_state", without)
+    assert train_cifar.main(["--resume", str(run)]) == 0
+    assert "no record of its data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("data", [{}, {"name": 3}, [], "x"])
+def test_a_damaged_record_of_the_data_is_refused(
+    begun: Path, tmp_path: Path, data: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = moved_files(begun, tmp_path)
+    arrays = dict(read_params(run / "resume.state"))
+    meta = json.loads(arrays["meta"].tobytes())
+    meta["progress"]["data"] = data
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    write_params(run / "resume.state", arrays)
+    assert train_cifar.main(["--resume", str(run)]) == 2
+    assert "damaged" in capsys.readouterr().err
