@@ -14,6 +14,7 @@ import json
 import os
 import selectors
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -244,6 +245,16 @@ class Config:
         """Return name and command of each worker."""
         parts = (worker.partition("=") for worker in self.workers)
         return [(name, command) for name, _, command in parts]
+
+
+def measure_point(worker: Worker, case: str, point_sec: float) -> float:
+    """Return the median seconds of a step, after one that builds the graph."""
+    worker.ask(do="time", case=case, repeat=1)
+    end = time.monotonic() + point_sec
+    seconds: list[float] = []
+    while len(seconds) < 3 or (time.monotonic() < end and len(seconds) < 50):
+        seconds.append(worker.ask(do="time", case=case, repeat=1)["seconds"])
+    return statistics.median(seconds)
 
 
 @exits()

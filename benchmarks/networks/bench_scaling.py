@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 # Also as `python benchmarks/networks/bench_scaling.py`, which has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.harness.interleave import Worker
+from benchmarks.harness.interleave import Worker, measure_point
 from benchmarks.harness.report import begin, check_threads, exits, headline, store
 from training.compute.cores import physical_cores
 from training.settings.config import parse
@@ -69,16 +67,6 @@ class Config:
         check_threads(self.threads)
         if not self.sweeps or not self.kinds:
             raise UserError("--sweeps and --kinds need one or more each")
-
-
-def measure_point(worker: Worker, case: str, point_sec: float) -> float:
-    """Return the median seconds of a step, after one that builds the graph."""
-    worker.ask(do="time", case=case, repeat=1)
-    end = time.monotonic() + point_sec
-    seconds: list[float] = []
-    while len(seconds) < 3 or (time.monotonic() < end and len(seconds) < 50):
-        seconds.append(worker.ask(do="time", case=case, repeat=1)["seconds"])
-    return statistics.median(seconds)
 
 
 def macs(model: str, size: int, overrides: Iterable[tuple[str, Any]] = ()) -> int:

@@ -119,13 +119,18 @@ def measure_case(case: str, config: Config) -> Optional[float]:
         words = command(case, config, str(file))
         if words is None:
             return None
-        variables = {**os.environ, "OMP_NUM_THREADS": str(CASES[case][2])}
-        done = subprocess.run(
-            words, cwd=ROOT, env=variables, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise UserError(f"{case} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        run(words, CASES[case][2], case)
         return float(json.loads(file.read_text()))
+
+
+def run(words: Sequence[str], threads: int, what: str) -> None:
+    """Run a command with a number of threads; UserError when it fails."""
+    variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        words, cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"{what} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
 def table(rates: Mapping[str, Sequence[float]]) -> str:
