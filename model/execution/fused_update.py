@@ -27,8 +27,6 @@ def update(
 ) -> None:
     """Update weights and momenta in place, as MXNet's ``nag_mom_update`` and ``sgd_mom_update`` do.
 
-    No evaluation with these weights may be under way.
-
     Parameters
     ----------
     weights, gradients, momenta
@@ -42,6 +40,8 @@ def update(
     nesterov
         Nesterov's form (``nag``), or the plain one (``sgd``).
     """
+    # An evaluation that is under way may still read a weight in the layout that is given up here.
+    mx.nd.waitall()
     for weight in weights:
         _reorder(weight)
     settings = mx.nd.array(np.asarray(rates, np.float32), ctx=weights[0].context)
@@ -60,5 +60,4 @@ def update(
 
 def _reorder(array: Any) -> None:
     """Give an array its plain layout; an evaluation leaves the one that oneDNN reads fastest."""
-    array.wait_to_read()  # a change of layout can still be under way
     check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(ctypes.c_void_p())))

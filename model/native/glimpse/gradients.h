@@ -8,6 +8,8 @@
 
 namespace glimpse {
 
+constexpr int kStrips = 4;  // that share a tile while it is in the first cache
+
 struct LayerGradient {
   int width, depth;            // of the layer: results and inputs per row
   const float *result, *input;  // gradients of its results (rows, width); its inputs (rows, depth)
@@ -24,12 +26,27 @@ inline void bias_gradient(const LayerGradient& layer) {
     for (int j = 0; j < layer.width; ++j) layer.bias[j] += row[j];
 }
 
-inline void weight_strip(const LayerGradient& layer, const Floats& left, int column) {
-  const int width = std::min(kStrip, layer.depth - column);
-  Floats strip(size_t(layer.rows) * kStrip);
-  pack_strip(layer.input + column, layer.depth, layer.rows, width, strip.data());
-  strip_product(layer.width, layer.rows, left.data(), 1, kTile, layer.rows * kTile, strip.data(),
-                layer.weight + column, layer.depth, width, false);
+// Columns [column, column + kStrips * kStrip) of a layer's gradient. A part of the rows is summed at
+// a time: a tile of `left` stays in the first cache for all strips, and the strips in the second.
+inline void weight_strips(const LayerGradient& layer, const Floats& left, int column) {
+  const int strips = std::min(kStrips, (layer.depth - column + kStrip - 1) / kStrip);
+  const size_t size = size_t(kDepth) * kStrip;
+  Floats strip(size * strips);
+  for (int row = 0; row == 0 || row < layer.rows; row += kDepth) {  // no rows: zeros
+    const int rows = std::min(kDepth, layer.rows - row);
+    const float* from = layer.input + size_t(row) * layer.depth + column;
+    for (int s = 0; s < strips; ++s)
+      pack_strip(from + s * kStrip, layer.depth, rows,
+                 std::min(kStrip, layer.depth - column - s * kStrip), &strip[s * size]);
+    const float* a = left.data() + size_t(row) * kTile;
+    for (int i = 0; i < layer.width; i += kTile, a += size_t(layer.rows) * kTile)
+      for (int s = 0; s < strips; ++s) {
+        const int first = column + s * kStrip;
+        strip_product(std::min(kTile, layer.width - i), rows, a, 1, kTile, 0, &strip[s * size],
+                      layer.weight + size_t(i) * layer.depth + first, layer.depth,
+                      std::min(kStrip, layer.depth - first), row > 0);
+      }
+  }
 }
 
 // `left` is memory to work in. A strip is summed by one thread, in the same order for any number.
@@ -38,7 +55,8 @@ inline void weight_gradients(const std::vector<LayerGradient>& layers, std::vect
   left->resize(count);
   std::vector<std::pair<int, int>> jobs;
   for (int i = 0; i < count; ++i)
-    for (int column = 0; column < layers[i].depth; column += kStrip) jobs.emplace_back(i, column);
+    for (int column = 0; column < layers[i].depth; column += kStrips * kStrip)
+      jobs.emplace_back(i, column);
   const int all = jobs.size();
 #pragma omp parallel
   {
@@ -49,7 +67,7 @@ inline void weight_gradients(const std::vector<LayerGradient>& layers, std::vect
     }
 #pragma omp for schedule(dynamic)
     for (int job = 0; job < all; ++job)
-      weight_strip(layers[jobs[job].first], (*left)[jobs[job].first], jobs[job].second);
+      weight_strips(layers[jobs[job].first], (*left)[jobs[job].first], jobs[job].second);
   }
 }
 

@@ -17,6 +17,7 @@ constexpr int kLanes = 16, kTile = 8;
 constexpr int kLanes = 8, kTile = 6;
 #endif
 constexpr int kVectors = 2, kStrip = kLanes * kVectors;
+constexpr int kDepth = 128;  // rows of a strip at a time: 16 KiB with vectors of 64 bytes
 typedef float Vector __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef std::vector<float> Floats;
 
@@ -112,6 +113,14 @@ inline void tile(int rows, int depth, const float* a, int row_step, int depth_st
 inline void strip_product(int rows, int depth, const float* a, int row_step, int depth_step,
                           int tile_step, const float* b, float* c, int c_stride, int width,
                           bool add) {
+  // A part of the strip that stays in the first cache while all tiles use it. The sums go on from
+  // what is in C, so they are the same as without parts.
+  if (depth > kDepth) {
+    for (int k = 0; k < depth; k += kDepth)
+      strip_product(rows, std::min(kDepth, depth - k), a + size_t(k) * depth_step, row_step,
+                    depth_step, tile_step, b + size_t(k) * kStrip, c, c_stride, width, add || k);
+    return;
+  }
   float edge[kTile * kStrip];
   for (int i = 0; i < rows; i += kTile, a += tile_step) {
     const int count = std::min(kTile, rows - i);

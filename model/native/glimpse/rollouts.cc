@@ -36,7 +36,9 @@ int layer_count(const Attributes& attributes) {
 
 template <typename Body>
 void over_rows(int rows, const Body& body) {
-  constexpr int kChunk = 4 * glimpse::kTile;
+  // Few rows are shared out finely. With many, a layer's weights are read once for more of them.
+  constexpr int kFew = 4 * glimpse::kTile, kMany = 16 * glimpse::kTile;
+  const int kChunk = rows > 8 * kMany ? kMany : kFew;
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
