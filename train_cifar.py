@@ -54,7 +54,8 @@ from training.compute.devices import usable_contexts
 from training.data.cifar import CLASS_NAMES
 from training.loop.checkpoint import save_parameters
 from training.loop.evaluation import evaluate
-from training.loop.train import Prepared, Script
+from training.loop.task import Task
+from training.loop.train import train
 from training.records.run_folder import read_config
 from training.records.seed_log import (
     changed_settings,
@@ -183,13 +184,13 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
         return _test_file(config.test, config, given)
     if config.export_start:
         return _export_start(config.export_start, config)
-    return Script(PROG, CifarConfig, _prepare).train(config, given, argv)
+    return train(PROG, config, given, argv, _prepare)
 
 
-def _prepare(config: CifarConfig) -> Prepared:
-    ready = prepare_classifier(config, open_dataset, build_loaders)
-    noise = noise_files(ready.task.loaders.train.data, config.label_noise, config.seed)
-    return ready._replace(files={**ready.files, **noise})
+def _prepare(config: CifarConfig) -> Task:
+    task = prepare_classifier(config, open_dataset, build_loaders)
+    task.files.update(noise_files(task.loaders.train.data, config.label_noise, config.seed))
+    return task
 
 
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:

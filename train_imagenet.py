@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn, Optional
 
 if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it once
@@ -35,7 +36,7 @@ from training.classifier.imagenet import (
     photo_test_batches,
 )
 from training.classifier.task import open_classifier, prepare_classifier
-from training.loop.train import Prepared, Script
+from training.loop.train import train
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
@@ -69,11 +70,10 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
         return inspect(config, given, _no_test_images)
     if config.test:
         return _test_file(config.test, config, given)
-    return Script(PROG, ImageNetConfig, _prepare).train(config, given, argv)
-
-
-def _prepare(config: ImageNetConfig) -> Prepared:
-    return prepare_classifier(config, open_imagenet, build_photo_loaders)
+    prepare = partial(
+        prepare_classifier, open_data=open_imagenet, build_loaders=build_photo_loaders
+    )
+    return train(PROG, config, given, argv, prepare)
 
 
 def _no_test_images(config: ImageNetConfig) -> NoReturn:

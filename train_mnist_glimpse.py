@@ -37,7 +37,7 @@ from training.glimpse.report import print_report
 from training.glimpse.rollouts import Draw, score_rollouts
 from training.glimpse.task import in_named_folder, open_glimpse, prepare_glimpse
 from training.glimpse.view import draw_file, draw_run
-from training.loop.train import Script
+from training.loop.train import train
 from training.records.metrics import read_metrics
 from training.records.run_folder import default_folder
 from training.settings.config import parse_overrides
@@ -127,7 +127,7 @@ def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:
     if not config.is_train:
         path = Path(str(config.run_dir)) / ("best.param" if config.best else "last.param")
         return _open_and(replace(config, test=str(path)), given)
-    return Script(PROG, GlimpseConfig, prepare_glimpse, _finish).train(config, given, argv)
+    return train(PROG, config, given, argv, prepare_glimpse, _finish)
 
 
 def _sweep(config: GlimpseConfig, argv: Sequence[str]) -> int:
@@ -136,7 +136,7 @@ def _sweep(config: GlimpseConfig, argv: Sequence[str]) -> int:
     scores = {}
     for std in config.std_sweep:
         one = replace(config, std=std, std_sweep=(), run_dir=f"{base}/std-{std:g}")
-        code = Script(PROG, GlimpseConfig, prepare_glimpse).train(one, {}, argv)
+        code = train(PROG, one, {}, argv, prepare_glimpse)
         rows = read_metrics(Path(str(one.run_dir)))
         if code or len(rows) < config.epochs:
             return code

@@ -76,7 +76,7 @@ def build_steps(config: Config, net: Any, loss: Any) -> dict[str, Callable[[], o
     from mxnet import gluon
 
     from training.batches.in_memory import Batch
-    from training.glimpse.rollouts import Draw, RolloutObjective, score_rollouts
+    from training.glimpse.rollouts import Draw, RolloutTask, score_rollouts
     from training.loop.engine import Updater, measure
 
     task = TASKS[config.task]
@@ -92,9 +92,9 @@ def build_steps(config: Config, net: Any, loss: Any) -> dict[str, Callable[[], o
         update_on_kvstore=False,
     )
     std = glimpse_inputs.STD
-    objective = RolloutObjective(loss, Draw(task.num_glimpses, std), 1, lambda step: std)
-    contexts = [mx.cpu()]
-    updater = Updater(net, trainer, contexts, objective=objective)
+    draw, contexts = Draw(task.num_glimpses, std), [mx.cpu()]
+    training = RolloutTask(net, trainer, contexts, loss=loss, draw=draw, std_of=lambda step: std)
+    updater = Updater(training)
     mean_locations = Draw(task.num_glimpses, 0.0)
     turn = {"train": 0, "evaluate": 0}
 

@@ -97,6 +97,7 @@ class Steps(Mapping[str, Step]):
         from training.compute.devices import hybridize_options, use_precision
         from training.compute.optimizer import build_trainer
         from training.loop.engine import Updater, measure
+        from training.loop.task import ClassificationTask
 
         copy_on_one_thread()  # as every training does
         # As training.classifier.graph_choice: fused operators bring their own precision.
@@ -108,7 +109,7 @@ class Steps(Mapping[str, Step]):
         use_precision(amp, [mx.cpu()])
         net.hybridize(**hybridize_options(amp))
         config = ClassifierConfig(optimizer="nag", batch_size=batch, lr=0.01, wd=1e-4)
-        updater = Updater(net, build_trainer(net, config), [mx.cpu()])
+        updater = Updater(ClassificationTask(net, build_trainer(net, config), [mx.cpu()]))
         label = (np.arange(batch) % rows.CLASSES).astype(np.int32)
         data = Batch(images(batch, self.config.size), label)
         return lambda: measure(updater.step(data))

@@ -67,6 +67,7 @@ def work(config: Config) -> None:
     from training.compute.devices import choose_contexts, hybridize_options
     from training.distributed.shared_run import joined, share_weights
     from training.loop.engine import Updater, measure
+    from training.loop.task import ClassificationTask
 
     with joined(config) as group:
         mx.random.seed(0)
@@ -77,7 +78,7 @@ def work(config: Config) -> None:
         trained = {k: p for k, p in net.collect_params().items() if p.grad_req != "null"}
         settings = {"learning_rate": 0.01, "momentum": 0.9}
         trainer = gluon.Trainer(trained, "nag", settings, update_on_kvstore=False)
-        updater = Updater(net, trainer, choose_contexts("cpu"), group=group)
+        updater = Updater(ClassificationTask(net, trainer, choose_contexts("cpu")), group=group)
         rng = np.random.default_rng(0)
         image = rng.normal(size=(config.batch_size, 3, 32, 32)).astype(np.float32)
         batch = Batch(image, (np.arange(config.batch_size) % 10).astype(np.int32))

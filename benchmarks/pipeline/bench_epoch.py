@@ -62,6 +62,7 @@ def measure(config: Config, model: str) -> dict[str, float]:
     from training.data.catalogue import load_dataset
     from training.loop.engine import Updater
     from training.loop.engine import measure as finish
+    from training.loop.task import ClassificationTask
 
     name = config.dataset if config.data_dir else "shapes"
     data = load_dataset(name, config.data_dir, download=False)
@@ -78,7 +79,7 @@ def measure(config: Config, model: str) -> dict[str, float]:
     net.initialize(mx.init.MSRAPrelu())
     net.hybridize(**hybridize_options(config.precision))
     settings = ClassifierConfig(optimizer="nag", batch_size=config.batch_size, lr=0.01)
-    updater = Updater(net, build_trainer(net, settings), [mx.cpu()])
+    updater = Updater(ClassificationTask(net, build_trainer(net, settings), [mx.cpu()]))
     stream = endless(batches, config.prefetch)
     ready = next(stream)
 

@@ -1,7 +1,7 @@
 """A whole training run in PyTorch: epochs, evaluation, records, checkpoints, interruption.
 
-The counterpart of `training.loop.fit` for MXNet: the same rules for the best epoch, for early
-stopping and for a plateau, the same records.
+The counterpart of `training.loop.fit` for MXNet, with the same rules and records
+(`training.records.epochs`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch  # type: ignore[import-not-found]
@@ -26,12 +25,12 @@ from bridge.loop.status_line import SECONDS, StatusLine
 from bridge.loop.updater import Updater
 from formats.param_file import write_params
 from training.batches.scores import Scores
+from training.records.epochs import Epochs
 from training.records.interruption import Interrupted, Interruption
 from training.records.run import Run
 from training.records.run_folder import BEST_FILE, LAST_FILE
 from training.records.run_progress import Progress
 from training.settings.errors import UserError
-from training.settings.schedules import schedule_of
 
 
 class Job(NamedTuple):
@@ -56,7 +55,7 @@ class Result(NamedTuple):
     out_of_time: bool = False
 
 
-class TorchFit:
+class TorchFit(Epochs):
     """One training run, from where `progress` stands to the last epoch.
 
     Parameters
@@ -76,11 +75,9 @@ class TorchFit:
     def __init__(
         self, job: Job, config: BridgeConfig, run: Run, progress: Progress, deadline: float
     ) -> None:
-        self.job, self.config, self.run, self.progress = job, config, run, progress
-        self.updater, self.module = job.updater, job.updater.module
-        self.deadline = deadline
-        self._base_rate = schedule_of(config, len(job.train))
-        self._saved = self._begun = self._looked = time.monotonic()
+        super().__init__(config, run, progress, len(job.train))
+        self.job, self.updater, self.module = job, job.updater, job.updater.module
+        self.deadline, self._looked = deadline, self._begun
         self._signalled: Callable[[], bool] = lambda: False
         self._best: Optional[dict[str, np.ndarray]] = None  # not written yet
         epoch_images = len(job.train) * config.batch_size
@@ -100,7 +97,7 @@ class TorchFit:
             self._save_state()  # from here on the run can be resumed, whenever it is killed
         with Interruption() as interruption:
             self._signalled = interruption.stop
-            while progress.epoch < self.config.epochs and not progress.stops_early(self.config):
+            while self.goes_on():
                 try:
                     self._train_epoch()
                     scores = self._finish_epoch() or scores
@@ -109,24 +106,18 @@ class TorchFit:
                     self._save()
                     return Result(scores, interruption.signal, interruption.signal is None)
         self._line.clear()
-        if progress.epoch < self.config.epochs:
-            print(f"stopped early: no better held-out accuracy since epoch {progress.best_epoch}")
+        self.tell_early_end()
         return Result(scores)
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of an update, counted from 1."""
-        return self._base_rate(step) * self.config.lr_factor**self.progress.drops
 
     def _stop(self) -> bool:
         return self._signalled() or time.monotonic() >= self.deadline
 
     def _train_epoch(self) -> None:
-        progress, train, config = self.progress, self.job.train, self.config
-        mixes = progress.epoch < config.epochs - config.mixup_off_epochs
+        progress, train = self.progress, self.job.train
         self.updater.totals.copy_(
             torch.tensor([progress.loss_sum, progress.correct_sum], dtype=torch.float64)
         )
-        plans = train.plans(progress.epoch, mixes, progress.batch)
+        plans = train.plans(progress.epoch, self.mixes(), progress.batch)
         pace, self._looked = Pace(self.updater.device), time.monotonic()
         try:
             for plan in plans:
@@ -173,86 +164,52 @@ class TorchFit:
             self._line.show(text, done, now)
 
     def _checkpoint(self) -> None:
-        minutes = (time.monotonic() - self._saved) / 60
-        if self.config.checkpoint_minutes and minutes >= self.config.checkpoint_minutes:
+        if 0 < self.config.checkpoint_minutes <= self.minutes_unsaved():
             self._save()
             self._looked = time.monotonic()  # what saving takes is not training
 
     def _finish_epoch(self) -> Optional[Scores]:
-        progress, config, job = self.progress, self.config, self.job
-        last = progress.epoch + 1 == config.epochs
-        row: dict[str, Any] = {
-            "step": progress.step,
-            "lr": self.rate(progress.step),
-            "train_loss": progress.loss_sum / max(progress.images, 1),
-            "train_acc": progress.correct_sum / max(progress.images, 1),
-            "images_per_sec": progress.images / max(progress.epoch_sec, 1e-9),
-        }
-        valid = test = None
-        with job.average.applied() if job.average else nullcontext():
-            if last or (progress.epoch + 1) % config.eval_every == 0:
-                if job.valid:
-                    valid = self._evaluate("held-out", job.valid)
-                test = self._evaluate("test", job.test)
-                for name, scores in (("valid", valid), ("test", test)):
-                    if scores:
-                        row[f"{name}_loss"], row[f"{name}_acc"] = scores.loss, scores.acc
-            judged = valid or test
-            best = judged is not None and judged.acc > progress.best_acc
-            if best:
+        """Score, record and save; return the scores of the test, if there was one."""
+        job, minutes = self.job, self.config.checkpoint_minutes
+        last, row = self.is_last(), self.begin_row()
+        judged = test = None
+        with self._averaged():
+            if self.is_tested():
+                judged, test = self.score(row, self._evaluate, job.valid, job.test)
+            if self.is_best(judged):
                 self._best = self.module.param_arrays()
-        now = time.monotonic()
-        progress.wall_sec += now - self._begun
-        self._begun = now
-        progress.finish_epoch()
-        row["wall_sec"] = progress.wall_sec
+        self.finish_row(row)
         self._line.clear()
-        self.run.scalars(progress.epoch, row)
+        self.run.scalars(self.progress.epoch, row)
         if judged:
-            progress.judge(judged.acc, self.config)
+            self.progress.judge(judged.acc, self.config)
         # On a fast GPU writing would take about as long as an epoch.
-        minutes = (now - self._saved) / 60
-        last = last or progress.stops_early(config)
-        if last or not config.checkpoint_minutes or minutes >= config.checkpoint_minutes:
+        last = last or self.progress.stops_early(self.config)
+        if last or not minutes or self.minutes_unsaved() >= minutes:
             self._save(count_time=False)
         return test
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.job.average.applied() if self.job.average else nullcontext()
 
     def _evaluate(self, name: str, data: DeviceImages) -> Scores:
         def advance(images: int) -> None:
             if self._signalled():
                 raise Interrupted
 
-        scores = score(self.module, data, advance)
-        if not math.isfinite(scores.loss):
-            raise UserError(
-                f"the training diverged: the {name} loss after epoch {self.progress.epoch + 1} is "
-                f"{scores.loss}; the last checkpoint is kept. Start anew with a lower --lr or more "
-                "--warmup-epochs"
-            )
-        return scores
-
-    def _write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        write_params(Path(self.run.folder) / name, arrays)
+        return score(self.module, data, advance)
 
     def _save(self, count_time: bool = True) -> None:
-        now = time.monotonic()
         if count_time:
-            self.progress.wall_sec += now - self._begun
-            self._begun = now
+            self.count_time()
         if self._best:
-            self._write(BEST_FILE, self._best)
+            write_params(self.run.folder / BEST_FILE, self._best)
             self._best = None
-        with self.job.average.applied() if self.job.average else nullcontext():
-            self._write(LAST_FILE, self.module.param_arrays())
+        with self._averaged():
+            write_params(self.run.folder / LAST_FILE, self.module.param_arrays())
         self._save_state()
         self._saved = time.monotonic()
 
     def _save_state(self) -> None:
-        job = self.job
-        save_state(
-            Path(self.run.folder),
-            self.updater,
-            self.progress,
-            job.average,
-            job.engine,
-        )
+        job, folder = self.job, self.run.folder
+        save_state(folder, self.updater, self.progress, job.average, job.engine)

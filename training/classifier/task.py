@@ -31,8 +31,7 @@ from training.compute.devices import (
 )
 from training.compute.loss_scaling import with_loss_scaling
 from training.compute.optimizer import build_trainer, freeze_except, initializer
-from training.loop.task import Method, Task
-from training.loop.train import Prepared
+from training.loop.task import ClassificationTask
 from training.records.run_folder import CONFIG_FILE, read_config
 from training.records.seed_log import TORCH_ENDINGS
 from training.settings.errors import UserError
@@ -44,7 +43,7 @@ def prepare_classifier(
     config: Any,
     open_data: Callable[[Any], Any],
     build_loaders: Callable[[Any, Any, int], Any],
-) -> Prepared:
+) -> ClassificationTask:
     """Return an initialized network with its trainer and batches.
 
     Parameters
@@ -93,9 +92,9 @@ def prepare_classifier(
     if choice.fused:
         fuse(net, choice.precision)
     files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
-    method = Method(statistics=_statistics(watch_gates(net), loaders, contexts[0]))
+    watch = _statistics(watch_gates(net), loaders, contexts[0])
     trainer = with_loss_scaling(build_trainer(net, config), config.precision)
-    return Prepared(Task(net, trainer, contexts, loaders, method), files, config)
+    return ClassificationTask(net, trainer, contexts, loaders, files, config, watch)
 
 
 def check_parts(config: ClassifierConfig, devices: int, least: int) -> None:

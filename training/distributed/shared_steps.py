@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Callable
 
 import numpy as np
@@ -73,19 +72,17 @@ class Agreement:
 
 def evaluate_together(
     group: Group,
-    score: Callable[..., Scores],
-    net: Any,
+    score: Callable[[Any, Callable[[int], None]], Scores],
     batches: Any,
-    contexts: Sequence[Any],
     advance: Callable[[int], None],
 ) -> Scores:
     """Return the scores over exactly all images of `batches`, of which each worker scores a share.
 
-    Parameters are those of `training.loop.evaluation.evaluate`, which `score` is like; `batches`
-    have the method `training.batches.in_memory.EvalBatches.share`.
+    `score` is the ``evaluate`` of a `training.loop.task.Task`; `batches` have the method
+    `training.batches.in_memory.EvalBatches.share`.
     """
     own = batches.share(group.rank, group.size)
-    mine = score(net, own, contexts, advance) if own else Scores(0.0, 0.0, 0)
+    mine = score(own, advance) if own else Scores(0.0, 0.0, 0)
     loss, correct, images = group.sum(
         [mine.loss * mine.images, mine.acc * mine.images, mine.images]
     )

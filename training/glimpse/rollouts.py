@@ -8,14 +8,14 @@ run draws the same ones.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
 
 from training.batches.scores import Scores, check_labels, image_and_label
-from training.loop.engine import Measured, Part
+from training.loop.task import Measured, Part, Task
 from training.settings.errors import UserError
 
 MAX_ROWS = 4096  # rollouts that are evaluated at once
@@ -59,31 +59,35 @@ class Draw:
         return first, rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
 
 
-class RolloutObjective:
-    """The objective of `training.loop.engine.Updater` for such networks.
+@dataclass
+class RolloutTask(Task):
+    """The training of such a network.
 
     Parameters
     ----------
     loss
         ``loss(image, first_location, noise, std, label)`` returns loss (B,) and terms (B, k); the
-        names of the terms are ``loss.TERMS``.
+        names of the terms are ``loss.TERMS``, of which ``correct`` is one.
     draw
         First locations and noise.
     rollouts
-        Per image and update.
+        Per image and update; a test takes one, with mean locations.
     std_of
         Standard deviation of the policy at an update, which counts from 0.
+    keep
+        What `after_epoch` calls.
     """
+
+    loss: Any = None
+    draw: Draw = field(default_factory=lambda: Draw(0, 0.0))
+    rollouts: int = 1
+    std_of: Callable[[int], float] = lambda step: 0.0
+    keep: Callable[[Any, int], None] = lambda run, epoch: None
 
     KEY = 1  # keeps these draws apart from those of evaluations
 
-    def __init__(
-        self, loss: Any, draw: Draw, rollouts: int, std_of: Callable[[int], float]
-    ) -> None:
-        self.loss, self.draw, self.rollouts, self.std_of = loss, draw, rollouts, std_of
-
-    def __call__(self, part: Part, key: tuple[int, ...]) -> Measured:
-        """Return the losses of a part of a batch; `key` is (update, part)."""
+    def losses(self, part: Part, key: tuple[int, ...]) -> Measured:
+        """Return the losses of a part of a batch; see `training.loop.task.Task.losses`."""
         image, target, label = part
         std = self.std_of(key[0])
         first, noise = self.draw(len(label), self.rollouts, (self.KEY, *key), std)
@@ -91,7 +95,27 @@ class RolloutObjective:
             mx.nd.array(value, ctx=image.context) for value in (first, noise, np.array([std]))
         )
         losses, terms = self.loss(image, first, noise, width, target)
-        return Measured(losses, label, terms=terms, term_names=self.loss.TERMS)
+
+        def sums() -> dict[str, float]:
+            totals = terms.asnumpy().sum(axis=0, dtype=np.float64)
+            return dict(zip(self.loss.TERMS, totals.tolist()))
+
+        return Measured(losses, len(label), sums)
+
+    def evaluate(self, batches: Any, advance: Optional[Callable[[int], None]] = None) -> Scores:
+        """Return the scores of one rollout with mean locations; see `Task.evaluate`."""
+        still = Draw(self.draw.steps, 0.0, self.draw.radius)
+        found = score_rollouts(self.net, batches, self.contexts, still, 1, advance)
+        return Scores(found.loss, found.single, found.images)
+
+    def after_epoch(self, run: Any, epoch: int) -> None:
+        """Draw where the network looks; see `Task.after_epoch`."""
+        self.keep(run, epoch)
+
+    @property
+    def graph(self) -> Any:
+        """The loss, whose graph has that of the network."""
+        return self.loss
 
 
 class RolloutScores(NamedTuple):
@@ -187,18 +211,3 @@ def _log_probabilities(
     logits -= logits.max(axis=3, keepdims=True)
     result: np.ndarray = logits - np.log(np.exp(logits).sum(axis=3, keepdims=True))
     return result
-
-
-def rollout_evaluation(draw: Draw) -> Callable[..., Scores]:
-    """Return the ``evaluate`` of a `training.loop.task.Method`: one rollout, mean locations."""
-
-    def evaluate(
-        net: Any,
-        batches: Any,
-        contexts: Sequence[Any],
-        advance: Optional[Callable[[int], None]] = None,
-    ) -> Scores:
-        result = score_rollouts(net, batches, contexts, draw, 1, advance)
-        return Scores(result.loss, result.single, result.images)
-
-    return evaluate

@@ -22,10 +22,8 @@ from training.compute.optimizer import build_trainer
 from training.glimpse.config import GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL
 from training.glimpse.loaders import Opened, glimpse_loaders, known_settings, load_data
-from training.glimpse.rollouts import Draw, RolloutObjective, rollout_evaluation
+from training.glimpse.rollouts import Draw, RolloutTask
 from training.glimpse.view import keeper
-from training.loop.task import Method, Task
-from training.loop.train import Prepared
 from training.records.run_folder import read_config
 from training.records.seed_log import changed_settings
 from training.settings.errors import UserError
@@ -63,7 +61,7 @@ def model_name(config: GlimpseConfig) -> str:
     return name
 
 
-def prepare_glimpse(config: GlimpseConfig) -> Prepared:
+def prepare_glimpse(config: GlimpseConfig) -> RolloutTask:
     """Return what a training needs; everything that can be wrong fails here."""
     import numpy as np
 
@@ -79,9 +77,27 @@ def prepare_glimpse(config: GlimpseConfig) -> Prepared:
         status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
         print(f"started from {config.finetune} ({status})")
     _use_operator(net, contexts)
-    method = _method(config, net, contexts[0], data, loaders)
-    named = replace(config, model=model_name(config))
-    return Prepared(Task(net, build_trainer(net, config), contexts, loaders, method), {}, named)
+    weights = LossWeights(
+        config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward
+    )
+    loss = HybridLoss(net, weights)
+    loss.hybridize(static_alloc=True, static_shape=True)
+    net.hybridize(static_alloc=True, static_shape=True)
+    glimpses, steps = net.spec.num_glimpses, config.epochs * len(loaders.train)
+    shown = loaders.test.data.sample(config.plot_images, config.seed)
+    still = Draw(glimpses, 0.0, config.first_radius)
+    return RolloutTask(
+        net,
+        build_trainer(net, config),
+        contexts,
+        loaders,
+        config=replace(config, model=model_name(config)),
+        loss=loss,
+        draw=Draw(glimpses, config.std, config.first_radius, config.seed),
+        rollouts=config.rollouts,
+        std_of=lambda step: config.std_at(step / steps),
+        keep=keeper(config, net, contexts[0], shown, still, data.dataset.class_names),
+    )
 
 
 def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
@@ -97,27 +113,6 @@ def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
         return
     if net.use_operator():
         print(f"glimpses are computed by {found}; ATTENTION_NATIVE=0: by the graph")
-
-
-def _method(config: GlimpseConfig, net: Any, context: Any, data: Any, loaders: Any) -> Any:
-    """Return how the network is trained and scored, as `training.loop.task.Method`."""
-    weights = LossWeights(
-        config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward
-    )
-    loss = HybridLoss(net, weights)
-    loss.hybridize(static_alloc=True, static_shape=True)
-    net.hybridize(static_alloc=True, static_shape=True)
-    glimpses, steps = net.spec.num_glimpses, config.epochs * len(loaders.train)
-    objective = RolloutObjective(
-        loss,
-        Draw(glimpses, config.std, config.first_radius, config.seed),
-        config.rollouts,
-        lambda step: config.std_at(step / steps),
-    )
-    still = Draw(glimpses, 0.0, config.first_radius)
-    shown = loaders.test.data.sample(config.plot_images, config.seed)
-    keep = keeper(config, net, context, shown, still, data.dataset.class_names)
-    return Method(objective, rollout_evaluation(still), keep, loss)
 
 
 def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:

@@ -1,47 +1,25 @@
-"""Training: one optimizer step, one epoch. It knows no particular network.
-
-A network is any HybridBlock from images (N, C, H, W) to logits (N, classes), initialized on the
-contexts that are given here.
-"""
+"""Training: one optimizer step, one epoch. It knows no particular network."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Callable, NamedTuple, Optional
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Callable, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
-from mxnet import autograd, gluon
+from mxnet import autograd
 from mxnet.gluon.utils import clip_global_norm
 
 from training.batches.in_memory import Batch, parts_of_batch
 from training.compute.loss_scaling import backward, is_scaled, loss_scale
 from training.distributed.group import ALONE, Group
 from training.loop.nonfinite import SkipGuard
+from training.loop.task import Measured, Part, Task
 from training.records.run_progress import Progress
 from training.settings.errors import UserError
-
-__all__ = ["Classification", "EpochHooks", "Measured", "Updater", "measure", "train_one_epoch"]
-
-# An image and its target on a device, and the target in host memory.
-Part = tuple[Any, Any, np.ndarray]
-
-
-class Measured(NamedTuple):
-    """What one part of a batch gave, not yet computed.
-
-    ``losses`` (n,). Either ``logits`` (n, classes), or ``terms`` (n, k) with the names
-    ``term_names``, of which ``correct`` is the share of right decisions.
-    """
-
-    losses: Any
-    label: np.ndarray
-    logits: Any = None
-    terms: Any = None
-    term_names: Sequence[str] = ()
 
 
 class StepSums(NamedTuple):
@@ -53,64 +31,40 @@ class StepSums(NamedTuple):
     terms: Mapping[str, float] = {}
 
 
-class Classification:
-    """The default objective: softmax cross-entropy of ``net(image)`` with hard or soft labels."""
-
-    def __init__(self, net: Any) -> None:
-        self.net = net
-        self._hard = gluon.loss.SoftmaxCrossEntropyLoss()
-        self._soft = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
-
-    def __call__(self, part: Part, key: tuple[int, ...]) -> Measured:
-        """Return the losses of a part of a batch; it is called while gradients are recorded.
-
-        `key` is (update, part): objectives that draw random numbers draw them from it.
-        """
-        image, target, label = part
-        logits = self.net(image).astype("float32")
-        loss_function = self._soft if target.ndim == 2 else self._hard
-        return Measured(loss_function(logits, target), label, logits)
-
-
 class Updater:
     """One optimizer step from one batch, on one or several devices, in parts that fit the memory.
 
     Parameters
     ----------
-    net, trainer
-        Network and ``gluon.Trainer`` (made with ``update_on_kvstore=False``) on `contexts`.
-    contexts
-        Each batch is split over these as evenly as possible.
+    task
+        Network, ``gluon.Trainer`` (made with ``update_on_kvstore=False``), what is minimized, and
+        the devices that each batch is split over as evenly as possible.
     micro_batch
         At most so many images at once on a device, also for the statistics of batch
         normalisation; gradients add up over the parts. 0: the whole share.
-    objective
-        What is minimized; `Classification` of `net` when None.
     clip_gradient
         Limit of the norm of the mean gradient over all parameters; 0: none.
     group
         The workers that train together, with as many contexts each; every one is given the whole
         batch and computes its share.
+    guard
+        Decides which updates are left out; None: none is.
     """
 
     def __init__(
         self,
-        net: Any,
-        trainer: Any,
-        contexts: Sequence[Any],
+        task: Task,
         micro_batch: int = 0,
-        objective: Optional[Callable[[Part, tuple[int, ...]], Measured]] = None,
         clip_gradient: float = 0.0,
         group: Group = ALONE,
+        guard: Optional[SkipGuard] = None,
     ) -> None:
-        self.net, self.trainer, self.contexts = net, trainer, list(contexts)
-        self.micro_batch = micro_batch
-        self.objective = objective or Classification(net)
-        self.clip_gradient = clip_gradient
-        self.group = group
+        self.net, self.trainer, self.contexts = task.net, task.trainer, list(task.contexts)
+        self.objective = task.losses
+        self.micro_batch, self.clip_gradient = micro_batch, clip_gradient
+        self.group, self.guard = group, guard
         self.devices = group.size * len(self.contexts)
-        self.guard: Optional[SkipGuard] = None  # decides which updates are left out
-        self._trained = [p for p in trainer._params if p.grad_req != "null"]
+        self._trained = [p for p in self.trainer._params if p.grad_req != "null"]
 
     def step(self, batch: Batch, number: int = 0) -> list[Measured]:
         """Update the parameters; return what `measure` needs, not yet computed.
@@ -192,36 +146,16 @@ class Updater:
 def measure(results: Iterable[Measured]) -> StepSums:
     """Wait for the forward pass of a step and return its sums.
 
-    With soft labels an image counts as the share of its label that the network's choice has. The
-    backward pass and the update may go on behind it, while Python starts the next step.
+    The backward pass and the update may go on behind it, while Python starts the next step.
     """
-    loss_sum, correct, images = 0.0, 0.0, 0
-    sums: dict[str, float] = {}
+    loss_sum, images = 0.0, 0
+    sums = {"correct": 0.0}
     for result in results:
-        label = result.label
-        if result.logits is not None:
-            choice = result.logits.asnumpy().argmax(axis=1)
-            right = label[np.arange(len(label)), choice] if label.ndim == 2 else choice == label
-            correct += float(right.sum())
-        else:
-            totals = result.terms.asnumpy().sum(axis=0, dtype=np.float64)
-            for name, total in zip(result.term_names, totals):
-                sums[name] = sums.get(name, 0.0) + float(total)
+        for name, total in result.sums().items():
+            sums[name] = sums.get(name, 0.0) + total
         loss_sum += float(result.losses.asnumpy().astype(np.float64).sum())
-        images += len(label)
-    return StepSums(loss_sum, sums.pop("correct", correct), images, sums)
-
-
-class EpochHooks(NamedTuple):
-    """What the loop calls: after every update (timed) and step, and to ask whether to stop.
-
-    ``total`` makes the sums of a step those of all workers, before they are looked at.
-    """
-
-    after_step: Callable[[Progress, int], None]
-    stop: Callable[[], bool]
-    after_update: Callable[[int], None] = lambda step: None
-    total: Callable[[StepSums], StepSums] = lambda sums: sums
+        images += result.images
+    return StepSums(loss_sum, sums.pop("correct"), images, sums)
 
 
 def train_one_epoch(
@@ -229,12 +163,14 @@ def train_one_epoch(
     batches: Iterator[Batch],
     schedule: Callable[[int], float],
     progress: Progress,
-    hooks: EpochHooks,
-) -> bool:
+    after_update: Callable[[int], None] = lambda step: None,
+    total: Callable[[StepSums], StepSums] = lambda sums: sums,
+) -> Iterator[int]:
     """Train from ``progress.batch`` to the end of an epoch, keeping `progress` up to date.
 
-    ``schedule(n)`` is the learning rate of update ``n``, which counts from 1. Returns False when
-    ``hooks.stop`` asked to stop; that may be after the last batch.
+    Yields the number of images after each step; the time until the next one is asked for is not
+    counted. ``schedule(n)`` is the learning rate of update ``n``, which counts from 1. ``total``
+    makes the sums of a step those of all workers, before they are looked at.
 
     Raises
     ------
@@ -247,7 +183,7 @@ def train_one_epoch(
         lr = schedule(progress.step + 1)
         updater.trainer.set_learning_rate(lr)
         try:
-            sums = hooks.total(measure(updater.step(batch, progress.step)))
+            sums = total(measure(updater.step(batch, progress.step)))
         except mx.MXNetError as error:
             if "out of memory" not in str(error).lower():
                 raise
@@ -269,12 +205,9 @@ def train_one_epoch(
             progress.add(sums)
         progress.step += 1
         progress.batch += 1
-        hooks.after_update(progress.step)
+        after_update(progress.step)
         progress.epoch_sec += time.monotonic() - begin
-        hooks.after_step(progress, sums.images)
-        if hooks.stop():
-            return False
-        begin = time.monotonic()  # what the hook takes, such as a checkpoint, is not training
+        yield sums.images
+        begin = time.monotonic()  # what is done between, such as a checkpoint, is not training
     mx.nd.waitall()  # the last update
     progress.epoch_sec += time.monotonic() - begin
-    return True

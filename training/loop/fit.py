@@ -20,12 +20,12 @@ from training.distributed.group import ALONE, Group
 from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
 from training.loop.averaging import average_of
 from training.loop.checkpoint import collect_state, keep_last, save_parameters
-from training.loop.engine import EpochHooks, Updater, train_one_epoch
-from training.loop.evaluation import evaluate
+from training.loop.engine import Updater, train_one_epoch
 from training.loop.fresh_statistics import measure_statistics, statistics_batches
 from training.loop.nonfinite import SkipGuard
 from training.loop.parameters import average_statistics, plain_layout
-from training.loop.task import Task, diverged, sample_images, trained_weights
+from training.loop.task import Task, sample_images, trained_weights
+from training.records.epochs import Epochs
 from training.records.interruption import (
     DataLost,
     Interrupted,
@@ -40,9 +40,6 @@ from training.records.run_progress import Progress
 from training.records.state_file import load_state, write_state
 from training.settings.errors import UserError, quoted
 from training.settings.run_config import RunConfig
-from training.settings.schedules import schedule_of
-
-__all__ = ["Fit", "Result"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,8 @@ class Result:
     signal: Optional[int] = None
 
 
-class Fit:
-    """One training run of `net`, from where `progress` stands to the last epoch.
+class Fit(Epochs):
+    """One training run, from where `progress` stands to the last epoch.
 
     Parameters
     ----------
@@ -74,19 +71,15 @@ class Fit:
     def __init__(
         self, task: Task, config: RunConfig, run: Run, progress: Progress, group: Group = ALONE
     ) -> None:
-        self.net, self.trainer, self.contexts = net, trainer, contexts = task[:3]
-        self.loaders, self.method = task.loaders, task.method
-        self.config, self.run, self.progress = config, run, progress
+        super().__init__(config, run, progress, len(task.loaders.train))
+        self.task, self.net, self.loaders = task, task.net, task.loaders
         self.group, self._writes = group, not group.rank
-        settings = (config.micro_batch, self.method.objective, config.clip_gradient)
-        self.updater = Updater(net, trainer, contexts, *settings, group)
-        if config.on_nonfinite == "skip":
-            self.updater.guard = SkipGuard(net, config.nonfinite_limit, group.any)
-        self.average = average_of(net, config)
+        skips = config.on_nonfinite == "skip"
+        guard = SkipGuard(task.net, config.nonfinite_limit, group.any) if skips else None
+        self.updater = Updater(task, config.micro_batch, config.clip_gradient, group, guard)
+        self.average = average_of(task.net, config)
         if progress.step and self.average.is_kept:
             self.average.load(load_state(run.folder)[1], progress.epoch)
-        self._base_rate = schedule_of(config, len(self.loaders.train))
-        self._saved = self._begun = time.monotonic()
         self._duration = DurationNote()
         self._stop: Callable[[], bool] = lambda: False
         self._agreement = Agreement(group, lambda: self._stop(), self._due)
@@ -104,14 +97,14 @@ class Fit:
         progress = self.progress
         if not (self.run.folder / STATE_FILE).exists():
             # From here on the run can be resumed, whenever it is killed.
-            self.run.images("augmented", 0, sample_images(self.loaders.train, self._mixes()))
+            self.run.images("augmented", 0, sample_images(self.loaders.train, self.mixes()))
             self._write(self._state())
         elif not os.path.exists(digest_path(self.run.folder / STATE_FILE)):
             # A process was killed between the file and its digest; a finished run saves no more.
             self._write(self._state())
         with Interruption() as interruption, only_new_objects():
             self._stop = interruption.stop
-            while progress.epoch < self.config.epochs and not progress.stops_early(self.config):
+            while self.goes_on():
                 try:
                     if not self._train_epoch():
                         raise Interrupted
@@ -130,93 +123,72 @@ class Fit:
                 if self.group.any(interruption.stop()) and progress.epoch < self.config.epochs:
                     # None when another worker was asked to stop.
                     return Result(progress, scores, interruption.signal or signal.SIGTERM)
-        if progress.epoch < self.config.epochs:
-            print(f"stopped early: no better held-out accuracy since epoch {progress.best_epoch}")
+        self.tell_early_end()
         return Result(progress, scores)
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate of an update, counted from 1."""
-        rate = self._base_rate(step)
-        return rate * self.config.lr_factor**self.progress.drops
-
-    def _mixes(self) -> bool:
-        without = getattr(self.config, "mixup_off_epochs", 0)
-        return bool(self.progress.epoch < self.config.epochs - without)
-
     def _train_epoch(self) -> bool:
+        """Train to the end of the epoch; False: it was stopped, maybe after the last batch."""
         progress, train = self.progress, self.loaders.train
-        batches = train.epoch(progress.epoch, mixup=self._mixes(), start=progress.batch, prefetch=2)
+        batches = train.epoch(progress.epoch, mixup=self.mixes(), start=progress.batch, prefetch=2)
+        agreement = self._agreement
+        follow = (self.average.update, agreement.total)
+        steps = train_one_epoch(self.updater, readable(batches), self.rate, progress, *follow)
         with ProgressBar(
             len(train) * train.batch_size,
             f"epoch {progress.epoch + 1}/{self.config.epochs}",
             done=progress.batch * train.batch_size,
             quiet=not self._writes,
         ) as bar:
-
-            def after_step(state: Progress, images: int) -> None:
-                loss, acc = state.mean(state.loss_sum), state.mean(state.correct_sum)
-                bar.advance(images, loss=loss, acc=acc)
-                self._duration.tell(bar, images, state.step, self.config.epochs, len(train))
-                if self._agreement.due():
-                    self._save()
-
-            agreement, update = self._agreement, self.average.update
-            hooks = EpochHooks(after_step, agreement.stop, update, agreement.total)
             try:
-                return train_one_epoch(self.updater, readable(batches), self.rate, progress, hooks)
+                for images in steps:
+                    loss, acc = map(progress.mean, (progress.loss_sum, progress.correct_sum))
+                    bar.advance(images, loss=loss, acc=acc)
+                    self._duration.tell(bar, images, progress.step, self.config.epochs, len(train))
+                    if agreement.due():
+                        self._save()
+                    if agreement.stop():
+                        return False
+                return True
             finally:
-                batches.close()  # type: ignore[attr-defined]
+                batches.close()
 
     def _due(self) -> bool:
-        minutes = (time.monotonic() - self._saved) / 60
-        return 0 < self.config.checkpoint_minutes <= minutes
+        return 0 < self.config.checkpoint_minutes <= self.minutes_unsaved()
 
     def _finish_epoch(self) -> Optional[Scores]:
-        progress, config = self.progress, self.config
-        last = progress.epoch + 1 == config.epochs
-        row: dict[str, Any] = {
-            "step": progress.step,
-            # Not the trainer's, which does not know it after a resume at the end of an epoch.
-            "lr": self.rate(progress.step),
-            "train_loss": progress.mean(progress.loss_sum),
-            "train_acc": progress.mean(progress.correct_sum),
-            "images_per_sec": progress.images / max(progress.epoch_sec, 1e-9),
-        }
+        """Score, record and save; return the scores of the test, if there was one."""
+        progress = self.progress
+        row = self.begin_row()
         if self.updater.guard:
             row["skipped"] = progress.skipped
         for name, total in progress.terms.items():
             row[f"train_{name}"] = progress.mean(total)
-        average_statistics(self.net, self._statistics())
-        valid = test = None
-        tests = last or (progress.epoch + 1) % config.eval_every == 0
-        self.average.end_epoch(progress.epoch + 1, self._measure_statistics if tests else None)
-        with self.average.applied():
-            if tests:
-                if self.loaders.valid:
-                    valid = self._evaluate("held-out", self.loaders.valid)
-                test = self._evaluate("test", self.loaders.test)
-                for name, scores in (("valid", valid), ("test", test)):
-                    if scores:
-                        row[f"{name}_loss"], row[f"{name}_acc"] = scores.loss, scores.acc
-                row.update(self.method.statistics())
-            judged = valid or test
-            best = judged is not None and judged.acc > progress.best_acc
-            if best and self._writes:
-                save_parameters(self.net, self.run.folder / BEST_FILE)
-            if self._writes:
-                self.method.after_epoch(self.run, progress.epoch + 1)
-        plain_layout(self.net)
-        now = time.monotonic()
-        progress.wall_sec += now - self._begun
-        self._begun = now
-        progress.finish_epoch()
+        judged, test = self._score(row)
+        self.finish_row(row)
         self.average.finish_epoch()
-        row["wall_sec"] = progress.wall_sec
-        self._record(row, last)
+        self._record(row)
         if judged:
             progress.judge(judged.acc, self.config)
         self._save(count_time=False)
         return test
+
+    def _score(self, row: dict[str, Any]) -> tuple[Optional[Scores], Optional[Scores]]:
+        """Return what judges the epoch and the scores of its test, which `row` gets too."""
+        average_statistics(self.net, self._statistics())
+        judged = test = None
+        epoch, tests = self.progress.epoch + 1, self.is_tested()
+        self.average.end_epoch(epoch, self._measure_statistics if tests else None)
+        with self.average.applied():
+            if tests:
+                data = (self.loaders.valid, self.loaders.test)
+                judged, test = self.score(row, self._evaluate, *data)
+                row.update(self.task.statistics())
+            if self.is_best(judged) and self._writes:
+                save_parameters(self.net, self.run.folder / BEST_FILE)
+            if self._writes:
+                self.task.after_epoch(self.run, epoch)
+        plain_layout(self.net)
+        return judged, test
 
     def _measure_statistics(self) -> None:
         """Give the network batch-norm statistics of its present weights."""
@@ -233,31 +205,23 @@ class Fit:
     def _evaluate(self, name: str, batches: EvalBatches) -> Scores:
         share = math.ceil(len(batches.data) / self.group.size)
         with ProgressBar(share, f"  {name}", quiet=not self._writes) as bar:
-            score, advance = self.method.evaluate or evaluate, partial(self._advance, bar)
-            given = (self.group, score, self.net, batches, self.contexts, advance)
+            advance = partial(self._advance, bar)
             try:
-                scores = evaluate_together(*given)
+                return evaluate_together(self.group, self.task.evaluate, batches, advance)
             except (UserError, OSError) as error:
                 raise DataLost(str(error)) from error
-        if not math.isfinite(scores.loss):
-            step = self.progress.step
-            what = f"{name} loss after epoch {self.progress.epoch + 1}"
-            raise diverged(what, scores.loss, step, self.rate(step))
-        return scores
 
-    def _record(self, row: dict[str, Any], last: bool) -> None:
+    def _record(self, row: dict[str, Any]) -> None:
         epoch, every = self.progress.epoch, self.config.histogram_every
-        if every and (last or epoch % every == 1 % every):
-            self.run.histograms(epoch, trained_weights(self.net, self.contexts[0]))
+        if every and (epoch == self.config.epochs or epoch % every == 1 % every):
+            self.run.histograms(epoch, trained_weights(self.net, self.task.contexts[0]))
         if epoch == 1:
-            self.run.graph(self.method.graph or self.net)
+            self.run.graph(self.task.graph)
         self.run.scalars(epoch, row)
 
     def _save(self, count_time: bool = True) -> None:
-        now = time.monotonic()
         if count_time:
-            self.progress.wall_sec += now - self._begun
-            self._begun = now
+            self.count_time()
         # Collected first: it refuses a network that is not finite before a file is replaced.
         # Written last: a finished run has nothing left to do that would renew the other file.
         state = self._state()
@@ -271,7 +235,7 @@ class Fit:
 
     def _state(self) -> dict[str, np.ndarray]:
         average, everywhere = self.average.arrays(), self._statistics()
-        return collect_state(self.net, self.trainer, self.progress, average, everywhere)
+        return collect_state(self.net, self.task.trainer, self.progress, average, everywhere)
 
     def _write(self, state: Mapping[str, np.ndarray]) -> None:
         if self._writes:

@@ -24,6 +24,7 @@ from training.compute.devices import device_names, probe_gpu, use_precision
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.compute.loss_scaling import with_loss_scaling
 from training.loop.engine import Updater, measure
+from training.loop.task import ClassificationTask
 from training.records.environment import describe
 from training.settings.errors import UserError
 
@@ -108,7 +109,7 @@ def train(contexts: Sequence[Any], precision: str = "float32", frozen: bool = Fa
     trainer = Trainer(
         net.collect_params(), "nag", {"learning_rate": 0.1}, "device", update_on_kvstore=False
     )
-    updater = Updater(net, with_loss_scaling(trainer, precision), contexts)
+    updater = Updater(ClassificationTask(net, with_loss_scaling(trainer, precision), contexts))
     rng = np.random.default_rng(1)
     image = rng.standard_normal((IMAGES, 3, EDGE, EDGE)).astype(np.float32)
     batch = Batch(image, rng.integers(0, CLASSES, IMAGES).astype(np.int32))

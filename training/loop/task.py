@@ -2,55 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
+from mxnet import gluon
 
-from training.batches.in_memory import Loaders
 from training.batches.scores import Scores
-from training.settings.errors import UserError
+from training.loop.evaluation import evaluate
 
 SAMPLE_IMAGES = 32
 
+# An image and its target on a device, and the target in host memory.
+Part = tuple[Any, Any, np.ndarray]
 
-@dataclass(frozen=True)
-class Method:
-    """How a network is trained and judged; the default is a classifier of whole images.
 
-    Parameters
-    ----------
-    objective
-        See `training.loop.engine.Updater`.
-    evaluate
-        ``evaluate(net, batches, contexts, advance)`` returns `Scores`; None: of logits
-        ``net(image)``.
-    after_epoch
-        ``after_epoch(run, epoch)`` for pictures and further records; the network has the weights
-        that were tested.
-    graph
-        The block whose graph is recorded; None: the network.
-    statistics
-        Further numbers for the row of an epoch that is evaluated, by name; the network has the
-        weights that were tested.
+class Measured(NamedTuple):
+    """What one part of a batch gave, not yet computed.
+
+    ``losses`` (n,); ``sums()`` waits for the rest and gives sums over the n ``images`` by name:
+    ``correct``, the number of right decisions, and further terms of the loss.
     """
 
-    objective: Optional[Callable[..., Any]] = None
-    evaluate: Optional[Callable[..., Scores]] = None
-    after_epoch: Callable[[Any, int], None] = lambda run, epoch: None
-    graph: Any = None
-    statistics: Callable[[], Mapping[str, float]] = dict
+    losses: Any
+    images: int
+    sums: Callable[[], Mapping[str, float]]
 
 
-class Task(NamedTuple):
-    """Initialized network with known shapes, its ``gluon.Trainer``, the devices of both, data."""
+@dataclass
+class Task:
+    """Initialized network with known shapes, its ``gluon.Trainer``, the devices of both, data.
+
+    ``files`` go into the folder of a new run; ``config`` are the settings with what was chosen for
+    those that left it open, None: nothing was.
+    """
 
     net: Any
     trainer: Any
-    contexts: list[Any]
-    loaders: Loaders
-    method: Method = Method()
+    contexts: Sequence[Any]
+    loaders: Any = None
+    files: dict[str, bytes] = field(default_factory=dict)
+    config: Any = None
+
+    def losses(self, part: Part, key: tuple[int, ...]) -> Measured:
+        """Return the losses of a part of a batch; it is called while gradients are recorded.
+
+        `key` is (update, part): tasks that draw random numbers draw them from it.
+        """
+        raise NotImplementedError
+
+    def evaluate(self, batches: Any, advance: Optional[Callable[[int], None]] = None) -> Scores:
+        """Score exactly all images; `advance` gets the number of those of each batch."""
+        raise NotImplementedError
+
+    def after_epoch(self, run: Any, epoch: int) -> None:
+        """Record pictures and the like; the network has the weights that were tested."""
+
+    def statistics(self) -> Mapping[str, float]:
+        """Return further numbers for the row of an epoch that is evaluated; weights as above."""
+        return {}
+
+    @property
+    def graph(self) -> Any:
+        """The block whose graph is recorded."""
+        return self.net
+
+
+@dataclass
+class ClassificationTask(Task):
+    """Softmax cross-entropy of ``net(image)`` with hard or soft labels.
+
+    ``watch`` gives what `statistics` returns.
+    """
+
+    watch: Callable[[], Mapping[str, float]] = dict
+
+    def __post_init__(self) -> None:
+        self._hard = gluon.loss.SoftmaxCrossEntropyLoss()
+        self._soft = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
+
+    def losses(self, part: Part, key: tuple[int, ...]) -> Measured:
+        """Return the losses of a part of a batch; see `Task.losses`."""
+        image, target, label = part
+        logits = self.net(image).astype("float32")
+        loss_function = self._soft if target.ndim == 2 else self._hard
+        return Measured(
+            loss_function(logits, target), len(label), lambda: count_right(logits, label)
+        )
+
+    def evaluate(self, batches: Any, advance: Optional[Callable[[int], None]] = None) -> Scores:
+        """Return the scores of the logits ``net(image)``; see `Task.evaluate`."""
+        return evaluate(self.net, batches, self.contexts, advance)
+
+    def statistics(self) -> Mapping[str, float]:
+        """Return the numbers of ``watch``; see `Task.statistics`."""
+        return self.watch()
+
+
+def count_right(logits: Any, label: np.ndarray) -> dict[str, float]:
+    """Return how many images are decided rightly, as `Measured.sums` has it.
+
+    With soft labels an image counts as the share of its label that the network's choice has.
+    """
+    choice = logits.asnumpy().argmax(axis=1)
+    right = label[np.arange(len(label)), choice] if label.ndim == 2 else choice == label
+    return {"correct": float(right.sum())}
 
 
 def sample_images(train: Any, mixup: bool) -> np.ndarray:
@@ -68,11 +125,3 @@ def trained_weights(net: Any, context: Any) -> dict[str, np.ndarray]:
         for name, parameter in net._collect_params_with_prefix().items()
         if parameter.grad_req != "null"
     }
-
-
-def diverged(what: str, loss: float, step: int, rate: float) -> UserError:
-    """Return the error of a loss that is not finite any more."""
-    return UserError(
-        f"the training diverged: the {what} is {loss}, step {step}, learning rate {rate:.4g}; the "
-        "last checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
-    )

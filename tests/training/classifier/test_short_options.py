@@ -181,12 +181,12 @@ def test_a_training_and_an_export_start_with_it(tmp_path: Path) -> None:
     assert train_cifar.main([*words.split(), "--export-start", str(tmp_path / "x")]) == 0
     config = train_cifar.CifarConfig(**train_cifar._given(words.split()))
     exported = first_weight(read_params(tmp_path / "x.param"))
-    started = train_cifar._prepare(config).task
+    started = train_cifar._prepare(config)
     filters = whitening_filters(started.loaders.train, 3)[: len(exported)]
     assert np.array_equal(exported, filters)
     assert np.array_equal(first_weight(parameter_arrays(started.net)), filters)
     # A resume takes its weights from the state.
-    resumed = train_cifar._prepare(replace(config, resume="runs/x")).task
+    resumed = train_cifar._prepare(replace(config, resume="runs/x"))
     assert not np.array_equal(first_weight(parameter_arrays(resumed.net)), filters)
 
 

@@ -18,6 +18,7 @@ from training.compute.devices import use_precision
 from training.compute.loss_scaling import loss_scale, with_loss_scaling
 from training.loop.engine import Updater
 from training.loop.nonfinite import SkipGuard
+from training.loop.task import ClassificationTask
 from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,7 +44,9 @@ def updater(precision: str, contexts: int = 1, clip: float = 0.0) -> Updater:
         net.collect_params(), "nag", {"learning_rate": 0.5, "momentum": 0.9},
         kvstore="device", update_on_kvstore=False,
     )  # fmt: skip
-    return Updater(net, with_loss_scaling(trainer, precision), places, clip_gradient=clip)
+    return Updater(
+        ClassificationTask(net, with_loss_scaling(trainer, precision), places), clip_gradient=clip
+    )
 
 
 def batch(value: float = 1.0) -> Batch:

@@ -35,7 +35,7 @@ from training.distributed.shared_steps import evaluate_together, statistics_ever
 from training.loop.checkpoint import restore
 from training.loop.engine import Updater, measure
 from training.loop.fit import Fit
-from training.loop.task import Task
+from training.loop.task import ClassificationTask
 from training.records.run import Run
 from training.records.run_progress import Progress
 from training.records.state_file import load_state
@@ -89,7 +89,7 @@ def steps(
     # Another seed on the other workers: they must take the weights of the first one.
     net, trainer = build(contexts, frozen=True, seed=3 + group.rank)
     share_weights(group, net)
-    updater = Updater(net, trainer, contexts, micro_batch, clip_gradient=clip, group=group)
+    updater = Updater(ClassificationTask(net, trainer, contexts), micro_batch, clip, group)
     rng = np.random.default_rng(5)
     for number in range(STEPS):
         image = rng.normal(size=(IMAGES, 3, 6, 6)).astype(np.float32)
@@ -131,7 +131,9 @@ def fit(group: Group, contexts: Sequence[Any], folder: Path, stop_at: int = 0) -
         seed=0,
         **kinds,
     )
-    task = Task(net, trainer, list(contexts), Loaders(train, None, EvalBatches(data(), 4, **kinds)))
+    task = ClassificationTask(
+        net, trainer, list(contexts), Loaders(train, None, EvalBatches(data(), 4, **kinds))
+    )
     progress = Progress()
     with shared_folder(group, str(folder) if going else None) as source:
         if going:
@@ -170,13 +172,12 @@ def data() -> ImageData:
 
 def scored(group: Group, contexts: Sequence[Any], images: int) -> list[float]:
     """Loss, accuracy and number of the first test images, scored by all workers together."""
-    from training.loop.evaluation import evaluate
-
     net, _ = build(contexts, frozen=True)
+    task = ClassificationTask(net, None, contexts)
     test = data()
     some = ImageData(test.images[:images], test.labels[:images])
     batches = EvalBatches(some, 3, mean=(0.5,) * 3, std=(0.3,) * 3)
-    return list(evaluate_together(group, evaluate, net, batches, contexts, lambda images: None))
+    return list(evaluate_together(group, task.evaluate, batches, lambda images: None))
 
 
 def failing(group: Group) -> str:

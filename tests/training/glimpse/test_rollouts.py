@@ -15,7 +15,7 @@ from training.batches.in_memory import EvalBatches
 from training.data.dataset import ImageData
 from training.glimpse import rollouts as module
 from training.glimpse.report import report_rollouts
-from training.glimpse.rollouts import Draw, RolloutObjective, rollout_evaluation, score_rollouts
+from training.glimpse.rollouts import Draw, RolloutTask, score_rollouts
 from training.loop.engine import measure
 from training.settings.errors import UserError
 
@@ -142,7 +142,8 @@ def test_what_cannot_be_scored() -> None:
 
 
 def test_the_evaluation_of_a_training() -> None:
-    scores = rollout_evaluation(Draw(STEPS, 0.0))(Fake(), batches_of(10, 4), CPU)
+    task = RolloutTask(Fake(), None, CPU, draw=Draw(STEPS, 0.3))
+    scores = task.evaluate(batches_of(10, 4))
     whole = score_rollouts(Fake(), batches_of(10, 4), CPU, Draw(STEPS, 0.0))
     assert (scores.loss, scores.acc, scores.images) == (whole.loss, whole.single, 10)
 
@@ -217,10 +218,12 @@ def test_the_objective_draws_by_update_and_part() -> None:
     members = {"TERMS": ("baseline", "correct"), "__call__": staticmethod(loss)}
     wrapped = type("Loss", (), members)()
     draw = Draw(STEPS, 0.1, radius=0.7, seed=4)
-    objective = RolloutObjective(wrapped, draw, 2, lambda update: 0.1 / (1 + update))
+    task = RolloutTask(
+        None, None, CPU, loss=wrapped, draw=draw, rollouts=2, std_of=lambda n: 0.1 / (1 + n)
+    )
     label = np.array([1, 2, 3])
     part = (mx.nd.zeros((3, 1, 2, 2)), mx.nd.array(label), label)
-    results = [objective(part, key) for key in ((0, 0), (0, 1), (3, 0), (0, 0))]
+    results = [task.losses(part, key) for key in ((0, 0), (0, 1), (3, 0), (0, 0))]
     assert [call[2] for call in calls] == pytest.approx([0.1, 0.1, 0.025, 0.1])
     first, noise = draw(3, 2, (1, 3, 0), 0.025)
     assert np.array_equal(calls[2][0], first)

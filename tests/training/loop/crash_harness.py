@@ -42,8 +42,7 @@ from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
 from training.loop import train as train_module
-from training.loop.task import Task
-from training.loop.train import Prepared, Script
+from training.loop.task import ClassificationTask
 from training.records import environment
 from training.records.metrics import METRICS_FILE, read_metrics
 from training.records.run_folder import STATE_FILE
@@ -153,7 +152,7 @@ def images_of(count: int, seed: int) -> ImageData:
     return ImageData(images.astype(np.uint8), labels)
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def prepare(config: TrainConfig) -> ClassificationTask:
     """A small network with batch normalization, and its data."""
     import mxnet as mx
     from mxnet.gluon import nn
@@ -167,8 +166,8 @@ def prepare(config: TrainConfig) -> Prepared:
     net.hybridize(static_alloc=True, static_shape=True)
     names, grey = ("a", "b", "c"), ((0.5,) * 3, (0.2,) * 3)
     data = Dataset("tiny", images_of(20, 1), images_of(7, 2), names, *grey)
-    task = Task(net, build_trainer(net, config), [mx.cpu()], build_loaders(config, data, 3))
-    return Prepared(task, {"preprocessing.json": b"{}\n"})
+    loaders, files = build_loaders(config, data, 3), {"preprocessing.json": b"{}\n"}
+    return ClassificationTask(net, build_trainer(net, config), [mx.cpu()], loaders, files)
 
 
 def train(folder: Path) -> int:
@@ -180,7 +179,7 @@ def train(folder: Path) -> int:
         config = replace(CONFIG, resume=str(folder))
     else:
         given, config = {}, replace(CONFIG, run_dir=str(folder))
-    return exit_code(lambda: Script("train_tiny.py", TrainConfig, prepare).train(config, given))
+    return exit_code(lambda: train_module.train("train_tiny.py", config, given, (), prepare))
 
 
 def child(folder: Path, fault: Fault, log: Path) -> int:

@@ -24,6 +24,7 @@ from training.loop.averaging import WeightAverage
 from training.loop.checkpoint import restore
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
+from training.loop.task import ClassificationTask
 from training.records.metrics import read_metrics
 from training.records.run import Run
 from training.records.run_progress import Progress
@@ -157,7 +158,7 @@ def test_the_norm_of_the_mean_gradient_is_limited(limit: float, micro_batch: int
         config = replace(CONFIG, optimizer="sgd", lr=1.0, momentum=0, wd=0)
         trainer = build_trainer(one, config)
         trainer.set_learning_rate(1.0)
-        Updater(one, trainer, [mx.cpu()], micro_batch, clip_gradient=clip).step(batch)
+        Updater(ClassificationTask(one, trainer, [mx.cpu()]), micro_batch, clip).step(batch)
         steps.append(
             {n: before[n] - v for n, v in values(one).items() if "running" not in n}
         )  # the gradient, as the rate is 1
@@ -191,7 +192,7 @@ def finish(folder: Path, config: TrainConfig = CONFIG, resume: bool = False) -> 
         run = Run.resume(folder, progress.epoch)
     else:
         run = Run.create(folder, to_dict(config), ["test"])
-    task = fit.Task(net, trainer, [mx.cpu()], build_loaders(config, DATA, 3))
+    task = ClassificationTask(net, trainer, [mx.cpu()], build_loaders(config, DATA, 3))
     with run:
         return fit.Fit(task, config, run, progress).run_epochs()
 

@@ -19,6 +19,7 @@ from formats.param_file import read_params, write_params
 from training.batches.in_memory import Batch
 from training.loop.checkpoint import parameter_arrays, restore, save_parameters, save_state
 from training.loop.engine import Updater, measure
+from training.loop.task import ClassificationTask
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.records.state_file import load_state
@@ -51,7 +52,7 @@ class Training:
         trained = {k: p for k, p in self.net.collect_params().items() if p.grad_req != "null"}
         name, arguments = OPTIMIZERS[optimizer]
         self.trainer = gluon.Trainer(trained, name, dict(arguments), update_on_kvstore=False)
-        self.updater = Updater(self.net, self.trainer, contexts)
+        self.updater = Updater(ClassificationTask(self.net, self.trainer, contexts))
 
     def step(self, seed: int) -> None:
         rng = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Optional
 
 import mxnet as mx
@@ -14,9 +15,10 @@ from mxnet.gluon import nn
 
 from training.batches.in_memory import Batch, EvalBatches
 from training.data.dataset import ImageData
-from training.loop.engine import EpochHooks, Measured, Updater, measure, train_one_epoch
+from training.loop.engine import Updater, measure, train_one_epoch
 from training.loop.evaluation import evaluate
 from training.loop.parameters import average_statistics, plain_layout
+from training.loop.task import ClassificationTask, Measured, count_right
 from training.records.run_progress import Progress
 from training.settings.errors import UserError
 
@@ -160,7 +162,7 @@ def after_step(
     # Only what is trained: a Trainer hands all devices the first one's values at its first step.
     trained = {k: p for k, p in net.collect_params().items() if p.grad_req != "null"}
     trainer = gluon.Trainer(trained, "sgd", {"learning_rate": 0.5}, update_on_kvstore=False)
-    measured = measure(Updater(net, trainer, contexts, micro_batch).step(batch))
+    measured = measure(Updater(ClassificationTask(net, trainer, contexts), micro_batch).step(batch))
     for parameter in weights(net):
         copies = [data.asnumpy() for data in parameter.list_data()]
         np.testing.assert_array_equal(copies[0], copies[-1])
@@ -194,7 +196,7 @@ def test_gradients_do_not_pile_up_over_steps() -> None:
         trainer = gluon.Trainer(
             net.collect_params(), "sgd", {"learning_rate": 0.5}, update_on_kvstore=False
         )
-        updater = Updater(net, trainer, TWO, micro)
+        updater = Updater(ClassificationTask(net, trainer, TWO), micro)
         for one in (batch, other, batch):
             measure(updater.step(one))
         found.append(net[-1].weight.data(TWO[1]).asnumpy())
@@ -220,7 +222,7 @@ def test_measure_counts_soft_labels_by_their_share() -> None:
     losses, logits = [[1.5, 0.25], [2.0]], [[[0.0, 3.0, 1.0], [5.0, 0.0, 1.0]], [[0.0, 1.0, 0.5]]]
     labels = [np.array([[0.3, 0.7, 0.0], [0.0, 0.4, 0.6]], np.float32), np.array([1], np.int32)]
     steps = [
-        Measured(mx.nd.array(one), label, mx.nd.array(two))
+        Measured(mx.nd.array(one), len(label), partial(count_right, mx.nd.array(two), label))
         for one, two, label in zip(losses, logits, labels)
     ]
     loss_sum, correct, images, terms = measure(steps)
@@ -251,7 +253,7 @@ def steps_with_nag(evaluations: bool) -> list[bytes]:
     net.hybridize(static_alloc=True, static_shape=True)
     settings = {"learning_rate": 0.1, "momentum": 0.9, "wd": 0.1}
     trainer = gluon.Trainer(net.collect_params(), "nag", settings, update_on_kvstore=False)
-    updater, rng = Updater(net, trainer, ONE), np.random.default_rng(2)
+    updater, rng = Updater(ClassificationTask(net, trainer, ONE)), np.random.default_rng(2)
     for _ in range(12):  # without `plain_layout` some of these differ, by chance
         image = rng.normal(size=(8, 16, 8, 8)).astype(np.float32)
         batch = Batch(image, rng.integers(0, CLASSES, 8).astype(np.int32))
@@ -280,14 +282,13 @@ def epoch_of(batches: list[Batch], progress: Progress, stop_after: int = 99) -> 
     def schedule(update: int) -> float:
         return 0.01 * update
 
-    def note(state: Progress, images: int) -> None:
+    updater = Updater(ClassificationTask(net, trainer, ONE))
+    for images in train_one_epoch(updater, iter(batches), schedule, progress):
         rates.append(trainer.learning_rate)
-        seen.append((state.step, state.batch, state.images, images))
-
-    hooks = EpochHooks(note, lambda: len(seen) >= stop_after)
-    updater = Updater(net, trainer, ONE)
-    finished = train_one_epoch(updater, iter(batches), schedule, progress, hooks)
-    return finished, rates, seen
+        seen.append((progress.step, progress.batch, progress.images, images))
+        if len(seen) >= stop_after:
+            return False, rates, seen
+    return True, rates, seen
 
 
 def test_progress_and_rates_of_an_epoch() -> None:

@@ -25,6 +25,7 @@ from training.loop.averaging import EpochAverage
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
 from training.loop.fresh_statistics import measure_statistics, statistics_batches
+from training.loop.task import ClassificationTask
 from training.records.interruption import Interrupted
 from training.records.metrics import read_metrics
 from training.records.state_file import load_state
@@ -50,7 +51,7 @@ STATISTICS = ("running_mean", "running_var")
 
 def updater_of(net: Any, devices: int = 1, micro_batch: int = 0) -> Updater:
     contexts = [mx.cpu(i) for i in range(devices)]
-    return Updater(net, build_trainer(net, CONFIG), contexts, micro_batch)
+    return Updater(ClassificationTask(net, build_trainer(net, CONFIG), contexts), micro_batch)
 
 
 def batch_of(seed: int, images: int = 6) -> Batch:

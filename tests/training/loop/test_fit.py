@@ -23,11 +23,12 @@ from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
 from training.compute.optimizer import build_trainer
 from training.data.dataset import Dataset, ImageData
-from training.loop import fit
+from training.loop import fit, task
 from training.loop.announce import report
 from training.loop.checkpoint import restore
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
+from training.loop.task import ClassificationTask
 from training.records.interruption import Interruption
 from training.records.metrics import read_metrics
 from training.records.run import Run
@@ -36,6 +37,7 @@ from training.records.run_progress import Progress
 from training.records.state_file import load_state
 from training.settings.config import to_dict
 from training.settings.errors import UserError
+from training.settings.schedules import schedule_of
 
 KEYS = [
     "epoch",
@@ -93,7 +95,7 @@ def start(
     else:
         run = Run.create(folder, to_dict(config), ["test"])
     loaders = build_loaders(config, DATA, 3)
-    return fit.Fit(fit.Task(net, trainer, contexts, loaders), config, run, progress)
+    return fit.Fit(ClassificationTask(net, trainer, contexts, loaders), config, run, progress)
 
 
 def finish(
@@ -135,7 +137,7 @@ def test_one_line_per_epoch(whole: Path) -> None:
     rows = read_metrics(whole)
     assert [list(row) for row in rows] == [KEYS] * 4
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 3), (2, 6), (3, 9), (4, 12)]
-    schedule = fit.schedule_of(CONFIG, STEPS)
+    schedule = schedule_of(CONFIG, STEPS)
     assert [row["lr"] for row in rows] == [schedule(n) for n in (3, 6, 9, 12)]
     for row in rows:
         assert 0 < row["train_loss"] < 5
@@ -149,7 +151,7 @@ def test_the_files_hold_what_was_scored(whole: Path, tmp_path: Path) -> None:
     best = max(rows, key=lambda row: (row["test_acc"], -row["epoch"]))
     for name, row in (("last", rows[-1]), ("best", best)):
         other.net.load_parameters(str(whole / f"{name}.param"))
-        scores = evaluate(other.net, other.loaders.test, other.contexts)
+        scores = evaluate(other.net, other.loaders.test, other.task.contexts)
         assert scores == (row["test_loss"], row["test_acc"], 11)
     other.run.close()
     progress = load_state(whole)[0]
@@ -161,7 +163,7 @@ def test_several_devices_are_scored_as_the_one_that_is_saved(tmp_path: Path) -> 
     finish(tmp_path / "two", replace(CONFIG, epochs=2), devices=2)
     row, one = read_metrics(tmp_path / "two")[-1], start(tmp_path / "one")
     one.net.load_parameters(str(tmp_path / "two/last.param"))
-    scores = evaluate(one.net, one.loaders.test, one.contexts)
+    scores = evaluate(one.net, one.loaders.test, one.task.contexts)
     one.run.close()
     assert scores.loss == pytest.approx(row["test_loss"], rel=1e-5)
 
@@ -179,7 +181,7 @@ def test_every_update_has_its_rate_and_the_last_epochs_no_mixup(
 
     monkeypatch.setattr(Updater, "step", spy)
     finish(tmp_path, replace(CONFIG, epochs=3))
-    schedule = fit.schedule_of(replace(CONFIG, epochs=3), STEPS)
+    schedule = schedule_of(replace(CONFIG, epochs=3), STEPS)
     assert rates == [schedule(n) for n in range(1, 10)]
     assert rates[0] == 0.5 / 2  # a warm-up of 3 updates from 0, which would be update 0
     assert soft == [True] * 6 + [False] * 3
@@ -275,7 +277,7 @@ def test_a_diverged_network_ends_the_run_with_its_last_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([Scores(1.0, 0.5, 11), Scores(float("nan"), 0.9, 11)])
-    monkeypatch.setattr(fit, "evaluate", lambda *_: next(scores))
+    monkeypatch.setattr(task, "evaluate", lambda *_: next(scores))
     with pytest.raises(UserError, match=r"the test loss after epoch 2 is nan, step 6, .* rate 0"):
         finish(tmp_path)
     assert load_state(tmp_path)[0].epoch == 1
@@ -331,8 +333,8 @@ PLACES = {
     "last step of an epoch": (Updater, "step", 6),
     "without mixup": (Updater, "step", 11),
     "very last step": (Updater, "step", 12),
-    "evaluation": (fit, "evaluate", 2),
-    "last evaluation": (fit, "evaluate", 4),
+    "evaluation": (task, "evaluate", 2),
+    "last evaluation": (task, "evaluate", 4),
     "end of an epoch": (Run, "scalars", 2),
     "best file": (fit, "save_parameters", 3),
     "state": (fit, "write_state", 3),

@@ -12,7 +12,8 @@ from typing import Any, Callable
 import pytest
 
 from training.classifier.config import TrainConfig
-from training.loop.train import Prepared, Script
+from training.loop.task import ClassificationTask
+from training.loop.train import train as train_script
 from training.records.run_folder import STATE_FILE, hold
 from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
@@ -28,17 +29,16 @@ def train(small_runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> T
     count = iter(range(100))
     prepared = []
 
-    def prepare(config: TrainConfig) -> Prepared:
+    def prepare(config: TrainConfig) -> ClassificationTask:
         prepared.append(config)
         fit = small_runs.start(tmp_path / f"unused {next(count)}")
         fit.run.close()
-        return Prepared(
-            small_runs.fit.Task(fit.net, fit.trainer, fit.contexts, fit.loaders), {"x": b"a file"}
-        )
+        fit.task.files["x"] = b"a file"
+        return fit.task
 
     def run(**given: Any) -> int:
         config = replace(small_runs.CONFIG, epochs=2, gpus="cpu", model="tiny", **given)
-        return Script("train_tiny.py", TrainConfig, prepare).train(config, given)
+        return train_script("train_tiny.py", config, given, (), prepare)
 
     run.prepared = prepared  # type: ignore[attr-defined]
     return run

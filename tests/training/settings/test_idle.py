@@ -16,7 +16,6 @@ from training.batches.in_memory import TrainBatches
 from training.classifier.imagenet import ImageNetConfig
 from training.data.dataset import ImageData
 from training.glimpse.config import GlimpseConfig
-from training.loop.train import Script
 from training.settings import idle
 from training.settings.config import parse_overrides
 from training.settings.schedules import schedule_of
@@ -140,7 +139,8 @@ def rows(table: list[Any]) -> list[Any]:
 def no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """Flags alone are looked at: nothing is trained and no file opened."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Script, "train", lambda *_: 0)
+    for script in ALL:
+        monkeypatch.setattr(script, "train", lambda *_: 0)
 
 
 @pytest.mark.parametrize(("script", "words", "flag", "beside"), rows(REFUSED))
