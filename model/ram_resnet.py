@@ -29,13 +29,14 @@ from mxnet.gluon import nn
 
 from model.layers.basic_layer import norm
 from model.layers.channel_attention import GATE, SharedLSTM, dense, global_mean
+from model.layers.network import Network
 from model.layers.resnet_spec import SPECS, STAGES, ResNetSpec
 from model.layers.resnet_unit import Stage, Unit, convolution, create_gate
 
 __all__ = ["FAMILY", "ResNet"]
 
 
-class ResNet(nn.HybridBlock):
+class ResNet(Network):
     """Stem, three stages, mean over the pixels, classifier.
 
     Parameters
@@ -80,8 +81,6 @@ class ResNet(nn.HybridBlock):
         self.spec, self.classes = spec, classes
         self.image_shape = (3, spec.image_size, spec.image_size)
         self.norms: dict[str, Any] = {"norm_layer": norm_layer, "norm_kwargs": norm_kwargs}
-        self._gates: Optional[tuple[Any, list[str]]] = None
-        self.fused: Any = None  # see model.execution.fused_training
         width = spec.channels[0]
         with self.name_scope():
             self.conv1 = convolution(width, 3, 1, 3)
@@ -137,8 +136,6 @@ class ResNet(nn.HybridBlock):
                 f"training a network with attention {self.spec.attention!r} needs 2 or more "
                 "images per device, got 1: its gates normalise over the images"
             )
-        if self.fused is not None and self.fused.takes(x):
-            return self.fused(x)
         return super().forward(x, *args)
 
     def hybrid_forward(self, F: Any, image: Any) -> Any:
@@ -151,12 +148,20 @@ class ResNet(nn.HybridBlock):
             y = F.Activation(self.bn(y), act_type="relu")
         return self.fc(global_mean(F, F.reshape(y, shape=(0, 0, 0, 0))))  # (N, classes)
 
+    def trace(self, ops: Any, image: Any) -> Any:
+        """Return the logits by fused operators; see `model.execution.fused_graph.Trace`."""
+        y = self.conv1(image)
+        if self.spec.version == 1:
+            y = mx.sym.Activation(self.bn1(y), act_type="relu")
+        y = ops.blocked(y, self.spec.channels[0])
+        for stage in self.stages():
+            y = ops.run(stage, y)
+        return self.fc(ops.mean(y, self.bn if self.spec.version == 2 else None))
+
     def gates(self, image: mx.nd.NDArray) -> dict[tuple[int, int], mx.nd.NDArray]:
         """Return the gate of every unit for these images.
 
-        The gates come from a graph of their own over the same parameters, traced at the first call:
-        training is as fast as without it, and the network may be hybridized or not. Batch
-        normalisations use their running statistics; no gradient is recorded.
+        See `model.layers.network.Network.observe`.
 
         Parameters
         ----------
@@ -174,25 +179,7 @@ class ResNet(nn.HybridBlock):
             for number, index, unit in self.units()
             if unit.gate is not None or self.spec.attention == "dia"
         ]
-        if not keys:
-            return {}
-        if self._gates is None:
-            internals = self(mx.sym.var("image")).get_internals()
-            outputs = enumerate(internals.list_outputs())
-            graph = mx.sym.Group(
-                [internals[i] for i, n in outputs if n.endswith(f"_{GATE}_output")]
-            )
-            self._gates = mx.nd.CachedOp(graph), graph.list_inputs()
-        run, inputs = self._gates
-        parameters = self.collect_params()
-        with autograd.pause(train_mode=False):
-            found = run(
-                *(
-                    image if name == "image" else parameters[name].data(image.context)
-                    for name in inputs
-                )
-            )
-        found = found if isinstance(found, list) else [found]
+        found = self.observe(GATE, image) if keys else []
         return {key: gate.reshape((0, -1)) for key, gate in zip(keys, found)}
 
 

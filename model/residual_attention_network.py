@@ -22,7 +22,6 @@ from dataclasses import replace
 from typing import Any, Optional
 
 import mxnet as mx
-from mxnet import autograd
 from mxnet.gluon import nn
 
 from model.layers.attention_module import (
@@ -34,6 +33,7 @@ from model.layers.attention_module import (
 )
 from model.layers.attention_presets import SPECS, STEMS, AttentionSpec
 from model.layers.basic_layer import norm
+from model.layers.network import Network
 
 __all__ = [
     "FAMILY",
@@ -45,7 +45,10 @@ __all__ = [
 ]
 
 
-class ResidualAttentionNetwork(nn.HybridBlock):
+STEM = ("conv1", "mpool1")
+
+
+class ResidualAttentionNetwork(Network):
     """Stem, stages of attention modules, residual units, classifier.
 
     Parameters
@@ -90,8 +93,6 @@ class ResidualAttentionNetwork(nn.HybridBlock):
             raise ValueError(f"classes must be 1 or more, got {classes}")
         self.spec, self.classes = spec, classes
         self.image_shape = (3, spec.image_size, spec.image_size)
-        self._masks: Optional[tuple[Any, list[str]]] = None
-        self.fused: Any = None  # see model.execution.fused_training
         self._norms: dict[str, Any] = {"norm_layer": norm_layer, "norm_kwargs": norm_kwargs}
         unit = unit_builder(spec.unit, spec.groups, **self._norms)
         with self.name_scope():
@@ -168,19 +169,13 @@ class ResidualAttentionNetwork(nn.HybridBlock):
 
     def blocks(self) -> Iterator[tuple[str, nn.HybridBlock]]:
         """Yield (attribute name, block) from input to last feature map, in order of execution."""
-        names = ["conv1", "mpool1"]
+        names = [*STEM]
         for stage, _ in self._stages():
             names += [f"residual_block{stage}", *self.module_names(stage)]
         names += [*self._tail(), "mpool2"]
         for name in names:
             if hasattr(self, name):
                 yield name, getattr(self, name)
-
-    def forward(self, x: Any, *args: Any) -> Any:
-        """Run the network; see the class."""
-        if self.fused is not None and self.fused.takes(x):
-            return self.fused(x)
-        return super().forward(x, *args)
 
     def hybrid_forward(self, F: Any, image: Any) -> Any:
         y = image
@@ -192,12 +187,21 @@ class ResidualAttentionNetwork(nn.HybridBlock):
         y = F.mean(y, axis=(2, 3), keepdims=True)  # (N, C, 1, 1)
         return F.Flatten(self.fc(y))  # (N, classes)
 
+    def trace(self, ops: Any, image: Any) -> Any:
+        """Return the logits by fused operators; see `model.execution.fused_graph.Trace`."""
+        blocks = dict(self.blocks())
+        y = image
+        for name in STEM:
+            y = blocks.pop(name)(y) if name in blocks else y
+        y = ops.blocked(y, self.spec.stem_channels)
+        for name, block in blocks.items():
+            y = ops.mean(y, block[0]) if name == "mpool2" else ops.run(block, y)
+        return mx.sym.Flatten(self.fc(mx.sym.reshape(y, shape=(0, 0, 1, 1))))
+
     def attention_maps(self, image: mx.nd.NDArray) -> dict[str, mx.nd.NDArray]:
         """Return the soft mask of every attention module for these images.
 
-        The masks come from a graph of their own over the same parameters, traced at the first call:
-        training is as fast as without it, and the network may be hybridized or not. Batch
-        normalisations use their running statistics; no gradient is recorded.
+        See `model.layers.network.Network.observe`.
 
         Parameters
         ----------
@@ -217,21 +221,7 @@ class ResidualAttentionNetwork(nn.HybridBlock):
         >>> [mask.shape for mask in net.attention_maps(mx.nd.zeros((1, 3, 32, 32))).values()]
         [(1, 128, 32, 32), (1, 256, 16, 16), (1, 512, 8, 8)]
         """
-        if self._masks is None:
-            internals = self(mx.sym.var("image")).get_internals()
-            names = [f"{getattr(self, m).prefix}{SOFT_MASK}_output" for m in self.module_names()]
-            graph = mx.sym.Group([internals[name] for name in names])
-            self._masks = mx.nd.CachedOp(graph), graph.list_inputs()
-        masks, inputs = self._masks
-        parameters = self.collect_params()
-        with autograd.pause(train_mode=False):
-            found = masks(
-                *(
-                    image if name == "image" else parameters[name].data(image.context)
-                    for name in inputs
-                )
-            )
-        return dict(zip(self.module_names(), found if isinstance(found, list) else [found]))
+        return dict(zip(self.module_names(), self.observe(SOFT_MASK, image)))
 
 
 def build(

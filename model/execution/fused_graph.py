@@ -1,14 +1,16 @@
 """Training graphs of the operators in ``model/native/units``: same parameters and results.
 
-A graph is traced from the network's blocks. Between the stem and the mean over the pixels all maps
-are kept in blocks of 16 or 8 channels, (N, C / 16, H, W, 16), which MXNet takes for plain arrays of
-shape (N, C, H, W): only additions and the operators of ``model/native/units`` may touch them.
+A graph is traced from the network's blocks, each of which says how: ``trace(ops, x)``, beside its
+``hybrid_forward``, calls the methods of `Trace` and returns what they give. Between the stem and
+the mean over the pixels all maps are kept in blocks of 16 or 8 channels, (N, C / 16, H, W, 16),
+which MXNet takes for plain arrays of shape (N, C, H, W): only additions and the operators of
+``model/native/units`` may touch them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 import mxnet as mx
 from mxnet.gluon import nn
@@ -20,12 +22,6 @@ from model.execution.fused_limits import (
     constants_of,
     stride_of,
 )
-from model.layers.attention_module import AttentionModule
-from model.layers.basic_layer import ResidualBlock
-from model.layers.channel_attention import RecurrentGate, StaticGate
-from model.layers.resnet_unit import Unit
-from model.ram_resnet import ResNet
-from model.residual_attention_network import ResidualAttentionNetwork
 
 
 def training_graph(
@@ -74,103 +70,22 @@ class Trace:
         return getattr(mx.sym, f"attn_{name}")(*inputs, inputs=len(inputs), **attributes)
 
     def network(self, net: Any) -> Any:
-        """Return the logits of a network of either family."""
-        image = mx.sym.var(self.data)
-        if type(net) is ResidualAttentionNetwork:
-            return self.attention_network(net, image)
-        if type(net) is ResNet:
-            return self.resnet(net, image)
-        raise Unsupported(f"no operators for {type(net).__name__}")
+        """Return the logits (N, classes) of a network."""
+        return self.run(net, mx.sym.var(self.data))
 
-    def attention_network(self, net: ResidualAttentionNetwork, image: Any) -> Any:
-        """Return the logits (N, classes) of a residual attention network."""
-        y, blocked = image, False
-        for name, block in net.blocks():
-            if name == "mpool2":
-                y = self.mean(y, block[0])
-            elif isinstance(block, (ResidualBlock, AttentionModule)):
-                y = y if blocked else self.block(y, net.spec.stem_channels)
-                blocked = True
-                unit = isinstance(block, ResidualBlock)
-                y = self.residual_block(block, y) if unit else self.attention_module(block, y)
-            elif blocked:
-                raise Unsupported(f"a {type(block).__name__} in the network")
-            else:
-                y = block(y)  # the stem
-        return mx.sym.Flatten(net.fc(mx.sym.reshape(y, shape=(0, 0, 1, 1))))
+    def run(self, block: Any, x: Any) -> Any:
+        """Return what a block's ``trace(ops, x)`` gives, or that of several blocks in a row."""
+        if type(block) is nn.HybridSequential:
+            for part in block:
+                x = self.run(part, x)
+            return x
+        if not _is_traced(block, "hybrid_forward"):
+            self.refuse(f"a {type(block).__name__} in the network")
+        return block.trace(self, x)
 
-    def resnet(self, net: ResNet, image: Any) -> Any:
-        """Return the logits (N, classes) of a CIFAR ResNet."""
-        y = net.conv1(image)
-        if net.spec.version == 1:
-            y = mx.sym.Activation(net.bn1(y), act_type="relu")
-        y = self.block(y, net.spec.channels[0])
-        for stage in net.stages():
-            if stage.dia is not None:
-                raise Unsupported("a gate that is shared by units")
-            for unit in stage.units:
-                y = self.resnet_unit(unit, y)
-        return net.fc(self.mean(y, net.bn if net.spec.version == 2 else None))
-
-    def attention_module(self, module: AttentionModule, x: Any) -> Any:
-        """Return the blocked output of an attention module for blocked maps."""
-        x = self.chain(module.first_residual_blocks, x)
-        trunk = self.chain(module.trunk_branches, x)
-        depth, legacy = module._mask_depth, module._wiring == "legacy"
-        down: list[Any] = []
-        skips: list[Any] = []
-        y = x
-        for level in range(1, max(depth, 1) + 1):
-            if depth:
-                y = self.emit("pool", y)
-            y = self.chain(module._child(f"softmax{level}_blocks"), y)
-            if level < depth:
-                down.append(y)
-                skip = module._child(f"skip{level}_connection_residual_block")
-                skips.append(self.chain(skip, y))
-        for level in range(depth - 1, 0, -1):
-            added = [skips[level - 1], *([down[level - 1]] if legacy else [])]
-            y = self.upsample(y, skips[level - 1], added)
-            y = self.chain(module._child(f"softmax{2 * depth - level}_blocks"), y)
-        if depth:
-            y = self.upsample(y, x, [trunk] if legacy else [])
-        norm1, _, conv1, norm2, _, conv2 = module._child(f"softmax{2 * max(depth, 1)}_blocks")
-        y = self.unit(2, [conv1, conv2], [norm1, norm2], y, shortcut="none")
-        settings = {"attention": module._attention, "learning": module._learning}
-        return self.chain(module.last_blocks, self.emit("mask", y, trunk, **settings))
-
-    def chain(self, block: Any, x: Any) -> Any:
-        """Return the output of one unit or of several in a row."""
-        for unit in block if isinstance(block, nn.HybridSequential) else [block]:
-            x = self.residual_block(unit, x)
-        return x
-
-    def residual_block(self, block: Any, x: Any) -> Any:
-        """Return the output of a pre-activation unit."""
-        if type(block) is not ResidualBlock:
-            raise Unsupported(f"a {type(block).__name__} in the network")
-        return self.unit(
-            2,
-            [block.conv1, block.conv2, block.conv3],
-            [block.bn1, block.bn2, block.bn3],
-            x,
-            projection=(block.conv4, None),
-        )
-
-    def resnet_unit(self, unit: Unit, x: Any) -> Any:
-        """Return the output of a ResNet's unit, gate included."""
-        numbers = range(1, unit.depth + 1)
-        conv, bn = None, None
-        if unit.downsample is not None:
-            conv, bn = [*unit.downsample, None][:2]
-        return self.unit(
-            unit.version,
-            [getattr(unit, f"conv{number}") for number in numbers],
-            [getattr(unit, f"bn{number}") for number in numbers],
-            x,
-            projection=(conv, bn),
-            gate=unit.gate,
-        )
+    def refuse(self, what: str) -> NoReturn:
+        """Raise `Unsupported`: the operators do not know this."""
+        raise Unsupported(what)
 
     def unit(
         self,
@@ -197,7 +112,7 @@ class Trace:
         projection
             Convolution and normalisation of the shortcut, where it has them.
         gate
-            Of the residual branch; None: no gate.
+            Of the residual branch, with its own ``trace()``; None: no gate.
         """
         strides = [stride_of(conv, self.trained) for conv in convolutions]
         strided = next((i for i, stride in enumerate(strides, 1) if stride != 1), 0)
@@ -234,16 +149,14 @@ class Trace:
         """Append a gate's parameters to `inputs`; return its kind and number of steps."""
         if gate is None:
             return "none", 1
-        if type(gate) is StaticGate:
-            inputs.append(self.parameter(gate.b))
-            return "static", 1
-        if type(gate) is not RecurrentGate:
-            raise Unsupported(f"a {type(gate).__name__}")
-        inputs += [self.parameter(gate.w), self.parameter(gate.b)]
-        for bn in gate.batch_norms():
+        if not _is_traced(gate, "_gate"):
+            self.refuse(f"a {type(gate).__name__}")
+        kind, parameters, norms, steps = gate.trace()
+        inputs += map(self.parameter, parameters)
+        for bn in norms:
             inputs += self.norm(bn)
             used.append(bn)
-        return "recurrent", gate.steps
+        return kind, steps
 
     def norm(self, bn: Any) -> list[Any]:
         """Return gamma, beta, mean and variance of a batch normalisation."""
@@ -268,7 +181,7 @@ class Trace:
             self._copies[parameter.name] = mx.sym.identity(parameter.var())
         return self._copies[parameter.name]
 
-    def block(self, x: Any, channels: int) -> Any:
+    def blocked(self, x: Any, channels: int) -> Any:
         """Return plain maps (N, C, H, W) in blocks of channels."""
         check_channels(channels)
         return self.emit("block", x)
@@ -283,3 +196,16 @@ class Trace:
         """Return maps as large as `like`, with others added."""
         height, width = like.infer_shape(**{self.data: self.shape})[1][0][2:]
         return self.emit("upsample", low, *added, height=height, width=width)
+
+
+def _is_traced(block: Any, computed_by: str) -> bool:
+    """Tell whether a block says how it is traced, as the same class that says how it computes.
+
+    A class that computes otherwise than the one that it is derived from must say so anew.
+    """
+    for kind in type(block).__mro__:
+        if "trace" in vars(kind):
+            return True
+        if computed_by in vars(kind):
+            return False
+    return False

@@ -255,6 +255,32 @@ class AttentionModule(nn.HybridBlock):
             attended = trunk + attended
         return self.last_blocks(attended)
 
+    def trace(self, ops: Any, x: Any) -> Any:
+        """Return blocked maps by fused operators; see `model.execution.fused_graph.Trace`."""
+        x = ops.run(self.first_residual_blocks, x)
+        trunk = ops.run(self.trunk_branches, x)
+        depth, legacy = self._mask_depth, self._wiring == "legacy"
+        down: list[Any] = []
+        skips: list[Any] = []
+        y = x
+        for level in range(1, max(depth, 1) + 1):
+            if depth:
+                y = ops.emit("pool", y)
+            y = ops.run(self._child(f"softmax{level}_blocks"), y)
+            if level < depth:
+                down.append(y)
+                skips.append(ops.run(self._child(f"skip{level}_connection_residual_block"), y))
+        for level in range(depth - 1, 0, -1):
+            added = [skips[level - 1], *([down[level - 1]] if legacy else [])]
+            y = ops.upsample(y, skips[level - 1], added)
+            y = ops.run(self._child(f"softmax{2 * depth - level}_blocks"), y)
+        if depth:
+            y = ops.upsample(y, x, [trunk] if legacy else [])
+        norm1, _, conv1, norm2, _, conv2 = self._child(f"softmax{2 * max(depth, 1)}_blocks")
+        y = ops.unit(2, [conv1, conv2], [norm1, norm2], y, shortcut="none")
+        attended = ops.emit("mask", y, trunk, attention=self._attention, learning=self._learning)
+        return ops.run(self.last_blocks, attended)
+
 
 def _check_choice(what: str, given: str, available: tuple[str, ...]) -> None:
     if given not in available:

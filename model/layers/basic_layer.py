@@ -100,6 +100,11 @@ class ResidualBlock(nn.HybridBlock):
         y = self.conv3(F.Activation(self.bn3(y), act_type="relu"))
         return y + shortcut
 
+    def trace(self, ops: Any, x: Any) -> Any:
+        """Return blocked maps by fused operators; see `model.execution.fused_graph.Trace`."""
+        convolutions, norms = (self.conv1, self.conv2, self.conv3), (self.bn1, self.bn2, self.bn3)
+        return ops.unit(2, convolutions, norms, x, projection=(self.conv4, None))
+
 
 def interpolation_matrix(F: Any, low: Any, high: Any, axis: int) -> Any:
     """Return the (n_low, n_high) weights of linear interpolation along one axis of two maps.

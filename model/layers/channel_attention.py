@@ -70,6 +70,10 @@ def scale(F: Any, x: Any, gate: Any) -> Any:
     return x * F.reshape_like(F.dot(gate, ones_row(F, x)), F.BlockGrad(x))
 
 
+# A gate's kind in fused operators, its parameters, its normalisations, its number of steps.
+GateParts = tuple[str, list[Any], list[nn.HybridBlock], int]
+
+
 class ChannelGate(nn.HybridBlock):
     """Maps times their gate; subclasses say what the gate is.
 
@@ -145,6 +149,10 @@ class RecurrentGate(ChannelGate):
             y = F.broadcast_add(F.broadcast_mul(bn(y), w), b)
         return F.reshape(F.sigmoid(y), shape=(0, 0, 1))
 
+    def trace(self) -> GateParts:
+        """Return what a fused unit needs; see `model.execution.fused_graph.Trace.unit`."""
+        return "recurrent", [self.w, self.b], self.batch_norms(), self.steps
+
 
 class StaticGate(ChannelGate):
     """``a = sigmoid(b)``: the recurrent gate with w frozen at 0, whatever the input."""
@@ -159,6 +167,10 @@ class StaticGate(ChannelGate):
         corner = F.slice_axis(corner, axis=3, begin=0, end=1)  # (N, C, 1, 1)
         gate = F.broadcast_add(F.zeros_like(corner), F.sigmoid(params["b"]))
         return F.reshape(gate, shape=(0, 0, 1))
+
+    def trace(self) -> GateParts:
+        """Return what a fused unit needs; see `model.execution.fused_graph.Trace.unit`."""
+        return "static", [self.b], [], 1
 
 
 class SqueezeExcitation(ChannelGate):

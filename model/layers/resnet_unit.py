@@ -140,6 +140,16 @@ class Unit(nn.HybridBlock):
         residual, shortcut = self.branches(F, x)
         return self.merge(F, residual if self.gate is None else self.gate(residual), shortcut)
 
+    def trace(self, ops: Any, x: Any) -> Any:
+        """Return blocked maps by fused operators; see `model.execution.fused_graph.Trace`."""
+        convolutions, norms = (
+            [getattr(self, f"{kind}{number}") for number in range(1, self.depth + 1)]
+            for kind in ("conv", "bn")
+        )
+        conv, bn = (None, None) if self.downsample is None else [*self.downsample, None][:2]
+        projection = (conv, bn)
+        return ops.unit(self.version, convolutions, norms, x, projection=projection, gate=self.gate)
+
 
 class Stage(nn.HybridBlock):
     """Units one after another; children ``0``, ``1``, ... and, for DIA, ``dia``."""
@@ -160,4 +170,12 @@ class Stage(nn.HybridBlock):
                 residual, shortcut = unit.branches(F, x)
                 residual, *carried = self.dia(residual, *state)
                 x, state = unit.merge(F, residual, shortcut), tuple(carried)
+        return x
+
+    def trace(self, ops: Any, x: Any) -> Any:
+        """Return blocked maps by fused operators; see `model.execution.fused_graph.Trace`."""
+        if self.dia is not None:
+            ops.refuse("a gate that is shared by units")
+        for unit in self.units:
+            x = ops.run(unit, x)
         return x

@@ -35,8 +35,8 @@ METRICS_ORDER = (
 def metrics_row(epoch: int, values: Mapping[str, Any]) -> dict[str, Any]:
     """Put the values of an epoch into the documented order, as plain Python numbers.
 
-    `training.loop.fit.Fit._finish_epoch` gives the values, `bridge.loop.fit` those of the bridge,
-    `training.loop.task.Method.statistics` a network's own.
+    `training.records.epochs.Epochs` gives the values, `training.loop.fit.Fit._finish_epoch` adds
+    some, `training.loop.task.Task.statistics` a network's own.
 
     Raises
     ------

@@ -19,6 +19,8 @@ from model import create_model
 from model.execution.fused_graph import training_graph
 from model.execution.fused_limits import Unsupported
 from model.execution.fused_training import fuse
+from model.layers.basic_layer import ResidualBlock
+from model.layers.network import Network
 from model.native.build import block_channels
 from model.native.processor import Unavailable
 from tests.model import golden_runs as golden
@@ -231,6 +233,57 @@ def test_a_mask_of_another_attention_is_refused() -> None:
     np.testing.assert_allclose(computed.asnumpy(), expected.asnumpy(), rtol=1e-5)
     with pytest.raises(mx.MXNetError, match="unknown attention cubed"):
         mx.nd.attn_mask(maps, maps, attention="cubed", learning="arl", inputs=2).asnumpy()
+
+
+class Twofold(nn.HybridBlock):
+    """A block that the project does not know: two units side by side, with its own tracing."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.left, self.right = ResidualBlock(channels), ResidualBlock(channels)
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        return self.left(x) + self.right(x)
+
+    def trace(self, ops: Any, x: Any) -> Any:
+        return ops.run(self.left, x) + ops.run(self.right, x)
+
+
+class Untraced(Twofold):
+    """Computes otherwise, and does not say how that is traced."""
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        return self.left(self.right(x))
+
+
+class Foreign(Network):
+    """A network that the project does not know."""
+
+    image_shape = (3, 8, 8)
+
+    def __init__(self, block: Any, channels: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.Conv2D(channels, 3, padding=1, use_bias=False, in_channels=3)
+        self.block, self.fc = block(channels), nn.Dense(10, in_units=channels)
+
+    def hybrid_forward(self, F: Any, image: Any) -> Any:
+        return self.fc(F.mean(self.block(self.stem(image)), axis=(2, 3)))
+
+    def trace(self, ops: Any, image: Any) -> Any:
+        maps = ops.blocked(self.stem(image), 64)
+        return self.fc(ops.mean(ops.run(self.block, maps), None))
+
+
+def test_another_network_says_itself_how_it_is_traced() -> None:
+    mx.random.seed(SEED)
+    net = Foreign(Twofold)
+    net.initialize(mx.init.Xavier())
+    image = mx.nd.random.normal(shape=(8, 3, 8, 8))
+    expected = gradients(net, image)
+    assert_same(gradients(net, image, fuse), expected)
+    assert net.fused._graphs
+    with pytest.raises(Unavailable, match="do not know a Untraced in the network"):
+        fuse(Foreign(Untraced))
 
 
 def test_a_frozen_network_is_refused() -> None:
