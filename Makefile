@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train train-glimpse native test test-results test-pythons test-bridge lint types format bench bench-parts board demo test-demo docs gpu gpu-check test-wheel test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
+.PHONY: help train train-glimpse native test test-results test-pythons test-bridge lint types format bench bench-parts board demo test-demo docs test-notebooks gpu gpu-check test-wheel test-gpu-install test-crash test-fuzz horovod test-distributed lock setup clean
 
 # PYTHON=/path/to/python3.11 names the interpreter to build .venv with (3.9 to 3.13); without it, one is looked for.
 PYTHON ?=
@@ -81,7 +81,11 @@ test-demo: setup  ## test that page in a browser (needs Chromium)
 docs: setup  ## make the site of the documents in build/site (a broken link or a wrong docstring fails it)
 	@.ci/overlay.sh docs $(VENV_DOCS)
 	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build -q
-	@echo "open build/site/index.html"
+	@echo "open build/site/index.html; with search: python3 -m http.server -d build/site"
+
+test-notebooks: setup  ## run the notebooks; each must end well and give what is committed
+	@.ci/overlay.sh notebooks $(VENV_NOTEBOOKS)
+	$(VENV_NOTEBOOKS)/bin/python .ci/run_notebooks.py
 
 gpu:  ## set up .venv-gpu: MXNet for CUDA 11.7 with its libraries, 3 GB
 	@.ci/setup.sh gpu $(VENV_GPU)

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,9 @@ API = {
         "model.export.export_files",
     ),
 }
+ELSEWHERE = re.compile(
+    r"<(?:script|img|iframe)[^>]*\bsrc=\"https?:|<link[^>]*stylesheet[^>]*https?:"
+)
 LINK = re.compile(r"(\]\(|\bsrc=\")([^)\"\s]+)")
 
 
@@ -77,6 +81,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if place in OUTSIDE.values() or place in API:
         return markdown
     return relinked(markdown, f"docs/{place}", place)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that would fetch something from elsewhere."""
+    if found := ELSEWHERE.search(output):
+        raise PluginError(f"{page.file.src_uri} fetches from elsewhere: {found[0]}")
+    return output
 
 
 def relinked(text: str, source: str, place: str) -> str:
