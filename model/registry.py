@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional
 
 from mxnet.gluon import nn
 
+from model.layers.gluoncv_zoo import PREFIX, build_zoo_network
 from model.ram_resnet import FAMILY as RESNET
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.residual_attention_network import FAMILY as ATTENTION
@@ -39,7 +40,8 @@ def create_model(name: str, classes: Optional[int] = None, **overrides: Any) -> 
     Parameters
     ----------
     name
-        One of `list_models`.
+        One of `list_models`, or ``gluoncv:`` and the name of a classifier of gluoncv's model zoo,
+        such as ``gluoncv:cifar_resnet56_v1``.
     classes
         Number of classes. None: those of the variant's data set, 1000 for the ImageNet variants
         and 10 for most others.
@@ -53,6 +55,11 @@ def create_model(name: str, classes: Optional[int] = None, **overrides: Any) -> 
         When the name, an override or its value is impossible; the message gives the nearest name
         and everything that is available.
     """
+    if name.startswith(PREFIX):
+        try:
+            return build_zoo_network(name, classes or DEFAULT_CLASSES, **overrides)
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"cannot build {name}: {error}") from error
     if name not in FAMILIES:
         raise ModelError(_unknown("model", name, list_models()))
     spec, build = FAMILIES[name]

@@ -121,7 +121,10 @@ def trace(net: nn.HybridBlock) -> Traced:
 
 
 def _classes(net: nn.HybridBlock) -> int:
-    return int(net.fc.weight.shape[0])
+    """Return the width of the logits, whatever the last layer is called."""
+    with mx.name.NameManager():
+        logits = net(mx.sym.var("image"))
+    return int(logits.infer_shape(image=(1, *net.image_shape))[1][0][1])
 
 
 def run_symbol(traced: Traced, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:

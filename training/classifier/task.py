@@ -13,7 +13,9 @@ import mxnet as mx
 from formats.weight_file import read_weight_shapes
 from model.execution.fused_training import fuse
 from model.gate_report import watch_gates
-from model.weights.file_match import find_model
+from model.layers.gluoncv_zoo import PREFIX as GLUONCV
+from model.layers.gluoncv_zoo import check_size
+from model.weights.file_match import CLASS_LAYERS, find_model
 from model.weights.loading import load_parameters
 from model.weights.published import find_result
 from training.batches.in_memory import parts_of_batch
@@ -79,6 +81,13 @@ def prepare_classifier(
             f"{data.name} has images of {len(loaders.train.mean)} channel, {config.model} takes "
             f"{unused.image_shape[0]}: choose a data set in colour, or train_mnist_glimpse.py"
         )
+    if config.model.startswith(GLUONCV):
+        try:
+            check_size(unused, _size_of(loaders.train), config.classes or 10)
+        except ValueError as error:
+            raise UserError(
+                f"{config.model} {error}; choose another network for {data.name}"
+            ) from None
     choice = choose_graph(config, contexts, classes)
     config = replace(config, precision=choice.precision)
     choice.tell()
@@ -87,7 +96,7 @@ def prepare_classifier(
     if not config.resume:
         _start(net, config, contexts, loaders.train)
     if config.freeze == "trunk":
-        freeze_except(net, "fc.")
+        freeze_except(net, _classifier_of(net, config.model))
     net.hybridize(**hybridize_options(choice.amp))
     if choice.fused:
         fuse(net, choice.precision)
@@ -95,6 +104,17 @@ def prepare_classifier(
     watch = _statistics(watch_gates(net), loaders, contexts[0])
     trainer = with_loss_scaling(build_trainer(net, config), config.precision)
     return ClassificationTask(net, trainer, contexts, loaders, files, config, watch)
+
+
+def _classifier_of(net: Any, name: str) -> str:
+    """Return how the names of the last layer's parameters start; UserError where it has no name."""
+    names = net._collect_params_with_prefix()
+    for layer in CLASS_LAYERS:
+        if any(one.startswith(f"{layer}.") for one in names):
+            return f"{layer}."
+    raise UserError(
+        f"--freeze trunk: {name} has no layer called {' or '.join(CLASS_LAYERS)}; leave it out"
+    )
 
 
 def check_parts(config: ClassifierConfig, devices: int, least: int) -> None:
@@ -177,9 +197,13 @@ def _statistics(
     return statistics
 
 
+def _size_of(train: Any) -> int:
+    """Return the edge of the images that training batches have."""
+    return int(train.size if hasattr(train, "size") else train.data.images.shape[1])
+
+
 def _preprocessing(data: Any, loaders: Any) -> Preprocessing:
-    train = loaders.train
-    size = train.size if hasattr(train, "size") else train.data.images.shape[1]
+    train, size = loaders.train, _size_of(loaders.train)
     crop = getattr(loaders.test, "crop", 1.0)
     return Preprocessing(size, train.mean, train.std, tuple(data.class_names), crop)
 
