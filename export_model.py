@@ -19,7 +19,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
 
-from training.apply.export import Knowledge, add_options, preprocessing
+from training.apply.export import Knowledge, add_options, expected
 from training.apply.export import main as export
 from training.apply.int8 import quantize_file
 from training.settings.exit_code import exit_code
@@ -27,7 +27,7 @@ from training.settings.exit_code import exit_code
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
-    return exit_code(lambda: export(argv, Knowledge(preprocessing, quantize_file, add_options)))
+    return exit_code(lambda: export(argv, Knowledge(expected, quantize_file, add_options)))
 
 
 if __name__ == "__main__":

@@ -29,23 +29,28 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
 
 import mxnet as mx
+import numpy as np
 
 from formats.atomic import write_atomically
+from formats.card import VERSION
 from model import summary
 from model.export.export_symbol import symbol_json
 from model.native.processor import Unavailable, limit_onednn
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import ModelError, list_models
 from model.weights.file_match import LoadError
+from model.weights.network_card import network_section
 from training.apply.actions import inspect
 from training.augmentation.label_noise import noise_files
+from training.batches.scores import require_finite
 from training.classifier.config import ACTIONS, OVERRIDES, ClassifierConfig, TrainConfig
 from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
-from training.classifier.loaders import build_loaders, evaluation_batches, normalized, open_dataset
+from training.classifier.loaders import build_loaders, evaluation_batches, open_dataset
+from training.classifier.matching import with_labels_of
 from training.classifier.networks import build_classifier
+from training.classifier.opening import open_classifier, with_start
 from training.classifier.recipes import RECIPES, with_recipe
 from training.classifier.task import (
-    open_classifier,
     prepare_classifier,
     start_network,
     start_stem,
@@ -124,13 +129,15 @@ def test(
     Raises
     ------
     UserError
-        When the loader is empty or its images and labels do not fit the network.
+        When the loader is empty, its images and labels do not fit the network, or an image or an
+        output is not finite.
     """
     contexts = usable_contexts(ctx if isinstance(ctx, (list, tuple)) else [ctx])
     parameters = test_net.collect_params()
     if any(set(p.list_ctx()) != set(contexts) for p in parameters.values()):
         parameters.reset_ctx(contexts)
     scores = evaluate(test_net, test_loader, contexts)
+    require_finite(np.array(scores.loss), "these images")
     line = (
         f"iteration {iteration}: test loss {scores.loss:.4f}, "
         f"test accuracy {scores.acc:.5f} ({scores.images} images)"
@@ -184,7 +191,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
         return _test_file(config.test, config, given)
     if config.export_start:
         return _export_start(config.export_start, config)
-    return train(PROG, config, given, argv, _prepare)
+    return train(PROG, with_start(config, given), given, argv, _prepare)
 
 
 def _prepare(config: CifarConfig) -> Task:
@@ -196,18 +203,19 @@ def _prepare(config: CifarConfig) -> Task:
 def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
     if config.seed_format:
         path = checkpoint_file(path)
-    net, contexts, config, status = open_classifier(path, config, given)[:4]
-    dataset = normalized(open_dataset(config), config.normalization)
-    print(
-        f"{path} ({status}): {config.model} on {dataset.name}, normalized by {config.normalization}"
-    )
+    opened = open_classifier(path, config, given)
+    opened.check_data_is_named()
+    config, expected = opened.config, opened.preprocessing()
+    dataset = with_labels_of(open_dataset(config), expected.class_names, path)
+    dataset = replace(dataset, mean=expected.mean, std=expected.std)
+    print(f"{path} ({opened.status}): {config.model} on {dataset.name}; {opened.origin()}")
     if config.classes > dataset.classes:
         print(
             f"warning: a network of {config.classes} classes, {dataset.name} has "
             f"{dataset.classes}. If it was trained on other data, name that with --dataset",
             file=sys.stderr,
         )
-    scores = test(net, contexts, evaluation_batches(dataset.test, dataset))
+    scores = test(opened.net, opened.contexts, evaluation_batches(dataset.test, dataset))
     if config.seed_format:
         print(evaluation_lines(*scores))
     return 0
@@ -224,10 +232,11 @@ def _export_start(prefix: str, config: CifarConfig) -> int:
         start_stem(net, config, build_loaders(config, open_dataset(config), classes).train)
     given = {key: getattr(config, key) for key in OVERRIDES}
     note = {key: json.dumps(value) for key, value in given.items() if value is not None}
-    symbol = symbol_json(net, {"network": config.model, **note})
+    section = network_section(config.model, net, classes)
+    symbol = symbol_json(net, {"network": config.model, "card": json.dumps(section), **note})
     try:
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        save_parameters(net, f"{prefix}.param")
+        save_parameters(net, f"{prefix}.param", {"card": VERSION, "network": section})
         write_atomically(f"{prefix}-symbol.json", symbol.encode())
     except OSError as error:
         raise UserError(f"--export-start {prefix}: cannot be written: {error.strerror}") from error

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn, Optional
 
@@ -35,7 +36,9 @@ from training.classifier.imagenet import (
     open_imagenet,
     photo_test_batches,
 )
-from training.classifier.task import open_classifier, prepare_classifier
+from training.classifier.matching import with_labels_of
+from training.classifier.opening import open_classifier, with_start
+from training.classifier.task import prepare_classifier
 from training.loop.train import train
 from training.settings.config import parse_overrides
 from training.settings.errors import UserError
@@ -73,7 +76,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     prepare = partial(
         prepare_classifier, open_data=open_imagenet, build_loaders=build_photo_loaders
     )
-    return train(PROG, config, given, argv, prepare)
+    return train(PROG, with_start(config, given), given, argv, prepare)
 
 
 def _no_test_images(config: ImageNetConfig) -> NoReturn:
@@ -81,10 +84,17 @@ def _no_test_images(config: ImageNetConfig) -> NoReturn:
 
 
 def _test_file(path: str, config: ImageNetConfig, given: Mapping[str, Any]) -> int:
-    net, contexts, config, status = open_classifier(path, config, given)[:4]
-    data = open_imagenet(config)
-    print(f"{path} ({status}): {config.model} on {data.name}, {config.size}x{config.size}")
-    test(net, contexts, photo_test_batches(config, data, config.classes))
+    opened = open_classifier(path, config, given)
+    expected = opened.preprocessing()
+    config = replace(opened.config, size=expected.size)
+    data = with_labels_of(open_imagenet(config), expected.class_names, path)
+    own = opened.known.card.get("image", {}).get("height", expected.size)
+    trained = "" if own == expected.size else f" (trained on {own}x{own})"
+    print(
+        f"{path} ({opened.status}): {config.model} on {data.name}, {expected.size}x{expected.size}"
+        f"{trained}; {opened.origin()}"
+    )
+    test(opened.net, opened.contexts, photo_test_batches(data, config.classes, expected))
     return 0
 
 

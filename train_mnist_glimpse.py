@@ -26,16 +26,18 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
 
+import numpy as np
 
 from model.native.processor import Unavailable, limit_onednn
 from model.registry import ModelError
 from model.weights.file_match import LoadError
+from training.batches.scores import require_finite
 from training.compute.devices import usable_contexts
 from training.glimpse.config import ACTIONS, TASK_SETTINGS, GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL, note_on_seed_flags, translate_seed_flags
 from training.glimpse.report import print_report
 from training.glimpse.rollouts import Draw, score_rollouts
-from training.glimpse.task import in_named_folder, open_glimpse, prepare_glimpse
+from training.glimpse.task import in_named_folder, open_glimpse, prepare_glimpse, with_start
 from training.glimpse.view import draw_file, draw_run
 from training.loop.train import train
 from training.records.metrics import read_metrics
@@ -86,6 +88,7 @@ def test(
     test_net.collect_params().reset_ctx(contexts)
     draw = Draw(test_net.spec.num_glimpses, 0.0, seed=seed)
     scores = score_rollouts(test_net, test_loader, contexts, draw, rollouts)
+    require_finite(np.array(scores.loss), "these images")
     accuracy = scores.log_mean
     print(f"test loss {scores.loss:.4f}, test accuracy {accuracy:.5f} ({scores.images} images)")
     return scores.loss, accuracy
@@ -127,6 +130,7 @@ def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:
     if not config.is_train:
         path = Path(str(config.run_dir)) / ("best.param" if config.best else "last.param")
         return _open_and(replace(config, test=str(path)), given)
+    config = with_start(config, given)
     return train(PROG, config, given, argv, prepare_glimpse, _finish)
 
 

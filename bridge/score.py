@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it once
@@ -20,8 +20,9 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 import numpy as np
 
 from formats.atomic import write_atomically
-from training.classifier.config import NORMALIZATIONS
-from training.settings.config import parse
+from training.batches.preprocessing import DATASET
+from training.batches.scores import require_finite
+from training.settings.config import parse_overrides
 from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 from training.settings.fields import option
@@ -41,7 +42,9 @@ class ScoreConfig:
     data_dir: Optional[str] = option(None, "folder with the data set's files")
     mirror: Optional[str] = option(None, "URL or folder to download the data set from first")
     download: bool = option(True, "download the data set when it is not found")
-    normalization: str = option("dataset", "mean and std", choices=NORMALIZATIONS)
+    normalization: str = option(
+        DATASET, "mean and std, as in train_cifar.py; default: those of the file, or the data set's"
+    )
     count: int = option(0, "only the first test images; 0: all")
     device: str = option("auto", "cuda, cuda:1 or cpu; auto: a GPU if there is one")
     threads: Optional[int] = option(
@@ -57,32 +60,49 @@ class ScoreConfig:
             raise UserError(f"--count {self.count}: must be 0 or more")
 
 
+def _as_expected(path: str, dataset: Any, given: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the data with the network's labels and normalization, and who says how that is."""
+    from training.batches.preprocessing import own_preprocessing
+    from training.classifier.loaders import normalized
+    from training.classifier.matching import with_labels_of
+
+    expected, origin = own_preprocessing(path)
+    dataset = with_labels_of(dataset, expected.class_names if expected else (), path)
+    named = given.get("normalization")
+    if named or not expected:
+        other = f" (not {origin})" if expected else ""
+        return normalized(dataset, named or DATASET), f"{named or 'the data set (assumed)'}{other}"
+    return replace(dataset, mean=expected.mean, std=expected.std), origin
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
-    config = parse(ScoreConfig, sys.argv[1:] if argv is None else argv, PROG, __doc__)
+    given = parse_overrides(ScoreConfig, sys.argv[1:] if argv is None else argv, PROG, __doc__)
     from bridge.graph.symbol_graph import SymbolError
 
-    return exit_code(lambda: _run(config), SymbolError)
+    return exit_code(lambda: _run(ScoreConfig(**given), given), SymbolError)
 
 
-def _run(config: Any) -> int:
+def _run(config: Any, given: Mapping[str, Any]) -> int:
+    config.check()
     import torch  # type: ignore[import-not-found]
 
     from bridge.graph.symbol_module import SymbolModule
     from bridge.loop.device_batches import DeviceImages
     from bridge.loop.prepare import choose_device, default_weights
     from bridge.loop.scoring import compute_logits, scores_of
-    from training.classifier.loaders import evaluation_batches, normalized, open_dataset
+    from training.classifier.loaders import evaluation_batches, open_dataset
 
     path = config.start or default_weights(config.symbol)
     module = SymbolModule.from_files(config.symbol, path)
     device = choose_device(config.device)
-    dataset = normalized(open_dataset(config), config.normalization)
+    dataset, origin = _as_expected(path, open_dataset(config), given)
     images = dataset.test.first(config.count) if config.count else dataset.test
     data = DeviceImages(evaluation_batches(images, dataset), device)
     module.to(device=device, memory_format=torch.channels_last)
     logits = compute_logits(module, data)
     scores = scores_of(logits, images.labels)
+    require_finite(logits, "the test images")
     if config.output:
         stream = io.BytesIO()
         np.savez_compressed(stream, logits=logits, labels=images.labels)
@@ -91,7 +111,7 @@ def _run(config: Any) -> int:
         except OSError as error:
             raise UserError(f"--output {config.output}: {error.strerror}") from error
     print(
-        f"{path} on {dataset.name}, normalized by {config.normalization}: test loss "
+        f"{path} on {dataset.name}, normalized by {origin}: test loss "
         f"{scores.loss:.4f}, test accuracy {scores.acc:.5f} ({scores.images} images)"
     )
     return 0

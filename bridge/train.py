@@ -56,9 +56,9 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     config.check()
     if not config.resume:
         check_idle(config, given)
-    from bridge.loop.prepare import prepare
+    from bridge.loop.prepare import prepare, with_start
 
-    prepared = prepare(config, argv, STARTED)
+    prepared = prepare(with_start(config, given), argv, STARTED)
     with prepared.run:
         result = prepared.fit.run_epochs()
     folder = prepared.run.folder

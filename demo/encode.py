@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from model.weights.published import settings_of
+from model.weights.known import known_of
 
 # What of a file's record the page shows, in this order.
 SHOWN = (
@@ -28,6 +28,14 @@ def png_url(image: np.ndarray) -> str:
 
 def card(path: Path, status: str, computes: str) -> dict[str, Any]:
     """Return what the page says of a parameter file: who it is, how it was made, who computes."""
-    known = settings_of(path)
+    found = known_of(path)
+    own = found.card
+    known = {
+        "model": found.model,
+        "dataset": own.get("data", {}).get("name"),
+        **own.get("scores", {}),
+        **own.get("training", {}),
+        **found.recorded,
+    }
     facts = {name: str(known[name]) for name in SHOWN if known.get(name) not in (None, "")}
     return {"file": path.name, "status": str(status), "computes": computes, "facts": facts}

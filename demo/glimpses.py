@@ -11,6 +11,7 @@ from PIL import Image
 
 from demo.encode import card, png_url
 from model.registry import create_model
+from model.weights.known import known_of
 from model.weights.loading import load_parameters
 from training.data.dataset import ImageData
 from training.data.decode import open_rgb
@@ -44,8 +45,8 @@ class GlimpseModel:
     """A saved glimpse model, on single digits of 28x28 pixels or on a larger canvas."""
 
     def __init__(self, path: Path, digits: ImageData) -> None:
-        known = known_settings(path)
-        if "model" not in known:
+        known = known_settings(known_of(path))
+        if not known.get("model"):
             raise UserError(
                 f"{path}: nothing says which glimpse model this is; give a published file, or one "
                 "in the folder of its run"

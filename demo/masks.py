@@ -13,7 +13,7 @@ from training.apply.mask_score import channel_map
 from training.apply.predict import TOP, Picture, probabilities
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import open_dataset
-from training.classifier.task import open_classifier
+from training.classifier.opening import open_classifier
 from training.data.dataset import ImageData
 from training.data.decode import centre_square, open_rgb
 from training.settings.errors import UserError

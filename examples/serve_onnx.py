@@ -118,6 +118,8 @@ class Classifier:
     def classify(self, content: bytes) -> list[Answer]:
         """Return the most probable classes of an encoded picture, best first."""
         logits = self.session.run(["logits"], {"image": self.read(content)})[0][0]
+        if not np.isfinite(logits).all():
+            raise ServeError("the network's outputs for this picture are not finite numbers")
         powers = np.exp(logits.astype(np.float64) - logits.max())
         shares = powers / powers.sum()
         best = np.argsort(-shares, kind="stable")[:TOP]

@@ -84,7 +84,11 @@ SCHEMA: dict[str, Any] = {
         "deviation": _several(_number(0, 1e6, above=True), 4),
         "crop": _number(0, 1, above=True),
     },
-    "data": {"name": _text, "train": _whole(0), "test": _whole(0), "digest": _text},
+    "data": {
+        "name": _text,
+        **dict.fromkeys(("train", "valid", "test"), _whole(0)),
+        "digest": _text,
+    },
     "training": {
         "recipe": _text,
         "epochs": _whole(0),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -65,15 +66,18 @@ def mxnet_logits(path: str, argv: Sequence[str], count: int) -> tuple[np.ndarray
     import mxnet as mx
 
     from train_cifar import CifarConfig
-    from training.classifier.loaders import evaluation_batches, normalized, open_dataset
-    from training.classifier.task import open_classifier
+    from training.classifier.loaders import evaluation_batches, open_dataset
+    from training.classifier.matching import with_labels_of
+    from training.classifier.opening import open_classifier
 
     given = {"gpus": "cpu", **parse_overrides(CifarConfig, argv)}
-    net, _, config, _, _ = open_classifier(path, CifarConfig(**given), given)
-    dataset = normalized(open_dataset(config), config.normalization)
+    opened = open_classifier(path, CifarConfig(**given), given)
+    expected = opened.preprocessing()
+    dataset = with_labels_of(open_dataset(opened.config), expected.class_names, path)
+    dataset = replace(dataset, mean=expected.mean, std=expected.std)
     images = dataset.test.first(count)
     batches = evaluation_batches(images, dataset)
-    logits = [net(mx.nd.array(batch.image)).asnumpy() for batch in batches]
+    logits = [opened.net(mx.nd.array(batch.image)).asnumpy() for batch in batches]
     return np.concatenate(logits), images.labels
 
 

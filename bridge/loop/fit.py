@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch  # type: ignore[import-not-found]
@@ -25,6 +25,7 @@ from bridge.loop.status_line import SECONDS, StatusLine
 from bridge.loop.updater import Updater
 from formats.param_file import write_params
 from training.batches.scores import Scores
+from training.records.cards import Cards
 from training.records.epochs import Epochs
 from training.records.interruption import Interrupted, Interruption
 from training.records.run import Run
@@ -35,7 +36,8 @@ from training.settings.errors import UserError
 
 class Job(NamedTuple):
     """What is trained on what: everything is on one device. ``engine`` is the name of ``step``'s
-    way of running; ``valid`` is None when no images are held out."""
+    way of running; ``valid`` is None when no images are held out. ``card`` is the start of
+    `training.records.cards.Cards`."""
 
     updater: Updater
     step: Step
@@ -44,6 +46,7 @@ class Job(NamedTuple):
     valid: Optional[DeviceImages]
     test: DeviceImages
     average: Optional[TensorAverage]
+    card: Mapping[str, Any] = {}
 
 
 class Result(NamedTuple):
@@ -78,8 +81,10 @@ class TorchFit(Epochs):
         super().__init__(config, run, progress, len(job.train))
         self.job, self.updater, self.module = job, job.updater, job.updater.module
         self.deadline, self._looked = deadline, self._begun
+        self._cards = Cards(job.card, config)
         self._signalled: Callable[[], bool] = lambda: False
         self._best: Optional[dict[str, np.ndarray]] = None  # not written yet
+        self._best_card: Optional[dict[str, Any]] = None
         epoch_images = len(job.train) * config.batch_size
         done = progress.epoch * epoch_images + progress.images
         self._line = StatusLine(config.epochs * epoch_images, done)
@@ -178,6 +183,7 @@ class TorchFit(Epochs):
                 judged, test = self.score(row, self._evaluate, job.valid, job.test)
             if self.is_best(judged):
                 self._best = self.module.param_arrays()
+                self._best_card = self._cards.at(self.progress.epoch + 1, row)
         self.finish_row(row)
         self._line.clear()
         self.run.scalars(self.progress.epoch, row)
@@ -186,7 +192,7 @@ class TorchFit(Epochs):
         # On a fast GPU writing would take about as long as an epoch.
         last = last or self.progress.stops_early(self.config)
         if last or not minutes or self.minutes_unsaved() >= minutes:
-            self._save(count_time=False)
+            self._save(count_time=False, row=row)
         return test
 
     def _averaged(self) -> AbstractContextManager[None]:
@@ -199,17 +205,19 @@ class TorchFit(Epochs):
 
         return score(self.module, data, advance)
 
-    def _save(self, count_time: bool = True) -> None:
+    def _save(self, count_time: bool = True, row: Optional[Mapping[str, Any]] = None) -> None:
         if count_time:
             self.count_time()
         if self._best:
-            write_params(self.run.folder / BEST_FILE, self._best)
+            write_params(self.run.folder / BEST_FILE, self._best, card=self._best_card)
             self._best = None
+        card = self._cards.at(self.progress.epoch, row)
         with self._averaged():
-            write_params(self.run.folder / LAST_FILE, self.module.param_arrays())
+            write_params(self.run.folder / LAST_FILE, self.module.param_arrays(), card=card)
         self._save_state()
         self._saved = time.monotonic()
 
     def _save_state(self) -> None:
         job, folder = self.job, self.run.folder
-        save_state(folder, self.updater, self.progress, job.average, job.engine)
+        card = self._cards.at(self.progress.epoch)
+        save_state(folder, self.updater, self.progress, job.average, job.engine, card)

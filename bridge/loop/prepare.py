@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -23,14 +23,21 @@ from bridge.loop.settings import BridgeConfig
 from bridge.loop.state import named_tensors, restore, trained_tensors
 from bridge.loop.updater import StepSettings, Updater
 from formats.atomic import write_atomically
+from formats.card import VERSION, CardError, check_card
 from formats.digest import verify_digest
 from formats.weight_file import read_weights
 from training.augmentation.label_noise import noise_files
 from training.batches.in_memory import Loaders
-from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
+from training.batches.preprocessing import (
+    PREPROCESSING_FILE,
+    Preprocessing,
+    normalization_text,
+    own_preprocessing,
+)
 from training.classifier.config import OVERRIDES as NOTED
 from training.classifier.loaders import build_loaders, open_dataset
 from training.data.identity import compare_with_record, identity_of
+from training.records.cards import data_section
 from training.records.environment import describe, warn_threads
 from training.records.run import Run
 from training.records.run_folder import default_folder
@@ -90,7 +97,16 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
         progress.threads = describe()["threads"]["effective"]
     deadline = started + config.stop_after if config.stop_after else float("inf")
     job, rates = _job(config, updater, average, loaders, meta.get("engine"), deadline)
-    run = _open_run(config, argv, progress, data, loaders, symbol)
+    expected = Preprocessing(
+        data.train.images.shape[1], loaders.train.mean, loaders.train.std, tuple(data.class_names)
+    )
+    card = {
+        "network": _section(symbol, config, classes),
+        **expected.card_sections(),
+        "data": data_section(loaders.identity or identity_of(data)),
+    }
+    job = job._replace(card=card if config.model else {**card, "network": {"classes": classes}})
+    run = _open_run(config, argv, progress, loaders, expected, symbol)
     try:
         note = {"engine": job.engine, "images_per_sec": rates, **describe_device(device)}
         note_in_env(Path(run.folder), note)
@@ -99,6 +115,21 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     except BaseException:
         run.close()
         raise
+
+
+def with_start(config: BridgeConfig, given: Mapping[str, Any]) -> BridgeConfig:
+    """Return the settings with the normalization of trained weights that a run starts from.
+
+    `given` are those that the user has named; a normalization among them goes before.
+    """
+    if config.resume or "normalization" in given:
+        return config
+    path = config.start or default_weights(str(config.symbol))
+    expected, origin = own_preprocessing(path)
+    if expected is None:
+        return config
+    print(f"normalization: that of {path} ({origin}); --normalization names another")
+    return replace(config, normalization=normalization_text(expected.mean, expected.std))
 
 
 def choose_device(name: str) -> torch.device:
@@ -183,6 +214,18 @@ def _described(symbol: str) -> dict[str, Any]:
         return {}
 
 
+def _section(symbol: str, config: BridgeConfig, classes: int) -> dict[str, Any]:
+    """Return the section ``network`` of the card: what the exporter noted, or what is told here."""
+    told = {key: getattr(config, key) for key in NOTED if getattr(config, key) is not None}
+    section = {"model": config.model, "classes": classes, "settings": told}
+    try:
+        noted = json.loads(json.loads(symbol)["nodes"][0]["attrs"]["__card__"])
+        check_card({"card": VERSION, "network": noted})
+        return dict(noted) if noted["model"] == config.model else section
+    except (CardError, ValueError, KeyError, IndexError, TypeError):
+        return section
+
+
 def _classes(module: Any, data: Any) -> int:
     """Return the number of logits that the network gives for images of the data set."""
     height, width, channels = data.train.images.shape[1:]
@@ -244,8 +287,8 @@ def _open_run(
     config: BridgeConfig,
     argv: Sequence[str],
     progress: Progress,
-    data: Any,
     loaders: Loaders,
+    expected: Preprocessing,
     symbol: str,
 ) -> Run:
     if config.resume:
@@ -253,10 +296,9 @@ def _open_run(
     folder = Path(config.run_dir or default_folder(config.dataset, config.model or "bridge"))
     run = Run.create(folder, to_dict(config), ["-m", "bridge.train", *argv])
     train = loaders.train
-    size, names = train.data.images.shape[1], tuple(data.class_names)
     files = {
         SYMBOL_FILE: symbol.encode(),
-        PREPROCESSING_FILE: Preprocessing(size, train.mean, train.std, names).to_json(),
+        PREPROCESSING_FILE: expected.to_json(),
         **noise_files(train.data, config.label_noise, config.seed),
     }
     for name, content in files.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -35,6 +36,8 @@ def scores_of(logits: np.ndarray, labels: np.ndarray) -> Scores:
     top = logits.max(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):  # not finite in, not finite out: for the caller to judge
         log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+    if not np.isfinite(logits).all():
+        return Scores(math.nan, math.nan, len(labels))
     losses = log_sum - logits[np.arange(len(labels)), labels]
     return Scores(float(losses.mean()), float((logits.argmax(1) == labels).mean()), len(labels))
 

@@ -47,8 +47,9 @@ def save_state(
     progress: Progress,
     average: Optional[TensorAverage],
     engine: str,
+    card: Optional[Mapping[str, Any]] = None,
 ) -> None:
-    """Write ``resume.state``.
+    """Write ``resume.state``, with the card of the parameters.
 
     Raises
     ------
@@ -80,7 +81,7 @@ def save_state(
         "scale": [updater.scale, updater.sound_steps],
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    write_params(folder / STATE_FILE, arrays)
+    write_params(folder / STATE_FILE, arrays, card=card)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 import warnings
@@ -17,21 +16,22 @@ import mxnet as mx
 import numpy as np
 
 from formats.atomic import write_atomically
+from formats.card import METADATA_KEY, VERSION, card_text, parse_card
 from formats.digest import sha256_hex
 from formats.param_file import write_params
 from formats.param_reader import ParamFileError
 from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
 from model.export.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
 from model.export.tracing import Traced, run_symbol
-from model.registry import FAMILIES, create_model
-from model.weights.file_match import LoadError, find_model
-from model.weights.loading import load_parameters
-from model.weights.published import settings_of
+from model.registry import create_model
+from model.weights.dialects import detect_dialect
+from model.weights.file_match import CLASS_LAYERS, LoadError, find_model
+from model.weights.known import Known, known_of
+from model.weights.loading import check_finite, load_parameters
+from model.weights.network_card import network_section, recorded_network
 from model.weights.seed_checkpoint import from_seed
 
 BATCHES = (1, 3)  # that a written file is compared at
-# Settings of a run that are the data's and not the network's.
-NOT_OF_THE_SPEC = ("classes", "image_size")
 
 
 class Found(NamedTuple):
@@ -41,6 +41,14 @@ class Found(NamedTuple):
     name: str
     settings: dict[str, Any]
     status: str
+    known: Known
+    dialect: Optional[str]
+
+    def card(self, sections: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the card of an export, with what is known beside the network in `sections`."""
+        classes = int(class_layer(self.net).shape[0])
+        network = network_section(self.name, self.net, classes)
+        return {"card": VERSION, **self.known.card, "network": network, **sections}
 
 
 def open_network(
@@ -62,29 +70,39 @@ def open_network(
     LoadError, ModelError, ParamFileError
         When the file cannot be read, or no network or another one fits.
     """
-    known = settings_of(path)
-    arrays, shapes = None, read_weight_shapes(path)
-    seed = _seed_network(path) if name is None and detect_format(path) == TORCH else None
-    if seed is not None:
-        name, arrays = seed
-    found, classes = (name, 0) if arrays is not None else find_model(shapes)
-    name = name or known.get("model") or found
+    arrays, shapes, known = None, read_weight_shapes(path), known_of(path)
+    named = {**(given or {}), "model": name}
+    recorded = recorded_network(path, known, shapes, named)
+    settings: dict[str, Any] = dict(given or {})
+    if recorded:
+        name, classes, settings = recorded
+    else:
+        seed = _seed_network(path) if name is None and detect_format(path) == TORCH else None
+        if seed is not None:
+            name, arrays = seed
+        found, classes = (name, 0) if arrays is not None else find_model(shapes)
+        name, classes = name or found, settings.pop("classes", classes)
     if name is None:
         raise LoadError(
             f"{path}: no model of this project fits. Expected a parameter file of one. Name it "
             "with --model, and with --set FIELD=VALUE what is not as in the model."
         )
-    settings: dict[str, Any] = {}
-    if name in FAMILIES:
-        fields = {field.name for field in dataclasses.fields(FAMILIES[name][0])}
-        for key in fields.difference(NOT_OF_THE_SPEC):
-            if known.get(key) not in (None, ""):
-                settings[key] = known[key]
-    settings.update(given or {})
     with mx.name.NameManager():  # names that do not depend on what was built before
-        net = create_model(name, **{"classes": classes or None, **settings})
-    status = load_parameters(net, path, mx.cpu(), arrays=arrays)
-    return Found(net, name, settings, str(status))
+        net = create_model(name, classes or None, **settings)
+    try:
+        status = load_parameters(net, path, mx.cpu(), arrays=arrays)
+    except LoadError as error:
+        if not recorded:
+            raise
+        raise LoadError(f"{error} {known.remedy(path)}.") from error
+    check_finite(net, path)
+    return Found(net, name, settings, str(status), known, detect_dialect(shapes))
+
+
+def class_layer(net: Any) -> Any:
+    """Return the weight of the layer that tells classes apart."""
+    parameters = net._collect_params_with_prefix()
+    return next(parameters[f"{n}.weight"] for n in CLASS_LAYERS if f"{n}.weight" in parameters)
 
 
 def _seed_network(path: Path) -> Optional[tuple[str, dict[str, np.ndarray]]]:
@@ -95,8 +113,14 @@ def _seed_network(path: Path) -> Optional[tuple[str, dict[str, np.ndarray]]]:
     return name, dict(arrays)
 
 
-def metadata_of(path: Path, found: Found, traced: Traced, preprocessing: Optional[str]) -> dict:
-    """Return what goes into the exported file about its origin and use; str to str."""
+def metadata_of(
+    path: Path,
+    found: Found,
+    traced: Traced,
+    card: Mapping[str, Any],
+    preprocessing: Optional[str],
+) -> dict[str, str]:
+    """Return what goes into the exported file about its origin and use."""
     about = {
         "model": found.name,
         "settings": json.dumps(found.settings),
@@ -104,6 +128,7 @@ def metadata_of(path: Path, found: Found, traced: Traced, preprocessing: Optiona
         "source_sha256": sha256_hex(path.read_bytes()),
         "inputs": json.dumps(traced.inputs),
         "outputs": json.dumps(traced.outputs),
+        METADATA_KEY: card_text(card),
     }
     if preprocessing:
         about["preprocessing"] = preprocessing
@@ -130,8 +155,11 @@ def export_symbol(traced: Traced, output: str, metadata: Mapping[str, str]) -> l
             warnings.simplefilter("ignore")  # that types of inputs are guessed; all are float32
             block = mx.gluon.SymbolBlock.imports(symbol, list(traced.inputs), params)
         compare(traced, lambda inputs: _run_block(block, inputs))
-    write_params(names[1], traced.parameter_file())
+    card = parse_card(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    write_params(names[1], traced.parameter_file(), card=card)
     about = {**metadata, "inputs": traced.inputs, "outputs": traced.outputs}
+    if card:
+        about[METADATA_KEY] = card
     if "preprocessing" in metadata:
         about["preprocessing"] = json.loads(metadata["preprocessing"])
     for name, content in ((names[0], text), (names[2], json.dumps(about, indent=1) + "\n")):

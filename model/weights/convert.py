@@ -14,22 +14,23 @@ The values are not touched, and a digest (``OUT.sha256``) is written beside ever
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
 from formats.atomic import PathLike
+from formats.card import METADATA_KEY, VERSION, card_text
 from formats.digest import verify_digest
 from formats.param_file import write_params
 from formats.param_reader import ParamFileError
 from formats.safetensors_file import write_safetensors
 from formats.weight_file import read_weights
+from model.registry import FAMILIES
 from model.weights.dialects import (
     GLUONCV,
     HEAD,
@@ -45,7 +46,7 @@ from model.weights.dialects import (
 )
 from model.weights.file_match import LoadError, find_model, model_wiring, network_shapes
 from model.weights.foreign_names import pooled_twice
-from model.weights.published import RUN_SETTINGS
+from model.weights.known import Known, known_of
 
 TARGETS = {
     "pistony": HEAD,
@@ -109,8 +110,10 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
         head = rename(arrays, HEAD)
         name, classes = find_model(shapes)
         _check_form(source, head, dialect, to)
+        known = known_of(source)
+        name = known.model if known.model in FAMILIES else name
         told = WIRINGS.get(dialect or "")
-        variant = {**({"wiring": told} if told else {}), **_recorded(source)}
+        variant = {**({"wiring": told} if told else {}), **_recorded(known)}
         wiring = variant.get("wiring") or model_wiring(name)
         _check_wiring(source, describe(shapes), wiring, to)
         _check_variant(source, variant, to)
@@ -120,13 +123,16 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
             f"{os.fspath(source)}: its names mix two dialects: {error}. Expected the names of one "
             "network. Save the file again from the network."
         ) from error
-    written = describe({name: array.shape for name, array in renamed.items()})
+    written = describe({n: array.shape for n, array in renamed.items()})
+    card = _card(known, dialect, name, classes, variant)
     if to in SAFETENSORS:
         # "pt" is what PyTorch's loaders look for; the arrays themselves belong to no framework.
-        digest = write_safetensors(target, renamed, {"format": "pt", "names": written})
+        texts = {"format": "pt", "names": written, METADATA_KEY: card_text(card)}
+        digest = write_safetensors(target, renamed, texts)
     else:
-        digest = write_params(target, renamed)
-    notes = _notes(dialect, name, classes, len(arrays) - len(renamed), variant)
+        digest = write_params(target, renamed, card=card)
+    foreign = None if known.card else dialect
+    notes = _notes(foreign, name, classes, len(arrays) - len(renamed), variant)
     return Conversion(describe(shapes), written, digest, notes)
 
 
@@ -173,14 +179,33 @@ def _check_wiring(source: PathLike, what: str, wiring: Optional[str], to: str) -
         )
 
 
-def _recorded(source: PathLike) -> dict[str, str]:
-    """Return what the settings of the run beside the file say that its tensors do not."""
-    try:
-        saved = json.loads(Path(source).with_name(RUN_SETTINGS).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    known = saved if isinstance(saved, dict) else {}
-    return {name: str(known[name]) for name in ("wiring", *ELSEWHERE) if known.get(name)}
+def _recorded(known: Known) -> dict[str, str]:
+    """Return what the card, or the settings of the run beside the file, say that tensors do not."""
+    settings = known.card.get("network", {}).get("settings", {})
+    told = {n: settings.get(n) or known.recorded.get(n) for n in ("wiring", *ELSEWHERE)}
+    return {name: str(value) for name, value in told.items() if value}
+
+
+def _card(
+    known: Known,
+    dialect: Optional[str],
+    name: Optional[str],
+    classes: int,
+    variant: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the card of the new file: that of the old one, or what is known of it."""
+    card = {"card": VERSION, **known.card}
+    if name and not known.model:
+        fields = {field.name for field in dataclasses.fields(FAMILIES[name][0])}
+        settings = {
+            key: value
+            for key, value in variant.items()
+            if key in fields and value != getattr(FAMILIES[name][0], key)
+        }
+        card["network"] = {"model": name, "classes": classes, "settings": settings}
+    if dialect == TORCH and not known.card:
+        card["image"] = {"mean": [0.0] * 3, "deviation": [1.0] * 3}  # pixels from 0 to 1
+    return card
 
 
 def _check_variant(source: PathLike, variant: Mapping[str, str], to: str) -> None:

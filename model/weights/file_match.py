@@ -16,6 +16,7 @@ from formats.atomic import PathLike
 from formats.weight_file import read_weight_shapes
 from model.registry import FAMILIES, ModelError, create_model, list_models
 from model.weights.dialects import HEAD, WIRINGS, describe, detect_dialect, rename
+from model.weights.flat_names import find_flat, is_flat
 
 # Where networks have their classifier: attention networks, other Gluon networks, glimpse models.
 CLASS_LAYERS = ("fc", "output", "classifier.fc")
@@ -140,14 +141,16 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
         When the file cannot be read.
     """
     shapes = source if isinstance(source, Mapping) else read_weight_shapes(source)
-    heads = [shapes[f"{layer}.weight"] for layer in CLASS_LAYERS if f"{layer}.weight" in shapes]
-    if not heads or not heads[0]:
+    if is_flat(shapes):
+        return find_flat(shapes)
+    classes = count_classes(shapes)
+    if not classes:
         return None, 0
     wiring = WIRINGS.get(detect_dialect(shapes) or "", "legacy")
     try:
         shapes = rename(shapes, HEAD)
     except ValueError:  # names of two dialects
-        return None, heads[0][0]
+        return None, classes
     modules, stem = _modules(shapes), shapes.get("conv1.0.weight", (0,))[0]
     candidates = []
     for name in list_models():
@@ -160,10 +163,16 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
             other = [given not in ("", w) for given, w in zip(plain, (wiring, "arl", "mixed"))]
             candidates.append((other, len(name), name))
     for _, _, name in sorted(candidates):
-        known = network_shapes(name, heads[0][0])
+        known = network_shapes(name, classes)
         if known.keys() == shapes.keys() and all(fits(known[n], shapes[n]) for n in known):
-            return name, heads[0][0]
-    return None, heads[0][0]
+            return name, classes
+    return None, classes
+
+
+def count_classes(shapes: Mapping[str, Shape]) -> int:
+    """Return the number of classes that the classifier has, in any dialect; 0 without one."""
+    heads = [shapes[f"{layer}.weight"] for layer in CLASS_LAYERS if f"{layer}.weight" in shapes]
+    return heads[0][0] if heads and heads[0] else 0
 
 
 def _spec(name: str) -> object:

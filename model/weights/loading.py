@@ -30,8 +30,9 @@ from model.weights.file_match import (
     class_names,
     differs,
 )
+from model.weights.flat_names import from_flat, is_flat
 
-__all__ = ["LoadResult", "load_parameters"]
+__all__ = ["LoadResult", "check_finite", "load_parameters"]
 
 VERIFIED, UNVERIFIED = "verified", "unverified"
 
@@ -100,6 +101,8 @@ def load_parameters(
     stored = {name: array.shape for name, array in arrays.items()}
     # The names under which save_parameters stores; Gluon has no public way to ask for them.
     parameters = net._collect_params_with_prefix()
+    if is_flat(arrays) and not is_flat(parameters):
+        arrays = from_flat(arrays, net) or arrays
     arrays, result.renamed_from = _translate(arrays, parameters, path)
     result.fresh = class_names(arrays, parameters) if allow_classes_mismatch else ()
     check_match(arrays, parameters, result.fresh, path, stored)
@@ -121,6 +124,19 @@ def load_parameters(
         else:
             _set(parameter, values[name], contexts)
     return result
+
+
+def check_finite(net: gluon.Block, path: PathLike) -> None:
+    """Raise LoadError when a loaded parameter is not finite: what is computed would say nothing.
+
+    A network may hide it: the ReLU of NaN is 0.
+    """
+    for name, parameter in net._collect_params_with_prefix().items():
+        if not np.isfinite(parameter.data(parameter.list_ctx()[0]).asnumpy()).all():
+            raise LoadError(
+                f"{os.fspath(path)}: {name} has NaN or infinite values. Expected finite weights. "
+                "The training that wrote it diverged, or the file was damaged; take another one."
+            )
 
 
 def _translate(

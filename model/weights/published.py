@@ -7,12 +7,10 @@ folder has ``config.json``. Networks and training read both here.
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from formats.digest import sha256_hex
-from formats.param_reader import ParamFileError
 
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "cifar_param" / "index.csv"
@@ -36,32 +34,6 @@ def find_row(param_file: Path, *indices: Path) -> Optional[dict[str, str]]:
     except OSError:
         return None  # reading the parameters reports it, with what to do
     return next((row for row in rows if row["sha256"] == digest), None)
-
-
-def settings_of(param_file: Path) -> dict[str, Any]:
-    """Return what the indices, or else the run folder, say of a parameter file; {} for nothing.
-
-    Raises
-    ------
-    ParamFileError
-        When ``config.json`` beside the file is damaged.
-    """
-    row = find_row(param_file, INDEX, GLIMPSE_INDEX)
-    if row:
-        return {name: value for name, value in row.items() if value}
-    path = param_file.parent / RUN_SETTINGS
-    if not path.is_file():
-        return {}
-    try:
-        saved = json.loads(path.read_bytes())
-        if not isinstance(saved, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise ParamFileError(
-            f"{path}: cannot be read: {error}. Expected the settings of the run that wrote "
-            f"{param_file.name}. Restore it, or move the parameter file out of this folder."
-        ) from error
-    return saved
 
 
 def find_result(param_file: Path, index: Path = INDEX) -> Optional[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
@@ -14,8 +15,8 @@ from training.apply.mask_plot import MaskRow, draw_masks
 from training.apply.mask_score import MaskScores, channel_map, join_scores, score_masks, score_table
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.batches.preprocessing import Preprocessing
-from training.classifier.networks import build_classifier
-from training.classifier.task import Opened, open_classifier
+from training.batches.scores import require_finite
+from training.classifier.opening import Opened, open_classifier
 from training.compute.optimizer import initializer
 from training.settings.errors import UserError, printable
 
@@ -50,8 +51,11 @@ def _classified(
     opened: Opened, open_test: OpenTest
 ) -> tuple[list[Picture], np.ndarray, Preprocessing]:
     preprocessing = opened.preprocessing()
-    config = opened.config
-    pictures = read_pictures(config.images, preprocessing, lambda: open_test(config).images)
+    # Beside the answers, which other programs may read.
+    print(f"{opened.path} ({opened.status}): {opened.origin()}", file=sys.stderr)
+    pictures = read_pictures(
+        opened.config.images, preprocessing, lambda: _test_images(opened, open_test).images
+    )
     shares = probabilities(opened.net, opened.contexts[0], pictures, preprocessing)
     return pictures, shares, preprocessing
 
@@ -109,7 +113,7 @@ def print_mask_scores(config: Any, given: Given, open_test: OpenTest) -> int:
     opened = open_classifier(config.mask_score, config, given)
     _require_masks(opened)
     settings, context = opened.config, opened.contexts[0]
-    data = open_test(settings)
+    data = _test_images(opened, open_test)
     if data.masks is None:
         raise UserError(
             f"{settings.dataset} does not say where its objects are; use --dataset shapes"
@@ -129,11 +133,19 @@ def print_mask_scores(config: Any, given: Given, open_test: OpenTest) -> int:
 
     np.random.seed(settings.seed)  # the initializers of MXNet draw from both
     mx.random.seed(settings.seed)
-    fresh = build_classifier(settings, settings.classes)
+    fresh = opened.network.build()
     fresh.initialize(initializer(settings.init), ctx=context)
-    print(f"{config.mask_score}: {settings.model} on the test images of {settings.dataset}\n")
+    print(
+        f"{config.mask_score}: {settings.model} on the test images of {settings.dataset}; "
+        f"{opened.origin()}\n"
+    )
     print(score_table(scores(opened.net), scores(fresh), sizes, data.masks[:count]))
     return 0
+
+
+def _test_images(opened: Opened, open_test: OpenTest) -> Any:
+    opened.check_data_is_named()
+    return open_test(opened.config)
 
 
 def _require_masks(opened: Opened) -> None:
@@ -143,4 +155,7 @@ def _require_masks(opened: Opened) -> None:
 
 def _masks(net: Any, context: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     maps = net.attention_maps(mx.nd.array(images, ctx=context))
-    return {name: mask.asnumpy() for name, mask in maps.items()}
+    arrays = {name: mask.asnumpy() for name, mask in maps.items()}
+    for name, mask in arrays.items():
+        require_finite(mask, f"the mask of {name}")
+    return arrays

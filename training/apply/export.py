@@ -17,6 +17,7 @@ import ast
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -27,6 +28,7 @@ from model.execution.gate_folding import fold_gates
 from model.export.export_files import (
     Found,
     check_onnx,
+    class_layer,
     export_symbol,
     metadata_of,
     open_network,
@@ -36,25 +38,29 @@ from model.export.onnx_graph import ExportError, to_onnx
 from model.export.tracing import trace
 from model.native.processor import Unavailable, limit_onednn
 from model.ram_resnet import ResNet
+from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import ModelError
 from model.weights.file_match import LoadError
-from training.apply.int8 import INT8_IMAGES, INT8_LIMIT, recorded_settings
-from training.classifier.loaders import preprocessing_of
+from training.apply.int8 import INT8_IMAGES, INT8_LIMIT
+from training.batches.preprocessing import Preprocessing, figures_of
+from training.classifier.config import TrainConfig
+from training.classifier.opening import Source, expected_of
+from training.settings.errors import UserError
 from training.settings.run_config import flags_of
 
-PREPROCESSING_FILE = "preprocessing.json"  # in a run folder
+SHOWN = 5  # names in a message
 INT8_DEFAULTS = {"int8_limit": INT8_LIMIT, "int8_images": INT8_IMAGES, "int8_test": 0, "seed": 0}
 
 
 class Knowledge(NamedTuple):
     """What a caller knows of data sets, which networks do not.
 
-    ``preprocessing(FILE)`` gives the JSON text of how a file's images are normalized, None where it
+    ``expected(FILE, found, arguments)`` says how a file's images are normalized, None where it
     cannot tell. ``quantize(FILE, model, metadata, arguments)`` gives a serialized int8 model.
     ``options(parser)`` adds what it wants to be told.
     """
 
-    preprocessing: Callable[[Path], Optional[str]] = lambda path: None
+    expected: Optional[Callable[[Path, Found, argparse.Namespace], Optional[Preprocessing]]] = None
     quantize: Optional[Callable[[Path, bytes, argparse.Namespace], bytes]] = None
     options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None
 
@@ -76,6 +82,18 @@ def parser_of(knowledge: Knowledge) -> argparse.ArgumentParser:
         default=[],
         metavar="FIELD=VALUE",
         help="field of the network's spec, such as wiring=paper or height=100; may be repeated",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="NAMES",
+        help="names of the classes in the order of the outputs, with commas, or @FILE with one in "
+        "each line; for files that do not tell",
+    )
+    parser.add_argument(
+        "--normalization",
+        metavar="NAME|MEAN/STD",
+        help="mean and standard deviation: imagenet, ram, none, or numbers as "
+        "0.5,0.5,0.5/0.2,0.2,0.2; default: as the file tells",
     )
     parser.add_argument(
         "--fold-gates", action="store_true", help="fold the recurrent gates of a RAM ResNet"
@@ -108,7 +126,7 @@ def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
 
     Raises
     ------
-    ExportError, LoadError, ModelError, ParamFileError
+    ExportError, LoadError, ModelError, ParamFileError, UserError
         When it cannot be done; nothing is then written.
     """
     if args.int8 and (args.to != "onnx" or knowledge.quantize is None):
@@ -133,9 +151,12 @@ def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
     if args.fold_gates:
         found = _folded(found)
     traced = trace(found.net)
-    beside = path.parent / PREPROCESSING_FILE
-    preprocessing = beside.read_text("utf-8") if beside.is_file() else knowledge.preprocessing(path)
-    metadata = metadata_of(path, found, traced, preprocessing)
+    expected = (knowledge.expected or as_recorded)(path, found, args)
+    if expected:
+        expected = replace(expected, class_names=_class_names(path, found, expected, args.classes))
+    sections = expected.card_sections() if expected else {}
+    preprocessing = expected.to_json().decode() if expected else None
+    metadata = metadata_of(path, found, traced, found.card(sections), preprocessing)
     print(f"{path} ({found.status}): {found.name}")
     if args.to == "symbol":
         names = export_symbol(traced, output, metadata)
@@ -148,7 +169,50 @@ def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
         write(names[0], content)
     print("wrote", ", ".join(names))
     if not preprocessing and "H" in traced.inputs["image"]:
-        print("nothing is known here of how its images were normalized; export_model.py may know")
+        print(
+            "nothing says how its images were normalized: name it with --normalization, and the "
+            "classes with --classes"
+        )
+    elif expected and not expected.class_names and "H" in traced.inputs["image"]:
+        print("nothing names its classes: name them with --classes")
+
+
+def _class_names(
+    path: Path, found: Found, expected: Preprocessing, words: Optional[str]
+) -> tuple[str, ...]:
+    """Return the names that the file has, or those of the command line."""
+    if not words:
+        return expected.class_names
+    if words.startswith("@"):
+        try:
+            names = Path(words[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExportError(f"--classes {words}: cannot be read: {error}") from error
+    else:
+        names = words.split(",")
+    own = found.known.card.get("classes", [])
+    if own and own != names:
+        raise ExportError(
+            f"--classes {words}: {path} names {', '.join(own[:SHOWN])}. Leave --classes out; if "
+            f"those are wrong, correct them: python -m model.card {path} --set classes=NAME,NAME"
+        )
+    count = int(class_layer(found.net).shape[0])
+    if len(names) != count or len(set(names)) != count or "" in names:
+        raise ExportError(
+            f"--classes {words}: {len(set(names))} different names, the network has {count} classes"
+        )
+    return tuple(names)
+
+
+def as_recorded(path: Path, found: Found, args: argparse.Namespace) -> Optional[Preprocessing]:
+    """Return what card, index or run folder say of a file's images; None where nothing does."""
+    known, figures = found.known, figures_of(args.normalization) if args.normalization else None
+    image = known.card.get("image", {})
+    if figures is None and not image.get("mean"):
+        return None
+    mean, deviation = figures or (tuple(image["mean"]), tuple(image["deviation"]))
+    size = image.get("height", found.net.image_shape[1])
+    return Preprocessing(size, mean, deviation, known.class_names, image.get("crop", 1.0))
 
 
 def _folded(found: Found) -> Found:
@@ -168,7 +232,7 @@ def main(argv: Optional[Sequence[str]] = None, knowledge: Optional[Knowledge] = 
     try:
         limit_onednn()
         run(args, knowledge)
-    except (ExportError, LoadError, ModelError, ParamFileError, Unavailable) as error:
+    except (ExportError, LoadError, ModelError, ParamFileError, Unavailable, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -209,9 +273,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def preprocessing(path: Path) -> Optional[str]:
-    """Return how a published classifier wants its images, as JSON; None for other files."""
-    config = recorded_settings(path)
-    if config is None:
-        return None
-    return preprocessing_of(path, config).to_json().decode()
+def expected(path: Path, found: Found, args: argparse.Namespace) -> Optional[Preprocessing]:
+    """Return what a file's network expects, by `as_recorded`, or by its data set or its names."""
+    if found.name in GLIMPSE:
+        return as_recorded(path, found, args)
+    given = {"normalization": args.normalization} if args.normalization else {}
+    classes = int(class_layer(found.net).shape[0])
+    dataset = found.known.recorded.get("dataset", "cifar10")
+    config = TrainConfig(dataset=dataset, classes=classes, data_dir=args.data_dir)
+    source = Source(str(path), found.known, found.dialect, found.name, found.net, config, given)
+    known = expected_of(source)
+    return None if known.assumed else known.preprocessing

@@ -15,11 +15,15 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from formats.weight_file import read_weight_shapes
+from model.weights.dialects import detect_dialect
+from model.weights.known import known_of
 from training.augmentation.augment import normalize
-from training.batches.scores import image_and_label
+from training.batches.scores import image_and_label, require_finite
 from training.classifier.config import TrainConfig
-from training.classifier.loaders import evaluation_batches, normalized, open_dataset
-from training.classifier.task import known_of
+from training.classifier.loaders import evaluation_batches, open_dataset
+from training.classifier.matching import with_labels_of
+from training.classifier.opening import Source, expected_of
 from training.settings.errors import UserError
 
 INPUT = "image"
@@ -115,6 +119,7 @@ def accuracies(models: Sequence[bytes], batches: Iterable[Any]) -> list[float]:
         images += len(label)
         for index, session in enumerate(sessions):
             logits = session.run(None, {INPUT: image})[0]
+            require_finite(logits, "the test images")
             correct[index] += int((logits.argmax(axis=1) == label).sum())
     if not images:
         raise UserError("there is nothing to evaluate: the data set gave no images")
@@ -129,19 +134,6 @@ def accept(before: float, after: float, limit: float) -> None:
             f"after), more than the {limit:.2%} of --int8-limit. Nothing was written; raise the "
             "limit, calibrate on more images (--int8-images), or export without --int8"
         )
-
-
-def recorded_settings(path: Path, data_dir: Optional[str] = None) -> Optional[Any]:
-    """Return the data set and normalization of a file, as settings; None when they are unknown."""
-    known = known_of(path)
-    if not {"dataset", "normalization"} <= known.keys():
-        return None
-    return replace(
-        TrainConfig(),
-        dataset=known["dataset"],
-        normalization=known["normalization"],
-        data_dir=data_dir,
-    )
 
 
 class Quantized(NamedTuple):
@@ -179,13 +171,19 @@ def measure_int8(
     UserError
         When the data set is unknown or not there.
     """
-    config = recorded_settings(path, data_dir)
-    if config is None:
+    known = known_of(path)
+    named = known.recorded.get("dataset") or known.card.get("data", {}).get("name")
+    if not named:
         raise UserError(
             f"--int8: nothing is on record of the images that {path} was trained on. Give a "
-            "classifier in its run folder, or one of cifar_param/"
+            "classifier with a card, or one in its run folder"
         )
-    dataset = normalized(open_dataset(config), config.normalization)
+    config = TrainConfig(dataset=named, data_dir=data_dir)
+    shapes = read_weight_shapes(path)
+    dialect, name = detect_dialect(shapes), known.model or ""
+    expected = expected_of(Source(str(path), known, dialect, name, None, config, {})).preprocessing
+    dataset = with_labels_of(open_dataset(config), known.class_names, str(path))
+    dataset = replace(dataset, mean=expected.mean, std=expected.std)
     shown = dataset.train.sample(images, seed).images
     small = quantize(model, normalize(shown, dataset.mean, dataset.std))
     chosen = dataset.test.sample(test, seed) if test else dataset.test

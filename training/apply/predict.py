@@ -9,6 +9,7 @@ import mxnet as mx
 import numpy as np
 
 from training.batches.preprocessing import Preprocessing
+from training.batches.scores import require_finite
 from training.data.decode import decode_image
 from training.settings.errors import UserError, printable
 
@@ -75,6 +76,8 @@ def probabilities(
         logits = net(mx.nd.array(preprocessing.normalize(images), ctx=context))
         parts.append(logits.astype("float32").asnumpy().astype(np.float64))
     logits = np.concatenate(parts)
+    for picture, row in zip(pictures, logits):
+        require_finite(row, picture.name)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
     return shares

@@ -18,7 +18,7 @@ import numpy as np
 from training.augmentation.augment import mixup, smooth_labels
 from training.augmentation.photo_augment import PhotoAugmentation, augment_photo, normalize_photo
 from training.batches.in_memory import Batch, prefetched
-from training.batches.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD
+from training.batches.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD, Figures
 from training.data.decode import centre_square, check_file, open_rgb
 from training.data.image_folder import Files
 from training.settings.errors import UserError
@@ -79,20 +79,23 @@ class Subset:
 
 @dataclass(frozen=True)
 class Shape:
-    """Edge of the inputs in pixels, and number of classes of the network."""
+    """Edge of the inputs in pixels, number of classes of the network, mean and deviation.
+
+    ``crop`` is the central part of a photograph that is tested.
+    """
 
     size: int
     classes: int
+    figures: Figures = (IMAGENET_MEAN, IMAGENET_STD)
+    crop: float = IMAGENET_CROP
 
 
 class _Photos:
     """What training and evaluation share: reading images of a source in parallel."""
 
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-
     def __init__(self, data: Source, batch_size: int, shape: Shape) -> None:
         self.data, self.batch_size, self.shape = data, batch_size, shape
-        self.size = shape.size
+        self.size, (self.mean, self.std), self.crop = shape.size, shape.figures, shape.crop
 
     def _load(
         self, rows: Union[Sequence[int], np.ndarray], pool: ThreadPoolExecutor, prepare: Callable
@@ -220,8 +223,6 @@ class PhotoEvalBatches(_Photos):
 
     That is a resize of the shorter side to 256 and a crop of 224, and the same for other sizes.
     """
-
-    crop = IMAGENET_CROP
 
     def __len__(self) -> int:
         """Return the batches per pass."""

@@ -7,13 +7,19 @@ the index names their data set and normalization, and the figures of CIFAR are k
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Optional
 
 import numpy as np
 
+from formats.atomic import PathLike
+from formats.card import is_newer
+from formats.weight_file import read_card
 from training.augmentation.augment import normalize
+from training.records.cards import image_section
 from training.settings.errors import UserError, printable
 
 PREPROCESSING_FILE = "preprocessing.json"
@@ -24,8 +30,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # like bearpaw's, takes them for every data set.
 RAM_MEAN = (0.4914, 0.4822, 0.4465)
 RAM_STD = (0.2023, 0.1994, 0.2010)
-# Beside the data set's own, by the name of the setting `normalization`.
-FIGURES = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "ram": (RAM_MEAN, RAM_STD)}
+# Beside the data set's own, by the name of the setting `normalization`. "none" leaves pixels from 0
+# to 1, as tengshaofeng's networks want them.
+FIGURES = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "ram": (RAM_MEAN, RAM_STD),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+DATASET = "dataset"
+NORMALIZATIONS = (DATASET, *FIGURES)
+Figures = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
 IMAGENET_CROP = 0.875  # 224 of 256 pixels
 MAX_SIZE = 4096  # of an input, in pixels; no network here takes as much
 
@@ -49,6 +63,11 @@ class Preprocessing:
         """Return the content of the file."""
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
+    def card_sections(self) -> dict[str, Any]:
+        """Return the same as the sections ``image`` and ``classes`` of a card."""
+        image = image_section((self.size, self.size), self.mean, self.std, self.crop)
+        return {"image": image, "classes": list(self.class_names)}
+
     def name_of(self, label: int) -> str:
         """Return the name of a class, printable, or its number when it has no name."""
         names = self.class_names
@@ -57,6 +76,66 @@ class Preprocessing:
     def normalize(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return uint8 images (H, W, 3) as one float32 batch (N, 3, H, W)."""
         return normalize(np.stack(images), self.mean, self.std)
+
+
+def own_preprocessing(path: PathLike) -> tuple[Optional[Preprocessing], str]:
+    """Return what a file's network expects, and who says so: its card, or else its run folder.
+
+    For where MXNet is not; `model.weights.known` knows more.
+
+    Raises
+    ------
+    UserError, formats.param_reader.ParamFileError
+        When the file, or ``preprocessing.json`` beside it, cannot be read.
+    """
+    card = read_card(path) or {}
+    image = {} if not card or is_newer(card) else card.get("image", {})
+    if "height" in image and "mean" in image:
+        figures = tuple(image["mean"]), tuple(image["deviation"])
+        crop = image.get("crop", 1.0)
+        names = tuple(card.get("classes", ()))
+        return Preprocessing(image["height"], *figures, names, crop), "its card"
+    folder = Path(path).parent
+    if (folder / PREPROCESSING_FILE).is_file():
+        return read_preprocessing(folder), "its run folder"
+    return None, ""
+
+
+def figures_of(normalization: str) -> Optional[Figures]:
+    """Return mean and standard deviation that a setting names; None for the data set's own.
+
+    Parameters
+    ----------
+    normalization
+        One of `NORMALIZATIONS`, or the numbers themselves, ``0.5,0.5,0.5/0.2,0.2,0.2``.
+
+    Raises
+    ------
+    UserError
+        When it is none of them.
+    """
+    if normalization == DATASET:
+        return None
+    if normalization in FIGURES:
+        return FIGURES[normalization]
+    try:
+        mean, deviation = (
+            tuple(float(word) for word in part.split(",")) for part in normalization.split("/")
+        )
+        sound = len(mean) == len(deviation) == 3 and all(map(math.isfinite, mean + deviation))
+        if sound and min(deviation) > 0:
+            return mean, deviation
+    except ValueError:
+        pass
+    raise UserError(
+        f"--normalization {normalization}: give one of {', '.join(NORMALIZATIONS)}, or mean and "
+        "standard deviation of red, green and blue as 0.5,0.5,0.5/0.2,0.2,0.2"
+    )
+
+
+def normalization_text(mean: Sequence[float], deviation: Sequence[float]) -> str:
+    """Return the setting that stands for these numbers, bit for bit."""
+    return "/".join(",".join(map(repr, map(float, part))) for part in (mean, deviation))
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:

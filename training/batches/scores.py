@@ -10,7 +10,10 @@ from training.settings.errors import UserError
 
 
 class Scores(NamedTuple):
-    """Mean cross-entropy per image in nats, accuracy in 0 to 1, and the images they are over."""
+    """Mean cross-entropy per image in nats, accuracy in 0 to 1, and the images they are over.
+
+    Loss and accuracy are NaN where an output of the network is not finite.
+    """
 
     loss: float
     acc: float
@@ -36,7 +39,22 @@ def image_and_label(batch: Any) -> tuple[np.ndarray, np.ndarray]:
             f"a batch has images {image.shape} and labels {label.shape}; "
             "needed are (N, C, H, W) and (N,)"
         )
-    return image.astype(np.float32, copy=False), label.reshape(-1).astype(np.int64)
+    image = image.astype(np.float32, copy=False)
+    if not np.isfinite(image).all():  # a network may turn NaN into finite numbers: ReLU does
+        raise UserError(
+            "the loader gave an image that has NaN or infinite values, which no score is worth "
+            "anything for; look at its normalization and its files"
+        )
+    return image, label.reshape(-1).astype(np.int64)
+
+
+def require_finite(outputs: np.ndarray, what: str) -> None:
+    """Raise UserError when an output of a network is not finite; `what` it was computed for."""
+    if not np.isfinite(outputs).all():
+        raise UserError(
+            f"the network's outputs for {what} are not finite, so there is no score; its weights "
+            "are of a training that diverged, or its file is damaged"
+        )
 
 
 def check_labels(label: np.ndarray, classes: int) -> None:

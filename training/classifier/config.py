@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Optional
 
 from training.augmentation.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
+from training.batches.preprocessing import DATASET, figures_of
 from training.settings.errors import UserError
 from training.settings.fields import option
 from training.settings.idle import Idle
@@ -26,7 +27,6 @@ from training.settings.run_config import (
 INITIALIZERS = ("msra", "xavier")
 STEM_INITIALIZERS = ("usual", "whitened")
 FUSED = ("auto", "on", "off")
-NORMALIZATIONS = ("dataset", "imagenet", "ram")
 # Those of model.layers.attention_module; this file does without MXNet, for the bridge reads it.
 WIRINGS = ("legacy", "paper")
 LEARNINGS = ("arl", "nal")
@@ -116,9 +116,11 @@ class ClassifierConfig(RunConfig):
     w_init: Optional[float] = option(None, "first weights of a gate; default: the network's")
     b_init: Optional[float] = option(None, "first offsets of a gate; default: the network's")
     normalization: str = option(
-        "dataset",
-        "mean and std: the data set's own, ImageNet's, or those of the RAM-ResNet repository",
-        choices=NORMALIZATIONS,
+        DATASET,
+        "mean and std: the data set's own (dataset), ImageNet's (imagenet), those of the "
+        "RAM-ResNet repository (ram), none (pixels from 0 to 1), or numbers as "
+        "0.5,0.5,0.5/0.2,0.2,0.2; with a trained file the default is the file's",
+        metavar="NAME|MEAN/STD",
     )
     # bfloat16 costs no accuracy that several seeds could show (docs/speed.md).
     precision: str = option(
@@ -179,6 +181,7 @@ class ClassifierConfig(RunConfig):
         check_least(self, 0, "mixup_off_epochs")
         check_least(self, 1, "mask_images")
         check_one_action(self, *ACTIONS)
+        figures_of(self.normalization)
         if self.images and not (self.predict or self.masks):
             raise UserError(
                 f"unexpected word {self.images[0]!r}; every setting is a flag (--help lists all), "

@@ -18,7 +18,14 @@ from training.batches.photos import (
     Source,
     held_out,
 )
-from training.batches.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from training.batches.preprocessing import (
+    DATASET,
+    FIGURES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    figures_of,
+)
 from training.batches.record_io import RecordFile
 from training.classifier.config import ClassifierConfig
 from training.data.dataset import SPLIT_SEED, check_one_split, stratified_mask
@@ -60,7 +67,12 @@ class ImageNetConfig(ClassifierConfig):
     lr_steps: tuple[int, ...] = option(
         (10, 20, 25), "epochs after which a step schedule multiplies the rate"
     )
-    normalization: str = option("imagenet", "mean and std: ImageNet's", choices=("imagenet",))
+    normalization: str = option(
+        "imagenet",
+        "mean and std: ImageNet's (imagenet), another name that train_cifar.py knows, or numbers "
+        "as 0.5,0.5,0.5/0.2,0.2,0.2; with a trained file the default is the file's",
+        metavar="NAME|MEAN/STD",
+    )
     mixup_alpha: float = option(0.0, "alpha of mixup; 0: no mixup")
     mixup_off_epochs: int = option(0, "epochs at the end without mixup")
     crop_area: float = option(0.08, "smallest share of a photograph that a random crop has")
@@ -75,6 +87,11 @@ class ImageNetConfig(ClassifierConfig):
         check_least(self, 0, "mixup_alpha")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"--label-smoothing {self.label_smoothing}: 0 or more, less than 1")
+        if self.normalization == DATASET:
+            raise UserError(
+                "--normalization dataset: photographs are not read before the training; give "
+                "imagenet, or the numbers"
+            )
         if self.mirror:
             raise UserError("--mirror: ImageNet cannot be downloaded; give --data-dir FOLDER")
         self.augmentation()
@@ -153,7 +170,8 @@ def build_photo_loaders(config: ImageNetConfig, data: Photographs, classes: int)
     UserError
         When fewer training images are left than one batch needs.
     """
-    shape = Shape(config.size, classes)
+    figures = figures_of(config.normalization) or FIGURES["imagenet"]
+    shape = Shape(config.size, classes, figures)
     if data.valid is None:
         rest, valid = held_out(data.train, config.valid_count, SPLIT_SEED)
     else:
@@ -169,10 +187,14 @@ def build_photo_loaders(config: ImageNetConfig, data: Photographs, classes: int)
         seed=config.seed,
     )
     judged = None if valid is None else PhotoEvalBatches(valid, EVAL_BATCH, shape)
-    loaders: Any = (train, judged, photo_test_batches(config, data, classes), identity_of(data))
+    test = PhotoEvalBatches(data.test, EVAL_BATCH, shape)
+    loaders: Any = (train, judged, test, identity_of(data))
     return Loaders(*loaders)
 
 
-def photo_test_batches(config: ImageNetConfig, data: Photographs, classes: int) -> PhotoEvalBatches:
-    """Return batches of all test images."""
-    return PhotoEvalBatches(data.test, EVAL_BATCH, Shape(config.size, classes))
+def photo_test_batches(
+    data: Photographs, classes: int, expected: Preprocessing
+) -> PhotoEvalBatches:
+    """Return batches of all test images, as a network expects them."""
+    shape = Shape(expected.size, classes, (expected.mean, expected.std), expected.crop)
+    return PhotoEvalBatches(data.test, EVAL_BATCH, shape)

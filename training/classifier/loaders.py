@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from training.augmentation.augment import check_crop
 from training.augmentation.label_noise import add_label_noise
 from training.batches.in_memory import EvalBatches, Loaders, TrainBatches
-from training.batches.preprocessing import (
-    FIGURES,
-    IMAGENET_CROP,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    PREPROCESSING_FILE,
-    Preprocessing,
-    read_preprocessing,
-)
+from training.batches.preprocessing import figures_of
 from training.classifier.config import TrainConfig
 from training.data.catalogue import load_dataset
-from training.data.cifar import CLASS_NAMES, MEAN, STD
 from training.data.dataset import Dataset, ImageData, hold_out
 from training.data.identity import identity_of
 from training.settings.errors import UserError
 
 EVAL_BATCH = 128
-CIFAR_SIZE = 32
 
 
 def open_dataset(config: TrainConfig) -> Dataset:
@@ -86,11 +74,9 @@ def _check_small(config: TrainConfig, shape: tuple[int, int]) -> None:
 
 
 def normalized(dataset: Dataset, normalization: str) -> Dataset:
-    """Return the data set with the mean and std that `normalization` names."""
-    if normalization not in FIGURES:
-        return dataset
-    mean, std = FIGURES[normalization]
-    return replace(dataset, mean=mean, std=std)
+    """Return the data set with the mean and std that `normalization` names; see `figures_of`."""
+    figures = figures_of(normalization)
+    return replace(dataset, mean=figures[0], std=figures[1]) if figures else dataset
 
 
 def evaluation_batches(data: ImageData, dataset: Dataset) -> EvalBatches:
@@ -102,37 +88,3 @@ def _first_images(data: ImageData, count: int, seed: int) -> ImageData:
     order = np.random.default_rng(seed).permutation(len(data.images))[:count]
     masks = None if data.masks is None else data.masks[order]
     return ImageData(data.images[order], data.labels[order], masks)
-
-
-def preprocessing_of(path: Path, config: Any) -> Preprocessing:
-    """Return what the classifier in a parameter file expects.
-
-    Parameters
-    ----------
-    path
-        The file. A ``preprocessing.json`` beside it answers everything.
-    config
-        Otherwise its ``dataset`` and ``normalization`` do; the data is opened only for names that
-        are not those of CIFAR or ImageNet.
-
-    Raises
-    ------
-    UserError
-        For a damaged file, or a data set that cannot be opened.
-    """
-    if (path.parent / PREPROCESSING_FILE).is_file():
-        return read_preprocessing(path.parent)
-
-    if config.dataset == "imagenet":
-        return Preprocessing(config.size, IMAGENET_MEAN, IMAGENET_STD, crop=IMAGENET_CROP)
-    files, _, labels = config.dataset.partition("-")
-    if files in CLASS_NAMES and labels in ("", "coarse"):
-        names = CLASS_NAMES[files][0 if labels else -1]
-        known = Preprocessing(CIFAR_SIZE, MEAN[files], STD[files], names)
-    else:
-        data = open_dataset(config)
-        known = Preprocessing(data.train.images.shape[1], data.mean, data.std, data.class_names)
-    if config.normalization in FIGURES:
-        mean, std = FIGURES[config.normalization]
-        known = replace(known, mean=mean, std=std)
-    return known

@@ -13,8 +13,7 @@ from training.settings.run_config import flags_of
 
 def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
     """Return what `model.create_model` does; UserError for a glimpse model or another's flag."""
-    if name in GLIMPSE:
-        raise UserError(f"{name} is a glimpse model: use train_mnist_glimpse.py for it")
+    refuse_glimpses(name)
     if name in FAMILIES:
         fields, _ = overrides_of(name)
         # The attention of a ResNet is another thing than that of masks, which the flag means.
@@ -27,6 +26,12 @@ def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:
                 f"{', '.join(flags_of(fits))}. Leave it out, or choose another network with --model"
             )
     return create_model(name, *args, **overrides)
+
+
+def refuse_glimpses(name: str) -> None:
+    """Raise UserError for a glimpse model, which is no classifier of whole images."""
+    if name in GLIMPSE:
+        raise UserError(f"{name} is a glimpse model: use train_mnist_glimpse.py for it")
 
 
 def build_classifier(config: ClassifierConfig, classes: int, **norms: Any) -> Any:

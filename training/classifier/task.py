@@ -1,28 +1,28 @@
-"""Classifiers of whole images: made ready for training, and opened from a parameter file."""
+"""Classifiers of whole images, made ready for training."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional, TypeVar
+from typing import Any, Callable, Optional
 
 import mxnet as mx
 
 from formats.weight_file import read_weight_shapes
 from model.execution.fused_training import fuse
-from model.gate_report import watch_gates
+from model.execution.gate_report import watch_gates
 from model.layers.gluoncv_zoo import PREFIX as GLUONCV
 from model.layers.gluoncv_zoo import check_size
-from model.weights.file_match import CLASS_LAYERS, find_model
+from model.registry import FAMILIES, spec_of
+from model.weights.file_match import CLASS_LAYERS
+from model.weights.known import known_of
 from model.weights.loading import load_parameters
-from model.weights.published import find_result
+from model.weights.network_card import network_section, overrides_in
 from training.batches.in_memory import parts_of_batch
 from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
-from training.classifier.config import KNOWN, VARIANT, ClassifierConfig
+from training.classifier.config import VARIANT, ClassifierConfig
 from training.classifier.graph_choice import choose_graph
-from training.classifier.loaders import preprocessing_of
 from training.classifier.networks import build_classifier
 from training.classifier.whitening import whiten_stem
 from training.compute.devices import (
@@ -33,12 +33,10 @@ from training.compute.devices import (
 )
 from training.compute.loss_scaling import with_loss_scaling
 from training.compute.optimizer import build_trainer, freeze_except, initializer
+from training.data.identity import identity_of
 from training.loop.task import ClassificationTask
-from training.records.run_folder import CONFIG_FILE, read_config
-from training.records.seed_log import TORCH_ENDINGS
+from training.records.cards import data_section
 from training.settings.errors import UserError
-
-C = TypeVar("C", bound=ClassifierConfig)
 
 
 def prepare_classifier(
@@ -81,13 +79,7 @@ def prepare_classifier(
             f"{data.name} has images of {len(loaders.train.mean)} channel, {config.model} takes "
             f"{unused.image_shape[0]}: choose a data set in colour, or train_mnist_glimpse.py"
         )
-    if config.model.startswith(GLUONCV):
-        try:
-            check_size(unused, _size_of(loaders.train), config.classes or 10)
-        except ValueError as error:
-            raise UserError(
-                f"{config.model} {error}; choose another network for {data.name}"
-            ) from None
+    _check_size(unused, config, loaders.train, data.name)
     choice = choose_graph(config, contexts, classes)
     config = replace(config, precision=choice.precision)
     choice.tell()
@@ -100,10 +92,22 @@ def prepare_classifier(
     net.hybridize(**hybridize_options(choice.amp))
     if choice.fused:
         fuse(net, choice.precision)
-    files = {PREPROCESSING_FILE: _preprocessing(data, loaders).to_json()}
+    expected = _preprocessing(data, loaders)
+    files = {PREPROCESSING_FILE: expected.to_json()}
     watch = _statistics(watch_gates(net), loaders, contexts[0])
     trainer = with_loss_scaling(build_trainer(net, config), config.precision)
-    return ClassificationTask(net, trainer, contexts, loaders, files, config, watch)
+    card = {"network": network_section(config.model, net, classes), **expected.card_sections()}
+    card["data"] = data_section(loaders.identity or identity_of(data))
+    return ClassificationTask(net, trainer, contexts, loaders, files, config, card, watch)
+
+
+def _check_size(net: Any, config: Any, train: Any, data: str) -> None:
+    """Raise UserError when the network takes no images as large as those of the data."""
+    if config.model.startswith(GLUONCV):
+        try:
+            check_size(net, _size_of(train), config.classes or 10)
+        except ValueError as error:
+            raise UserError(f"{config.model} {error}; choose another network for {data}") from None
 
 
 def _classifier_of(net: Any, name: str) -> str:
@@ -138,14 +142,17 @@ def check_start(path: Optional[str], config: ClassifierConfig) -> None:
     if not path:
         return
     read_weight_shapes(path)
-    known = known_of(Path(path))
-    for name in VARIANT if known else ():
-        before, here = known.get(name), getattr(config, name)
-        if before != here:
+    section = known_of(path).card.get("network", {})
+    if section.get("model") not in FAMILIES:
+        return
+    trained = spec_of(section["model"], **overrides_in(section))
+    here = build_classifier(config, config.classes or 10).spec
+    for name in VARIANT:
+        before, now = getattr(trained, name, None), getattr(here, name, None)
+        if before != now and None not in (before, now):
             print(
-                f"warning: {path} was trained with --{name} {before or 'of its network'}, "
-                f"this network has {here or 'its own'}; name the same --{name} "
-                "for the network that was trained",
+                f"warning: {path} was trained with --{name} {before}, this network has {now}; "
+                f"name the same --{name} for the network that was trained",
                 file=sys.stderr,
             )
 
@@ -206,52 +213,3 @@ def _preprocessing(data: Any, loaders: Any) -> Preprocessing:
     train, size = loaders.train, _size_of(loaders.train)
     crop = getattr(loaders.test, "crop", 1.0)
     return Preprocessing(size, train.mean, train.std, tuple(data.class_names), crop)
-
-
-class Opened(NamedTuple):
-    """A parameter file in its network, and the settings that describe it."""
-
-    net: Any
-    contexts: list[Any]
-    config: Any
-    status: str
-    preprocessing: Callable[[], Preprocessing]
-
-
-def open_classifier(path: str, config: C, given: Mapping[str, Any]) -> Opened:
-    """Load a parameter file into the network that it belongs to.
-
-    Model, data set and normalization are, in this order: what the user has named (`given`), what
-    the index or the folder of the file says, what its shapes tell, `config`.
-    """
-    contexts = choose_contexts(config.gpus)
-    found, classes = find_model(read_weight_shapes(path))
-    # PyTorch's CIFAR ResNets are those of RAM's authors, with that repository's numbers.
-    authors = path.endswith(TORCH_ENDINGS) and "resnet" in (found or "")
-    default = {"normalization": "ram"} if authors else {}
-    recorded = known_of(Path(path))
-    known = {**default, **recorded, **given}
-    config = replace(
-        config,
-        model=known.get("model") or found or config.model,
-        classes=known.get("classes") or classes or 10,
-        **{key: known[key] for key in KNOWN[1:] if key in known},
-    )
-    use_precision(config.precision, contexts)
-    net = build_classifier(config, config.classes)
-    status = load_parameters(net, path, contexts)
-    net.hybridize(**hybridize_options(config.precision))
-    # The pictures may be of another data set than the one that the network was trained on.
-    trained = replace(config, dataset=recorded.get("dataset", config.dataset))
-    return Opened(net, contexts, config, status, lambda: preprocessing_of(Path(path), trained))
-
-
-def known_of(path: Path) -> dict[str, Any]:
-    """Return what the index or the run folder says of a parameter file."""
-    row = find_result(path)
-    if row:
-        return {key: row[key] for key in KNOWN if row.get(key)}
-    if not (path.parent / CONFIG_FILE).is_file():
-        return {}
-    saved = read_config(path.parent)
-    return {key: saved[key] for key in KNOWN if key in saved}

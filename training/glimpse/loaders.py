@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from model.weights.published import GLIMPSE_INDEX, find_result
+from model.weights.known import Known
 from training.augmentation.deform import Deformation
 from training.batches.in_memory import EvalBatches, Loaders
 from training.data.dataset import SPLIT_SEED, ImageData, hold_out
@@ -14,7 +13,6 @@ from training.glimpse.batches import GlimpseTrainBatches, draw_split
 from training.glimpse.config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse.data import GlimpseTask, draw_test, load_task
 from training.glimpse.rollouts import Draw
-from training.records.run_folder import CONFIG_FILE, read_config
 
 EVAL_BATCH = 500
 # What a run folder says of a file in it, beside its network.
@@ -85,12 +83,20 @@ def _batches(data: ImageData) -> EvalBatches:
     return EvalBatches(data, EVAL_BATCH, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
-def known_settings(path: Path) -> dict[str, Any]:
-    """Return what the index or the run folder says of a parameter file."""
-    row = find_result(path, GLIMPSE_INDEX)
-    if row:
-        return {"model": row["model"], "dataset": row["dataset"], "std": float(row["std"])}
-    if not (path.parent / CONFIG_FILE).is_file():
-        return {}
-    saved = read_config(path.parent)
-    return {key: saved[key] for key in (*KNOWN, *SPEC_FIELDS) if key in saved}
+def known_settings(known: Known) -> dict[str, Any]:
+    """Return the settings that card, index or run folder say of a parameter file."""
+    recorded, card = known.recorded, known.card
+    found = {key: recorded[key] for key in (*KNOWN, *SPEC_FIELDS) if key in recorded}
+    network, data = card.get("network", {}), card.get("data", {})
+    if network.get("model"):
+        settings = network.get("settings", {})
+        found.update({key: settings.get(key) for key in SPEC_FIELDS}, model=network["model"])
+    found.setdefault("dataset", data.get("name") or GlimpseConfig.dataset)
+    if "height" in card.get("image", {}):
+        found["image_size"] = card["image"]["height"]
+    policy = card.get("glimpse", {})
+    if "deviation" in policy:
+        found.update(std=policy["deviation"], std_final=None)
+    if "first_radius" in policy:
+        found["first_radius"] = policy["first_radius"]
+    return found

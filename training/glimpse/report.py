@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from training.batches.scores import require_finite
 from training.glimpse.config import GlimpseConfig
 from training.glimpse.loaders import Opened, test_batches
 from training.glimpse.rollouts import Draw, RolloutScores, score_rollouts
@@ -131,6 +132,7 @@ def print_report(opened: Opened, config: GlimpseConfig) -> None:
         config.rollouts_eval,
         config.eval_seeds,
     )
+    require_finite(np.array(report.loss), "the test images")
     print("\n".join(report.lines()))
 
 

@@ -165,13 +165,14 @@ def score_rollouts(
     UserError
         When there are no images, or images, labels and network do not belong together.
     """
-    loss, images = 0.0, 0
+    loss, images, finite = 0.0, 0, True
     right: np.ndarray = np.zeros(0)
     for number, (image, label) in enumerate(map(image_and_label, batches)):
         count = len(label)
         if not count:
             continue
         log_probs = _log_probabilities(net, image, contexts[0], draw, rollouts, number)
+        finite = finite and bool(np.isfinite(log_probs).all())
         check_labels(label, log_probs.shape[3])
         hits = log_probs.argmax(axis=3) == label[:, None, None]  # (B, R, T)
         last = log_probs[:, :, -1]  # (B, R, classes)
@@ -187,8 +188,9 @@ def score_rollouts(
             advance(count)
     if not images:
         raise UserError("there is nothing to evaluate: the loader gave no images")
-    log_mean, prob_mean, *steps = right / images
-    return RolloutScores(loss / images, steps[-1], log_mean, prob_mean, np.array(steps), images)
+    log_mean, prob_mean, *steps = right / (images if finite else np.nan)
+    loss = loss / images if finite else np.nan
+    return RolloutScores(loss, steps[-1], log_mean, prob_mean, np.array(steps), images)
 
 
 def _uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -208,6 +210,7 @@ def _log_probabilities(
         logits = net(*(mx.nd.array(value, ctx=context) for value in inputs))[0]
         parts.append(logits.asnumpy().astype(np.float64))
     logits = np.concatenate(parts)
-    logits -= logits.max(axis=3, keepdims=True)
+    with np.errstate(invalid="ignore"):  # not finite in, not finite out
+        logits -= logits.max(axis=3, keepdims=True)
     result: np.ndarray = logits - np.log(np.exp(logits).sum(axis=3, keepdims=True))
     return result

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import mxnet as mx
 
-from formats.weight_file import TORCH, detect_format, read_weights
+from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
 from model import create_model
 from model.hybrid_loss import HybridLoss, LossWeights
 from model.native.processor import Unavailable
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import FAMILIES, spec_of
-from model.weights.loading import load_parameters
+from model.weights.file_match import find_model
+from model.weights.known import Known, known_of
+from model.weights.loading import check_finite, load_parameters
+from model.weights.network_card import network_section, overrides_in, recorded_network
 from model.weights.seed_checkpoint import POLICY_STD, from_seed
+from training.classifier.matching import with_labels_of
 from training.compute.devices import choose_contexts
 from training.compute.optimizer import build_trainer
-from training.glimpse.config import GlimpseConfig
+from training.data.identity import identity_of
+from training.glimpse.config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL
 from training.glimpse.loaders import Opened, glimpse_loaders, known_settings, load_data
 from training.glimpse.rollouts import Draw, RolloutTask
 from training.glimpse.view import keeper
+from training.records.cards import data_section, image_section
 from training.records.run_folder import read_config
 from training.records.seed_log import changed_settings
 from training.settings.errors import UserError
@@ -92,12 +97,25 @@ def prepare_glimpse(config: GlimpseConfig) -> RolloutTask:
         contexts,
         loaders,
         config=replace(config, model=model_name(config)),
+        card=_card(config, net, data),
         loss=loss,
         draw=Draw(glimpses, config.std, config.first_radius, config.seed),
         rollouts=config.rollouts,
         std_of=lambda step: config.std_at(step / steps),
         keep=keeper(config, net, contexts[0], shown, still, data.dataset.class_names),
     )
+
+
+def _card(config: GlimpseConfig, net: Any, data: Any) -> dict[str, Any]:
+    black, white = (0.0,) * data.channels, (1.0,) * data.channels
+    identity = replace(identity_of(data.dataset), name=data.name)
+    return {
+        "network": network_section(model_name(config), net, data.dataset.classes),
+        "classes": list(data.dataset.class_names),
+        "image": image_section(data.image_size, black, white),
+        "data": data_section(identity),
+        "glimpse": {"deviation": config.final_std, "first_radius": config.first_radius},
+    }
 
 
 def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
@@ -115,28 +133,86 @@ def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
         print(f"glimpses are computed by {found}; ATTENTION_NATIVE=0: by the graph")
 
 
-def _build(config: GlimpseConfig, task: Any, **more: Any) -> Any:
+def _build(
+    config: GlimpseConfig, task: Any, settings: Optional[Mapping[str, Any]] = None, **more: Any
+) -> Any:
+    """Return the network for the images of a task; `settings` are those that flags do not have."""
     height, width = task.image_size
     shape = {"height": height, "width": width, "channels": task.channels}
-    return create_model(
-        model_name(config), task.dataset.classes, **{**shape, **config.spec(), **more}
-    )
+    chosen = {**(settings or {}), **shape, **config.spec(), **more}
+    return create_model(model_name(config), task.dataset.classes, **chosen)
 
 
 def open_glimpse(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> Any:
-    """Load a parameter file, or a checkpoint of the seed, into the network that it belongs to."""
+    """Load a parameter file, or a checkpoint of the seed, into the network that it belongs to.
+
+    Network, policy and data are those of the card, the index or the run folder; `given` are the
+    settings that the user has named, which go before where they do not change the network.
+
+    Raises
+    ------
+    UserError, LoadError, formats.param_reader.ParamFileError
+        When the file or the data cannot be used, or `given` contradicts the file.
+    """
     contexts = choose_contexts(config.gpus)
-    arrays = None
-    known = known_settings(Path(path))
+    arrays, known = None, known_of(path)
+    shapes = read_weight_shapes(path)
+    source = known.sources.get("network") or known.beside or "its data set"
     if detect_format(path) == TORCH:
         name, arrays = from_seed(read_weights(path))
-        known = {"model": name, "std": POLICY_STD[name]}
-    config = GlimpseConfig(**{**known, **given})
-    task = load_data(config)
-    net, control = (_build(config, task, gaze=gaze) for gaze in ("policy", "noise"))
+        settings = {"model": name, "std": POLICY_STD[name]}
+        source = "its tensors"
+    else:
+        named = {key: given.get(key) for key in ("model", *SPEC_FIELDS)}
+        recorded = recorded_network(path, known, shapes, named)
+        settings = known_settings(known)
+        if not recorded and not settings.get("model") and "model" not in given:
+            found = find_model(shapes)[0]
+            if found in GLIMPSE and model_name(GlimpseConfig(**{**settings, **given})) != found:
+                settings["model"], source = found, "its tensors"
+    config = GlimpseConfig(**{**settings, **given})
+    task = _matched(path, load_data(config), known)
+    more = overrides_in(known.card.get("network", {})) if arrays is None else {}
+    net, control = (_build(config, task, more, gaze=gaze) for gaze in ("policy", "noise"))
     for one in (net, control):
         status = load_parameters(one, path, contexts, arrays=arrays)
         one.hybridize(static_alloc=True, static_shape=True)
+    check_finite(net, path)
     _use_operator(net, contexts)
-    print(f"{path} ({status}): {model_name(config)} on {config.dataset}")
+    print(f"{path} ({status}): {model_name(config)} on {config.dataset}; network: {source}")
+    _tell_differences(config, task, known)
     return Opened(net, control, contexts, config, task)
+
+
+def _matched(path: str, task: Any, known: Known) -> Any:
+    """Return the task with the labels of the network's classes, which are matched by name."""
+    dataset = with_labels_of(task.dataset, known.class_names, path)
+    return replace(task, dataset=dataset)
+
+
+def _tell_differences(config: GlimpseConfig, task: Any, known: Known) -> None:
+    """Say where flags or data go before what the file says."""
+    image, policy = known.card.get("image", {}), known.card.get("glimpse", {})
+    trained = (image.get("height"), image.get("width"))
+    if None not in trained and trained != task.image_size:
+        here = "{}x{}".format(*task.image_size)
+        print(f"images of {here}, the network was trained on {trained[0]}x{trained[1]}")
+    if policy.get("deviation", config.final_std) != config.final_std:
+        print(f"policy with --std {config.final_std}, its own is {policy['deviation']}")
+
+
+def with_start(config: GlimpseConfig, given: Mapping[str, Any]) -> GlimpseConfig:
+    """Return the settings of a finetuning with the network of its file where they name none."""
+    path = config.finetune
+    if not path or config.resume:
+        return config
+    known = known_settings(known_of(path))
+    taken = {
+        name: known[name]
+        for name in ("model", *SPEC_FIELDS)
+        if known.get(name) not in (None, "") and name not in given
+    }
+    if not taken.get("model") or given.get("model", taken["model"]) != taken["model"]:
+        return config
+    print(f"finetuning {', '.join(f'{name} {value}' for name, value in taken.items())}")
+    return replace(config, **taken)

@@ -49,9 +49,12 @@ def parameter_arrays(net: Any) -> dict[str, np.ndarray]:
     }
 
 
-def save_parameters(net: Any, path: PathLike) -> str:
-    """Write a ``.param`` file and its ``.sha256`` atomically; return the digest in hex."""
-    return write_params(path, parameter_arrays(net))
+def save_parameters(net: Any, path: PathLike, card: Optional[Mapping[str, Any]] = None) -> str:
+    """Write a ``.param`` file and its ``.sha256`` atomically; return the digest in hex.
+
+    `card` says what the network is (see `formats.card`).
+    """
+    return write_params(path, parameter_arrays(net), card=card)
 
 
 def save_state(
@@ -241,14 +244,16 @@ def _updaters(trainer: Any) -> list[Any]:
     return updaters
 
 
-def keep_last(folder: Path, net: Any, epoch: int, count: int) -> None:
+def keep_last(
+    folder: Path, net: Any, epoch: int, count: int, card: Optional[Mapping[str, Any]] = None
+) -> None:
     """Write the file of an epoch and remove those that are not of the last `count` epochs.
 
-    With `count` 0 nothing is written and nothing removed.
+    `card` is the one of `save_parameters`. With `count` 0 nothing is written and nothing removed.
     """
     if not count:
         return
-    save_parameters(net, folder / EPOCH_FILE.format(epoch))
+    save_parameters(net, folder / EPOCH_FILE.format(epoch), card)
     # Sorted, a file goes before its digest: in between it must not look unverified. A digest alone
     # is what a process leaves that is killed in between.
     for path in sorted(folder.iterdir()):

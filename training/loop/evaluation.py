@@ -38,13 +38,14 @@ def evaluate(
     UserError
         When there are no images, or images, labels and network do not belong together.
     """
-    loss_sum, correct, images, full = 0.0, 0, 0, 0
+    loss_sum, correct, images, full, finite = 0.0, 0, 0, 0, True
     for image, label in map(image_and_label, batches):
         count = len(image)
         if not count:
             continue
         full = max(full, math.ceil(count / len(contexts)))
         logits = _logits(net, image, contexts, full)
+        finite = finite and bool(np.isfinite(logits).all())
         loss_sum += float(_cross_entropy(logits, label).sum())
         correct += int((logits.argmax(axis=1) == label).sum())
         images += count
@@ -52,6 +53,8 @@ def evaluate(
             advance(count)
     if not images:
         raise UserError("there is nothing to evaluate: the loader gave no images")
+    if not finite:
+        return Scores(math.nan, math.nan, images)
     return Scores(loss_sum / images, correct / images, images)
 
 

@@ -25,6 +25,7 @@ from training.loop.fresh_statistics import measure_statistics, statistics_batche
 from training.loop.nonfinite import SkipGuard
 from training.loop.parameters import average_statistics, plain_layout
 from training.loop.task import Task, sample_images, trained_weights
+from training.records.cards import Cards
 from training.records.epochs import Epochs
 from training.records.interruption import (
     DataLost,
@@ -73,6 +74,7 @@ class Fit(Epochs):
     ) -> None:
         super().__init__(config, run, progress, len(task.loaders.train))
         self.task, self.net, self.loaders = task, task.net, task.loaders
+        self._cards = Cards(task.card, config)
         self.group, self._writes = group, not group.rank
         skips = config.on_nonfinite == "skip"
         guard = SkipGuard(task.net, config.nonfinite_limit, group.any) if skips else None
@@ -169,7 +171,7 @@ class Fit(Epochs):
         self._record(row)
         if judged:
             progress.judge(judged.acc, self.config)
-        self._save(count_time=False)
+        self._save(count_time=False, row=row)
         return test
 
     def _score(self, row: dict[str, Any]) -> tuple[Optional[Scores], Optional[Scores]]:
@@ -184,7 +186,7 @@ class Fit(Epochs):
                 judged, test = self.score(row, self._evaluate, *data)
                 row.update(self.task.statistics())
             if self.is_best(judged) and self._writes:
-                save_parameters(self.net, self.run.folder / BEST_FILE)
+                save_parameters(self.net, self.run.folder / BEST_FILE, self._cards.at(epoch, row))
             if self._writes:
                 self.task.after_epoch(self.run, epoch)
         plain_layout(self.net)
@@ -219,17 +221,19 @@ class Fit(Epochs):
             self.run.graph(self.task.graph)
         self.run.scalars(epoch, row)
 
-    def _save(self, count_time: bool = True) -> None:
+    def _save(self, count_time: bool = True, row: Optional[Mapping[str, Any]] = None) -> None:
+        """Save all that a resume and a user need; `row` is that of an epoch that has just ended."""
         if count_time:
             self.count_time()
         # Collected first: it refuses a network that is not finite before a file is replaced.
         # Written last: a finished run has nothing left to do that would renew the other file.
-        state = self._state()
+        state, epoch = self._state(), self.progress.epoch
         if self._writes:
+            card = self._cards.at(epoch, row)
             with self.average.applied():
-                save_parameters(self.net, self.run.folder / LAST_FILE)
+                save_parameters(self.net, self.run.folder / LAST_FILE, card)
                 if not count_time:
-                    keep_last(self.run.folder, self.net, self.progress.epoch, self.config.keep)
+                    keep_last(self.run.folder, self.net, epoch, self.config.keep, card)
         self._write(state)
         self._saved = time.monotonic()
 
@@ -239,7 +243,7 @@ class Fit(Epochs):
 
     def _write(self, state: Mapping[str, np.ndarray]) -> None:
         if self._writes:
-            write_state(self.run.folder, state)
+            write_state(self.run.folder, state, self._cards.at(self.progress.epoch))
 
     def _statistics(self) -> Optional[dict[str, np.ndarray]]:
         """Return the running statistics of all workers, where there are several."""

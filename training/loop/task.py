@@ -35,7 +35,8 @@ class Task:
     """Initialized network with known shapes, its ``gluon.Trainer``, the devices of both, data.
 
     ``files`` go into the folder of a new run; ``config`` are the settings with what was chosen for
-    those that left it open, None: nothing was.
+    those that left it open, None: nothing was. ``card`` is the start of
+    `training.records.cards.Cards`: what network and data are.
     """
 
     net: Any
@@ -44,6 +45,7 @@ class Task:
     loaders: Any = None
     files: dict[str, bytes] = field(default_factory=dict)
     config: Any = None
+    card: Mapping[str, Any] = field(default_factory=dict)
 
     def losses(self, part: Part, key: tuple[int, ...]) -> Measured:
         """Return the losses of a part of a batch; it is called while gradients are recorded.

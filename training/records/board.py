@@ -22,7 +22,7 @@ _SPLITS = ("train", "valid", "test")
 _CHARTS = {"loss": "loss", "acc": "accuracy"}
 _RENAMED = {"images_per_sec": "throughput"}
 _NOT_CHARTED = ("epoch", "step")
-_GATES = "gate_"  # keys of `model.gate_report`, charts of a group of their own
+_GATES = "gate_"  # keys of `model.execution.gate_report`, charts of a group of their own
 
 
 class Board:

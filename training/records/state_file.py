@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -24,9 +24,11 @@ FORMAT = 1
 _NAME = re.compile(r"(param|average|(state|device):(0|[1-9]\d{0,8})):.+", re.ASCII)
 
 
-def write_state(folder: PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write what `collect_state` has returned, atomically."""
-    write_params(Path(folder) / STATE_FILE, arrays)
+def write_state(
+    folder: PathLike, arrays: Mapping[str, np.ndarray], card: Optional[Mapping[str, Any]] = None
+) -> None:
+    """Write what `collect_state` has returned, atomically, with the card of the parameters."""
+    write_params(Path(folder) / STATE_FILE, arrays, card=card)
 
 
 def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[str, Any]]:

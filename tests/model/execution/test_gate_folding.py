@@ -12,7 +12,7 @@ from mxnet import autograd
 
 from model import create_model
 from model.execution.gate_folding import fold_gates
-from model.gate_report import gate_statistics
+from model.execution.gate_report import gate_statistics
 from model.layers.channel_attention import RecurrentGate
 from model.weights.file_match import find_model
 from model.weights.loading import load_parameters

@@ -15,7 +15,7 @@ from gluoncv.model_zoo import cifar_residualattentionnet56, cifar_residualattent
 
 from formats.param_file import read_params, write_params
 from formats.safetensors_file import read_safetensors
-from formats.weight_file import read_weights
+from formats.weight_file import read_card, read_weights, write_card
 from model.layers.attention_presets import AttentionSpec
 from model.registry import create_model
 from model.residual_attention_network import (
@@ -94,6 +94,8 @@ def test_there_and_back_gives_the_same_file(
     assert done.source.startswith("PistonY HEAD Attention-92 (750 tensors, 12,231,786 numbers, 10 ")
     assert done.notes == ("network: create_model('attention92', classes=10)",)
     convert(tmp_path / "there", tmp_path / "back", "pistony")
+    assert read_card(tmp_path / "back") == read_card(tmp_path / "there")
+    write_card(tmp_path / "back", None)
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
     net = create_model("attention92")
     assert load_parameters(net, tmp_path / "there") == "verified"
@@ -159,6 +161,10 @@ def test_a_state_dict_of_tengshaofengs_network(
     assert load_parameters(net, path).renamed_from == TORCH
     np.testing.assert_array_equal(outputs(net), logits)
     done = convert(path, tmp_path / "o.param", "pistony")
+    card = read_card(tmp_path / "o.param") or {}
+    assert card["network"]["model"] == "attention92"
+    assert card["image"] == {"mean": [0, 0, 0], "deviation": [1, 1, 1]}
+    write_card(tmp_path / "o.param", None)
     assert (tmp_path / "o.param").read_bytes() == source.read_bytes()
     assert "left out: 190 entries that the network never uses" in done.notes
     assert "normalization: none; those networks were trained on pixels from 0 to 1" in done.notes
@@ -219,6 +225,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert error.count("\n") == 1
     assert Path(target).read_bytes() == before
     assert main([source, target, "--to", "pistony", "--force"]) == 0
+    write_card(target, None)
     assert Path(target).read_bytes() == Path(source).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {
         "in.param",

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mxnet as mx
@@ -22,9 +23,9 @@ from model.weights.file_match import find_model
 from model.weights.published import INDEX, find_result, read_index
 from training.batches.in_memory import EvalBatches
 from training.batches.scores import Scores
-from training.classifier.loaders import evaluation_batches, normalized, open_dataset
+from training.classifier.loaders import evaluation_batches, open_dataset
+from training.classifier.opening import Opened, open_classifier
 from training.classifier.recipes import RECIPES
-from training.classifier.task import Opened, open_classifier
 from training.data.dataset import ImageData
 from training.loop.evaluation import evaluate
 from training.reports.results_table import results_table
@@ -183,7 +184,8 @@ def _opened(row: dict[str, str], data_dir: Path, count: int = 0) -> tuple[int, E
     config = train_cifar.CifarConfig(data_dir=str(data_dir))
     path = str(INDEX.parent / row["file"])
     opened = open_classifier(path, config, given)
-    dataset = normalized(open_dataset(opened.config), opened.config.normalization)
+    expected = opened.preprocessing()
+    dataset = replace(open_dataset(opened.config), mean=expected.mean, std=expected.std)
     images = dataset.test.images[: count or None]
     data = ImageData(images, dataset.test.labels[: count or None])
     return len(images), evaluation_batches(data, dataset), opened

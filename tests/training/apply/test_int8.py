@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import onnx
 import pytest
 
 import export_model
+from formats.param_file import write_params
 from model.export.onnx_graph import onnx_session, to_onnx
 from model.export.tracing import trace
 from tests.model.export.exported import tiny_attention, tiny_resnet
@@ -111,10 +111,12 @@ def test_images_are_of_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return [1.0, 1.0]
 
     monkeypatch.setattr(int8, "open_dataset", lambda config: data)
-    monkeypatch.setattr(int8, "recorded_settings", lambda *_: SimpleNamespace(normalization="own"))
+    image = {"height": 2, "width": 2, "mean": [0.0] * 3, "deviation": [1.0] * 3}
+    card = {"card": 1, "data": {"name": "x"}, "image": image}
+    write_params(tmp_path / "x.param", {"a": np.ones(1, "f4")}, card=card)
     monkeypatch.setattr(int8, "quantize", quantize)
     monkeypatch.setattr(int8, "accuracies", accuracies)
-    found = int8.measure_int8(tmp_path, b"", None, images=4, test=8, seed=1)
+    found = int8.measure_int8(tmp_path / "x.param", b"", None, images=4, test=8, seed=1)
     assert seen == [[0, 60, 120, 180], [0, 0, 1, 1, 2, 2, 3, 3]]
     assert found.images == 8
 

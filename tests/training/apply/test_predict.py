@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -16,9 +16,14 @@ import pytest
 from mxnet.gluon import nn
 from PIL import Image
 
+from formats.param_file import write_params
+from formats.param_reader import ParamFileError
+from formats.weight_file import write_card
+from model.weights.known import known_of
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.batches.preprocessing import IMAGENET_MEAN, PREPROCESSING_FILE, Preprocessing
-from training.classifier.loaders import preprocessing_of
+from training.classifier.config import TrainConfig
+from training.classifier.opening import Expected, Source, expected_of
 from training.data.cifar import CIFAR10_CLASSES, MEAN
 from training.settings.errors import UserError
 
@@ -113,16 +118,28 @@ def test_the_five_most_probable_classes() -> None:
 
 def test_what_a_file_expects(tmp_path: Path) -> None:
     path = tmp_path / "x.param"
-    cifar = SimpleNamespace(dataset="cifar10", normalization="dataset")
-    found = preprocessing_of(path, cifar)
-    assert (found.size, found.mean, found.class_names) == (32, MEAN["cifar10"], CIFAR10_CLASSES)
-    imagenet = SimpleNamespace(dataset="cifar10", normalization="imagenet")
-    assert preprocessing_of(path, imagenet).mean == IMAGENET_MEAN
-    # The file of the run goes before both.
+    write_params(path, {"a": np.ones(1, "f4")})
+
+    def found(**given: Any) -> Expected:
+        config = TrainConfig(**given, classes=10)
+        return expected_of(Source(str(path), known_of(path), None, "", None, config, given))
+
+    nothing = found()
+    assert nothing.assumed
+    assert nothing.preprocessing.class_names == ()
+    assert nothing.preprocessing.mean == MEAN["cifar10"]
+    named = found(dataset="cifar10", normalization="imagenet")
+    assert not named.assumed
+    assert named.preprocessing.mean == IMAGENET_MEAN
+    assert named.preprocessing.class_names == CIFAR10_CLASSES
+    # The run folder goes before what is assumed, a card before that, a flag before both.
     (tmp_path / PREPROCESSING_FILE).write_bytes(PLAIN.to_json())
-    assert preprocessing_of(path, cifar) == PLAIN
+    assert found().preprocessing == PLAIN
+    assert found(normalization="imagenet").preprocessing.mean == IMAGENET_MEAN
     for change in ({"std": [0, 1, 1]}, {"size": 0}, {"mean": [0.5]}, {"crop": 2}):
         text = {**json.loads(PLAIN.to_json()), **change}
         (tmp_path / PREPROCESSING_FILE).write_text(json.dumps(text))
-        with pytest.raises(UserError, match="cannot be read"):
-            preprocessing_of(path, cifar)
+        with pytest.raises(ParamFileError, match="cannot be read"):
+            found()
+    write_card(path, {"card": 1, "network": {}, **PLAIN.card_sections()})
+    assert found().preprocessing == PLAIN

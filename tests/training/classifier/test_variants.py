@@ -88,11 +88,16 @@ def test_a_start_from_another_variant_is_told(
     spatial_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*TINY.split(), "--model", "attention56_small", "--finetune", str(spatial_run)]
-    words += ["--attention", "spatial", "--run-dir", str(tmp_path / "run"), "--fused", "off"]
+    words += ["--learning", "arl", "--run-dir", str(tmp_path / "run"), "--fused", "off"]
     assert train_cifar.main(words) == 0
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    shown = capsys.readouterr()
+    warnings = [line for line in shown.err.splitlines() if "warning" in line]
     assert len(warnings) == 1
-    assert "was trained with --learning nal, this network has its own" in warnings[0]
+    assert "was trained with --learning nal, this network has arl" in warnings[0]
+    # What is not named is the file's.
+    assert "finetuning attention spatial;" in shown.out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["attention"], config["learning"]) == ("spatial", "arl")
 
 
 def test_resnets_have_no_names_of_gluoncv(tmp_path: Path) -> None:

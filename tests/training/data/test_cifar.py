@@ -8,13 +8,14 @@ import pickle
 import tarfile
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Callable
 
 import numpy as np
 import pytest
 
-from training.classifier.loaders import preprocessing_of
+from model.weights.known import Known
+from training.classifier.config import TrainConfig
+from training.classifier.opening import Source, expected_of
 from training.data import catalogue, cifar
 from training.data import dataset as datasets
 from training.downloads.cifar_files import FORMATS, PIXELS
@@ -157,11 +158,13 @@ def test_coarse_labels_have_a_name_of_their_own(tiny: TinyCifar, tmp_path: Path)
 
 def test_coarse_classes_are_known_without_the_data() -> None:
     for name, classes in (("cifar100", cifar.CIFAR100_CLASSES), ("cifar100-coarse", COARSE)):
-        known = preprocessing_of(
-            Path("x.param"), SimpleNamespace(dataset=name, normalization="ram")
-        )
-        assert known.class_names == classes
-        assert (known.size, known.std) == (32, (0.2023, 0.1994, 0.2010))
+        given: dict[str, Any] = {"dataset": name, "normalization": "ram"}
+        config = TrainConfig(**given, classes=len(classes))
+        known = Known({}, {}, {}, "")
+        expected = expected_of(Source("x.param", known, None, "", None, config, given))
+        assert expected.preprocessing.class_names == classes
+        assert expected.preprocessing.std == (0.2023, 0.1994, 0.2010)
+        assert expected.preprocessing.size == 32
 
 
 def test_coarse_labels(tiny: TinyCifar, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from formats.digest import verify_digest
 from formats.param_file import read_shapes
 from model.registry import create_model
+from model.weights.known import known_of
 from model.weights.published import GLIMPSE_INDEX, find_result, read_index
 from training.glimpse import (
     loaders as glimpse_loaders,  # its `test_batches` by name would be taken for a test
@@ -43,7 +44,7 @@ def test_rows_describe_their_files(row: dict[str, str]) -> None:
     assert hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
     assert verify_digest(path)
     assert find_result(path, GLIMPSE_INDEX) == row
-    assert glimpse_loaders.known_settings(path)["model"] == row["model"]
+    assert glimpse_loaders.known_settings(known_of(path))["model"] == row["model"]
     net = create_model(row["model"], int(row["classes"]))
     expected = {n: tuple(p.shape) for n, p in net._collect_params_with_prefix().items()}
     assert {name: shape for name, (shape, _) in read_shapes(path).items()} == expected

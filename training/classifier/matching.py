@@ -1,0 +1,88 @@
+"""Labels of a data set as those of a network: classes are the same when their names are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from training.batches.photos import FolderSource
+from training.data.dataset import ImageData
+from training.data.identity import SPLITS
+from training.settings.errors import UserError
+
+SHOWN = 5  # names in a message
+
+
+def labels_by_name(own: Sequence[str], names: Sequence[str], what: str, data: str) -> np.ndarray:
+    """Return the network's number of each class of a data set, int32.
+
+    Parameters
+    ----------
+    own
+        Names of the network's classes, in the order of its outputs.
+    names
+        Names of the data's classes, in the order of its labels.
+    what, data
+        What the two are called in the message.
+
+    Raises
+    ------
+    UserError
+        When a name is on one side alone.
+    """
+    places = {name: place for place, name in enumerate(own)}
+    further = [name for name in names if name not in places]
+    missing = [name for name in own if name not in set(names)]
+    if further or missing:
+        parts = []
+        if further:
+            parts.append(f"unknown to the network: {_some(further)}")
+        if missing:
+            parts.append(f"without images: {_some(missing)}")
+        raise UserError(
+            f"{what} and {data} have other classes: {'; '.join(parts)}. Give data with the classes "
+            f"{_some(own)}; if those names are wrong, correct them: python -m model.card {what} "
+            "--set classes=NAME,NAME"
+        )
+    return np.array([places[name] for name in names], np.int32)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def with_labels_of(data: Any, own: Sequence[str], what: str) -> Any:
+    """Return a data set whose labels are the numbers of a network's classes.
+
+    Parameters
+    ----------
+    data
+        A `training.data.dataset.Dataset` or `training.classifier.imagenet.Photographs`.
+    own
+        Names of the network's classes; none where they are not known.
+    what
+        The network's file, for messages.
+
+    Raises
+    ------
+    UserError
+        When both have names and a name is on one side alone.
+    """
+    if not own or not data.class_names or tuple(own) == tuple(data.class_names):
+        return data
+    labels = labels_by_name(own, data.class_names, what, data.name)
+    splits = {split: _relabelled(getattr(data, split), labels) for split in SPLITS}
+    return replace(data, class_names=tuple(own), **splits)
+
+
+def _relabelled(split: Any, labels: np.ndarray) -> Any:
+    """Return a split with other labels; None, where there is no such split, stays."""
+    if isinstance(split, ImageData):
+        return replace(split, labels=labels[split.labels])
+    if isinstance(split, FolderSource):
+        return FolderSource(split.files._replace(labels=labels[split.files.labels]))
+    return split

@@ -1,0 +1,72 @@
+"""The cards of the files that a run writes (see `formats.card`)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+from formats.card import VERSION
+from training.records.environment import describe
+
+SCORES = ("test_acc", "test_loss", "valid_acc", "valid_loss")
+FOLDER = "folder:"
+
+
+def image_section(
+    size: tuple[int, int], mean: Sequence[float], deviation: Sequence[float], crop: float = 1.0
+) -> dict[str, Any]:
+    """Return what a network expects of an image; see docs/files.md."""
+    return {
+        "height": int(size[0]),
+        "width": int(size[1]),
+        "mean": list(map(float, mean)),
+        "deviation": list(map(float, deviation)),
+        "crop": float(crop),
+    }
+
+
+def data_section(identity: Any) -> dict[str, Any]:
+    """Return what a card says of a `training.data.identity.DataIdentity`.
+
+    Of a folder only its own name is kept: the card travels, and where it lay is nobody's business.
+    """
+    name = identity.name
+    if name.startswith(FOLDER):
+        name = FOLDER + os.path.basename(os.path.normpath(name[len(FOLDER) :]))
+    return {"name": name, **identity.counts, "digest": identity.digest}
+
+
+def _commit() -> Optional[str]:
+    git = describe()["git"]
+    return git and git["commit"]
+
+
+class Cards:
+    """Gives the card of every file that a run writes.
+
+    Parameters
+    ----------
+    start
+        What does not change: the sections ``network``, ``classes``, ``image``, ``data``.
+    config
+        The settings of the run.
+    """
+
+    def __init__(self, start: Mapping[str, Any], config: Any) -> None:
+        training = {
+            "recipe": getattr(config, "recipe", None),
+            "seed": getattr(config, "seed", None),
+            "precision": getattr(config, "precision", None),
+            "commit": _commit(),
+        }
+        known = {name: value for name, value in training.items() if value is not None}
+        self._card = {"card": VERSION, **start, "training": known}
+
+    def at(self, epochs: int, row: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:
+        """Return the card after so many whole epochs; `row` has the scores of these weights."""
+        scores = {name: (row or {}).get(name) for name in SCORES}
+        finite = {n: float(v) for n, v in scores.items() if v is not None and math.isfinite(v)}
+        card = {**self._card, "training": {**self._card["training"], "epochs": epochs}}
+        return {**card, "scores": finite} if finite else card
