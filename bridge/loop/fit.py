@@ -81,7 +81,7 @@ class TorchFit(Epochs):
         super().__init__(config, run, progress, len(job.train))
         self.job, self.updater, self.module = job, job.updater, job.updater.module
         self.deadline, self._looked = deadline, self._begun
-        self._cards = Cards(job.card, config)
+        self._cards = Cards(job.card, config, run.folder)
         self._signalled: Callable[[], bool] = lambda: False
         self._best: Optional[dict[str, np.ndarray]] = None  # not written yet
         self._best_card: Optional[dict[str, Any]] = None

@@ -74,7 +74,7 @@ class Fit(Epochs):
     ) -> None:
         super().__init__(config, run, progress, len(task.loaders.train))
         self.task, self.net, self.loaders = task, task.net, task.loaders
-        self._cards = Cards(task.card, config)
+        self._cards = Cards(task.card, config, run.folder)
         self.group, self._writes = group, not group.rank
         skips = config.on_nonfinite == "skip"
         guard = SkipGuard(task.net, config.nonfinite_limit, group.any) if skips else None

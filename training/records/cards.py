@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from formats.atomic import PathLike
 from formats.card import VERSION
-from training.records.environment import describe
+from training.records.run_folder import read_env
 
 SCORES = ("test_acc", "test_loss", "valid_acc", "valid_loss")
 FOLDER = "folder:"
@@ -38,11 +39,6 @@ def data_section(identity: Any) -> dict[str, Any]:
     return {"name": name, **identity.counts, "digest": identity.digest}
 
 
-def _commit() -> Optional[str]:
-    git = describe()["git"]
-    return git and git["commit"]
-
-
 class Cards:
     """Gives the card of every file that a run writes.
 
@@ -52,14 +48,17 @@ class Cards:
         What does not change: the sections ``network``, ``classes``, ``image``, ``data``.
     config
         The settings of the run.
+    folder
+        The run's, whose record has the commit that it began with.
     """
 
-    def __init__(self, start: Mapping[str, Any], config: Any) -> None:
+    def __init__(self, start: Mapping[str, Any], config: Any, folder: PathLike) -> None:
+        git = read_env(folder).get("git")
         training = {
             "recipe": getattr(config, "recipe", None),
             "seed": getattr(config, "seed", None),
             "precision": getattr(config, "precision", None),
-            "commit": _commit(),
+            "commit": git.get("commit") if isinstance(git, dict) else None,
         }
         known = {name: value for name, value in training.items() if value is not None}
         self._card = {"card": VERSION, **start, "training": known}
