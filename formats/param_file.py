@@ -96,8 +96,8 @@ def read_block(path: PathLike) -> tuple[Optional[dict[str, Any]], int]:
     except CardError as error:
         raise ParamFileError(
             f"{os.fspath(path)}: its card is damaged: {error}. Expected a card that this project "
-            "wrote. Copy or download the file again, or take the card off: python -m model.card "
-            f"{os.fspath(path)} --strip."
+            "wrote. Copy or download the file again, or take the card off: "
+            f"python -m model.weights.card {os.fspath(path)} --strip."
         ) from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error

@@ -95,7 +95,7 @@ def read_card(path: PathLike) -> Optional[dict[str, Any]]:
     except CardError as error:
         raise ParamFileError(
             f"{os.fspath(path)}: its card is damaged: {error}. Expected a card that this project "
-            f"wrote. Take it off: python -m model.card {os.fspath(path)} --strip."
+            f"wrote. Take it off: python -m model.weights.card {os.fspath(path)} --strip."
         ) from error
 
 

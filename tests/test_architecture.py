@@ -40,7 +40,7 @@ PARTS_IMPORTED_LATE = ("mxnet.contrib", "mxnet.onnx", "mxnet.gluon.contrib")
 # Places that documents have shown, and nothing here uses: each hands on what is elsewhere now.
 OLD_PATHS = {
     "model/loading.py",
-    "model/card.py",
+    "model/gate_report.py",
     "model/convert.py",
     "model/inference.py",
     "model/gate_folding.py",

@@ -1,10 +1,10 @@
-"""Print, correct, add or take off the card of a file: ``python -m model.card FILE``.
+"""Print, correct, add or take off the card of a file: ``python -m model.weights.card FILE``.
 
-    python -m model.card FILE                              print it, as JSON
-    python -m model.card FILE --add                        write what is known of a file without one
-    python -m model.card FILE --set image.mean=0.5,0.5,0.5 --set classes=cat,dog
-    python -m model.card FILE --unset scores               without this section or field
-    python -m model.card FILE --strip                      without any card
+    python -m model.weights.card FILE                  print it, as JSON
+    python -m model.weights.card FILE --add            write what is known of a file without one
+    python -m model.weights.card FILE --set image.mean=0.5,0.5,0.5 --set classes=cat,dog
+    python -m model.weights.card FILE --unset scores   without this section or field
+    python -m model.weights.card FILE --strip          without any card
 
 Arrays never change by a bit, and the digest beside the file follows. docs/files.md says what the
 fields mean.
@@ -36,7 +36,7 @@ ONNX = ".onnx"
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; returns 0, or 2 after printing what is wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m model.card",
+        prog="python -m model.weights.card",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -62,7 +62,8 @@ class Known(NamedTuple):
         """Return what to do where the section ``network`` is wrong."""
         if self.sources.get("network") == ITS_CARD:
             return (
-                f"If the card is wrong, correct it: python -m model.card {path} --set FIELD=VALUE"
+                "If the card is wrong, correct it: "
+                f"python -m model.weights.card {path} --set FIELD=VALUE"
             )
         return "If that is wrong, copy the file elsewhere"
 

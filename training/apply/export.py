@@ -194,7 +194,8 @@ def _class_names(
     if own and own != names:
         raise ExportError(
             f"--classes {words}: {path} names {', '.join(own[:SHOWN])}. Leave --classes out; if "
-            f"those are wrong, correct them: python -m model.card {path} --set classes=NAME,NAME"
+            "those are wrong, correct them: "
+            f"python -m model.weights.card {path} --set classes=NAME,NAME"
         )
     count = int(class_layer(found.net).shape[0])
     if len(names) != count or len(set(names)) != count or "" in names:

@@ -44,8 +44,8 @@ def labels_by_name(own: Sequence[str], names: Sequence[str], what: str, data: st
             parts.append(f"without images: {_some(missing)}")
         raise UserError(
             f"{what} and {data} have other classes: {'; '.join(parts)}. Give data with the classes "
-            f"{_some(own)}; if those names are wrong, correct them: python -m model.card {what} "
-            "--set classes=NAME,NAME"
+            f"{_some(own)}; if those names are wrong, correct them: "
+            f"python -m model.weights.card {what} --set classes=NAME,NAME"
         )
     return np.array([places[name] for name in names], np.int32)
 
