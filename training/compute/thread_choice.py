@@ -144,11 +144,8 @@ def choose_threads(
         # Workers of one training start together, each busy in the eyes of the others.
         free = idle() if workers == 1 and number > 1 else None
         if free is not None and free < number:
-            notes.append(
-                f"other processes keep {number - max(free, 0)} of {number} {reason} busy, whose "
-                f"threads all others would wait for; {FLAG} {number} takes them all the same"
-            )
-            number, reason = max(1, free), f"idle ones of {number} {reason}"
+            reason = f"idle ones of {number} {reason}, {FLAG} {number} takes all"
+            number = max(1, free)
     if number > cores.number:
         notes.append(
             f"{as_text(number, reason)}; this process may use {cores.number} ({cores.reason}). "
