@@ -146,10 +146,11 @@ def test_the_script_normalizes_as_the_authors_do(
     path = _saved(torch_files, tmp_path, authors_state(channels=(16, 32, 64)), "zip")
     path = path.rename(tmp_path / "model_best.pth.tar")
     assert train_cifar.main(["--test", str(path), "--dataset", "shapes"]) == 0
-    assert "resnet20_ram on shapes, normalized by ram" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "resnet20_ram on shapes; network: its tensors; normalization: that of the RAM" in shown
     words = ["--test", str(path), "--dataset", "shapes", "--normalization", "dataset"]
     assert train_cifar.main(words) == 0
-    assert "normalized by dataset" in capsys.readouterr().out
+    assert "normalization: --normalization dataset" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ from training.settings.errors import UserError
 TINY = "--recipe quick --dataset shapes --train-count 64 --epochs 1 --precision float32"
 
 
-def save(path: Path, model: str, classes: int) -> None:
-    """Write parameters that are all 1."""
+def save(path: Path, model: str, classes: int, value: float = 1.0) -> None:
+    """Write parameters that are all the same."""
     shapes = network_shapes(model, classes)
-    write_params(path, {n: np.ones(shape or (), np.float32) for n, shape in shapes.items()})
+    write_params(path, {n: np.full(shape or (), value, np.float32) for n, shape in shapes.items()})
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_network_for_more_classes_is_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "net.param"
-    save(source, "resnet20_basic_ram", 100)
+    save(source, "resnet20_basic_ram", 100, 0.01)
     assert train_cifar.main(["--test", str(source), "--dataset", "shapes"]) == 0
     assert "a network of 100 classes, shapes has 10" in capsys.readouterr().err
 

@@ -292,6 +292,7 @@ def test_a_worker_that_was_not_told(no_launcher: Any) -> None:
 def test_fused_operators_are_left_out_beside_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_choice, "build_classifier", lambda *_: None)
     monkeypatch.setattr(graph_choice, "fuse", lambda net: "fused operators")
+    monkeypatch.setattr(graph_choice, "difference_of", lambda net: 0.0)
     settings = TrainConfig(precision="float32")
     for engine in ("none", "dist_sync"):
         choice = choose_graph(replace(settings, distributed=engine), ONE, 10)

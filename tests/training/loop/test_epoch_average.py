@@ -192,11 +192,11 @@ def test_the_mean_is_tested_and_saved(tmp_path: Path, monkeypatch: pytest.Monkey
     own: dict[int, dict[str, np.ndarray]] = {}
     write = fit.write_state
 
-    def watch(folder: Any, state: Any) -> None:
+    def watch(folder: Any, state: Any, card: Any) -> None:
         epoch = load_state(folder)[0].epoch + 1 if (folder / "resume.state").exists() else 0
         own[epoch] = {k[6:]: v for k, v in state.items() if k.startswith("param:")}
         assert any(k.startswith("average:") for k in state) == (epoch > 2)
-        write(folder, state)
+        write(folder, state, card)
 
     monkeypatch.setattr(fit, "write_state", watch)
     finish(tmp_path, CONFIG)

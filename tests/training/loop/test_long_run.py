@@ -88,7 +88,7 @@ def test_the_last_epochs_are_kept_with_their_digests(small_runs: Any, tmp_path: 
     assert all(verify_digest(tmp_path / "two" / name) for name in names)
     other, row = small_runs.start(tmp_path / "other"), read_metrics(tmp_path / "two")[2]
     other.net.load_parameters(str(tmp_path / "two" / names[0]))
-    scores = evaluate(other.net, other.loaders.test, other.contexts)
+    scores = evaluate(other.net, other.loaders.test, other.task.contexts)
     other.run.close()
     assert scores == (row["test_loss"], row["test_acc"], 11)
 

@@ -86,8 +86,8 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch = pytest.MonkeyPatch()
     save = fit.Fit._save
 
-    def save_and_copy(self: fit.Fit, count_time: bool = True) -> None:
-        save(self, count_time)
+    def save_and_copy(self: fit.Fit, count_time: bool = True, row: Any = None) -> None:
+        save(self, count_time, row)
         copy = out / f"epoch-{self.progress.epoch}"
         shutil.copytree(self.run.folder, copy, symlinks=True, dirs_exist_ok=True)
 

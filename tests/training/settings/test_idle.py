@@ -31,6 +31,7 @@ REFUSED = [
     (ALL, "--schedule cosine --lr-factor 0.5", "--lr-factor", "--schedule cosine"),
     (ALL, "--schedule cosine --lr-patience 3", "--lr-patience", "--schedule cosine"),
     (ALL, "--schedule constant --final-lr 0.0001", "--final-lr", "--schedule constant"),
+    (ALL, "--data-changed", "--data-changed", "--resume RUN"),
     (ALL, "--nonfinite-limit 5", "--nonfinite-limit", "--on-nonfinite stop"),
     ((CIFAR, GLIMPSE), "--no-download --mirror x", "--mirror", "--no-download"),
     (ALL[:2], "--epochs 30 --mixup-off-epochs 30 --mixup-alpha 1", "--mixup-alpha", "30 epochs"),
