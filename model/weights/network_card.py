@@ -15,7 +15,7 @@ from model.weights.known import ITS_RUN, Known
 
 def network_section(name: str, net: Any, classes: int) -> dict[str, Any]:
     """Return name, classes, and every field of the spec that differs from the named network's."""
-    if name not in FAMILIES:  # of gluoncv's zoo, where names say all
+    if name not in FAMILIES:  # of gluoncv's zoo
         return {"model": name, "classes": classes, "settings": {}}
     usual = FAMILIES[name][0]
     settings = {
@@ -76,8 +76,7 @@ def recorded_network(
     classes = section.get("classes") or count_classes(shapes) or None
     wrong = _contradictions(model, classes, settings, named)
     if wrong:
-        spec = {} if model.startswith(GLUONCV) else _fields(spec_of(model, **settings))
-        has = {**spec, "classes": classes, "model": model}
+        has = {**_fields(_spec(model, settings)), "classes": classes, "model": model}
         raise LoadError(
             f"{path}: {source} says {_list(has, wrong)}; {_list(named, wrong)} was asked for, "
             f"which would make another network of it. Leave that out. {known.remedy(path)}."
@@ -91,7 +90,7 @@ def _contradictions(
     """Return what of `named` is not so in the network."""
     asked = {name: value for name, value in named.items() if value not in (None, "")}
     count, other = asked.pop("classes", 0), asked.pop("model", model)
-    spec: Any = None if model.startswith(GLUONCV) else spec_of(model, **settings)
+    spec = _spec(model, settings)
     wrong = ["classes"] * bool(count and classes and count != classes)
     wrong += [
         name
@@ -109,8 +108,14 @@ def _contradictions(
     return wrong
 
 
+def _spec(model: str, settings: Mapping[str, Any]) -> Any:
+    """Return the spec of a network; None for one of gluoncv's zoo, where names say all."""
+    return None if model.startswith(GLUONCV) else spec_of(model, **settings)
+
+
 def _fields(spec: Any) -> dict[str, Any]:
-    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    fields = () if spec is None else dataclasses.fields(spec)
+    return {field.name: getattr(spec, field.name) for field in fields}
 
 
 def _list(values: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -63,16 +63,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    command = [sys.executable, "-m", "demo", "--port", "0", "--classifier", str(FILE)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        said = running.stdout.readline()
-        yield said.split()[2]
-        running.terminate()
-
-
-@pytest.fixture(scope="module")
 def desktop(browser: Any, address: str) -> Iterator[Any]:
     """Give the page on a wide screen; fails when anything came from elsewhere or went wrong."""
     page, strangers, errors = browser(1280), [], []

@@ -16,7 +16,7 @@ from typing import Any, Optional
 import numpy as np
 
 from formats.atomic import PathLike
-from formats.card import is_newer
+from formats.card import MAX_SIZE, is_newer
 from formats.weight_file import read_card
 from training.augmentation.augment import normalize
 from training.records.cards import image_section
@@ -41,7 +41,6 @@ DATASET = "dataset"
 NORMALIZATIONS = (DATASET, *FIGURES)
 Figures = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
 IMAGENET_CROP = 0.875  # 224 of 256 pixels
-MAX_SIZE = 4096  # of an input, in pixels; no network here takes as much
 
 
 @dataclass(frozen=True)

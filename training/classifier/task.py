@@ -33,7 +33,6 @@ from training.compute.devices import (
 )
 from training.compute.loss_scaling import with_loss_scaling
 from training.compute.optimizer import build_trainer, freeze_except, initializer
-from training.data.identity import identity_of
 from training.loop.task import ClassificationTask
 from training.records.cards import data_section
 from training.settings.errors import UserError
@@ -97,7 +96,7 @@ def prepare_classifier(
     watch = _statistics(watch_gates(net), loaders, contexts[0])
     trainer = with_loss_scaling(build_trainer(net, config), config.precision)
     card = {"network": network_section(config.model, net, classes), **expected.card_sections()}
-    card["data"] = data_section(loaders.identity or identity_of(data))
+    card["data"] = data_section(loaders.identity)
     return ClassificationTask(net, trainer, contexts, loaders, files, config, card, watch)
 
 

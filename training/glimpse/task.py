@@ -22,7 +22,6 @@ from model.weights.seed_checkpoint import POLICY_STD, from_seed
 from training.classifier.matching import with_labels_of
 from training.compute.devices import choose_contexts
 from training.compute.optimizer import build_trainer
-from training.data.identity import identity_of
 from training.glimpse.config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL
 from training.glimpse.loaders import Opened, glimpse_loaders, known_settings, load_data
@@ -97,7 +96,7 @@ def prepare_glimpse(config: GlimpseConfig) -> RolloutTask:
         contexts,
         loaders,
         config=replace(config, model=model_name(config)),
-        card=_card(config, net, data),
+        card=_card(config, net, data, loaders.identity),
         loss=loss,
         draw=Draw(glimpses, config.std, config.first_radius, config.seed),
         rollouts=config.rollouts,
@@ -106,14 +105,13 @@ def prepare_glimpse(config: GlimpseConfig) -> RolloutTask:
     )
 
 
-def _card(config: GlimpseConfig, net: Any, data: Any) -> dict[str, Any]:
+def _card(config: GlimpseConfig, net: Any, data: Any, identity: Any) -> dict[str, Any]:
     black, white = (0.0,) * data.channels, (1.0,) * data.channels
-    identity = replace(identity_of(data.dataset), name=data.name)
     return {
         "network": network_section(model_name(config), net, data.dataset.classes),
         "classes": list(data.dataset.class_names),
         "image": image_section(data.image_size, black, white),
-        "data": data_section(identity),
+        "data": data_section(replace(identity, name=data.name)),
         "glimpse": {"deviation": config.final_std, "first_radius": config.first_radius},
     }
 
