@@ -33,6 +33,8 @@ import numpy as np
 
 from formats.atomic import write_atomically
 from formats.card import VERSION
+from formats.errors import UserError
+from formats.images.outputs import require_finite
 from model import summary
 from model.export.export_symbol import symbol_json
 from model.native.processor import Unavailable, limit_onednn
@@ -42,7 +44,6 @@ from model.weights.file_match import LoadError
 from model.weights.network_card import network_section
 from training.apply.actions import inspect
 from training.augmentation.label_noise import noise_files
-from training.batches.scores import require_finite
 from training.classifier.config import ACTIONS, OVERRIDES, ClassifierConfig, TrainConfig
 from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.classifier.loaders import build_loaders, evaluation_batches, open_dataset
@@ -69,7 +70,6 @@ from training.records.seed_log import (
     refuse_torch_file,
 )
 from training.settings.config import parse_overrides
-from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 from training.settings.fields import option
 from training.settings.run_config import check_settings

@@ -24,6 +24,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
 
+from formats.errors import UserError
 from model.native.processor import Unavailable, limit_onednn
 from model.registry import ModelError
 from model.weights.file_match import LoadError
@@ -41,7 +42,6 @@ from training.classifier.opening import open_classifier, with_start
 from training.classifier.task import prepare_classifier
 from training.loop.train import train
 from training.settings.config import parse_overrides
-from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 from training.settings.run_config import check_settings
 

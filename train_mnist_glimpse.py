@@ -28,10 +28,10 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
 import numpy as np
 
+from formats.images.outputs import require_finite
 from model.native.processor import Unavailable, limit_onednn
 from model.registry import ModelError
 from model.weights.file_match import LoadError
-from training.batches.scores import require_finite
 from training.compute.devices import usable_contexts
 from training.glimpse.config import ACTIONS, TASK_SETTINGS, GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL, note_on_seed_flags, translate_seed_flags

@@ -48,7 +48,7 @@ API = {
     "api/data.md": (
         "Data",
         "training.data.catalogue training.data.dataset training.augmentation.augment",
-        "training.batches.in_memory training.batches.preprocessing",
+        "training.batches.in_memory formats.images.preprocessing",
     ),
     "api/export.md": (
         "Inference and export",

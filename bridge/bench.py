@@ -24,8 +24,8 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 from bridge.loop.settings import ENGINES, PRECISIONS
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 from training.settings.fields import option
 from training.settings.run_config import check_least

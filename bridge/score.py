@@ -20,10 +20,10 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 import numpy as np
 
 from formats.atomic import write_atomically
-from training.batches.preprocessing import DATASET
-from training.batches.scores import require_finite
+from formats.errors import UserError
+from formats.images.outputs import require_finite
+from formats.images.preprocessing import DATASET
 from training.settings.config import parse_overrides
-from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 from training.settings.fields import option
 
@@ -62,7 +62,7 @@ class ScoreConfig:
 
 def _as_expected(path: str, dataset: Any, given: Mapping[str, Any]) -> tuple[Any, str]:
     """Return the data with the network's labels and normalization, and who says how that is."""
-    from training.batches.preprocessing import own_preprocessing
+    from formats.images.preprocessing import own_preprocessing
     from training.classifier.loaders import normalized
     from training.classifier.matching import with_labels_of
 

@@ -30,10 +30,10 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
     take_threads(sys.argv[1:], wait_policy={})
 
 from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
+from formats.errors import quoted  # noqa: E402
 from training.classifier.recipes import RECIPES, with_recipe  # noqa: E402
 from training.records.run_folder import weight_files  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
-from training.settings.errors import quoted  # noqa: E402
 from training.settings.exit_code import INTERRUPTED_EXIT, exit_code  # noqa: E402
 from training.settings.idle import check_idle  # noqa: E402
 

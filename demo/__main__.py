@@ -24,13 +24,13 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     take_threads(sys.argv[1:])
 
 from demo.server import UNUSABLE, Demo, build_app
+from formats.errors import UserError
 from model.native.processor import limit_onednn
 from model.registry import list_models
 from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
 from training.data.catalogue import load_dataset
 from training.data.dataset import ImageData
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 from training.settings.fields import option
 

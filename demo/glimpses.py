@@ -10,16 +10,16 @@ import numpy as np
 from PIL import Image
 
 from demo.encode import card, png_url
+from formats.errors import UserError
+from formats.images.decode import open_rgb
 from model.registry import create_model
 from model.weights.known import known_of
 from model.weights.loading import load_parameters
 from training.data.dataset import ImageData
-from training.data.decode import open_rgb
 from training.glimpse.canvas import CANVASES, draw_canvases
 from training.glimpse.config import SPEC_FIELDS
 from training.glimpse.loaders import known_settings
 from training.glimpse.view import look
-from training.settings.errors import UserError
 
 SIZE = 28
 INNER = 20  # the longer side of a digit of MNIST, which is centred by its mass in 28x28

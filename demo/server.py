@@ -23,14 +23,14 @@ from starlette.staticfiles import StaticFiles
 from demo.encode import png_url
 from demo.glimpses import GlimpseModel, read_drawing, test_digit
 from demo.masks import MaskedClassifier
+from formats.errors import UserError
 from formats.param_reader import ParamFileError
 from model.registry import ModelError
 from model.weights.file_match import LoadError
 from training.data.dataset import ImageData
-from training.settings.errors import UserError
 
 PAGE = Path(__file__).resolve().parent / "page"
-# As in examples/serve_onnx.py; the bound on pixels is in training/data/decode.py.
+# As in examples/serve_onnx.py; the bound on pixels is in formats/images/decode.py.
 MAX_BYTES = 10_000_000
 TIMEOUT_SEC = 10.0
 MAX_SEED = 2**31

@@ -20,9 +20,8 @@ import numpy as np
 from formats.atomic import PathLike
 from formats.file_kinds import HEAD_BYTES, describe_kind
 from formats.param_reader import DAMAGED, ParamFileError
-from formats.torch_arrays import Resolver
 from formats.torch_legacy import is_legacy, read_legacy
-from formats.torch_objects import Refusal
+from formats.torch_objects import Refusal, Resolver
 from formats.torch_pickle import SAVE_STATE_DICT, PickleSource, Unpickler
 
 __all__ = ["read_state_dict", "read_torch"]

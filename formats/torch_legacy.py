@@ -14,8 +14,7 @@ import os
 import numpy as np
 
 from formats.param_reader import DAMAGED
-from formats.torch_arrays import Resolver
-from formats.torch_objects import Refusal
+from formats.torch_objects import Refusal, Resolver
 from formats.torch_pickle import PickleSource, Unpickler
 
 MAGIC = 0x1950A86A20F9469CFC6C

@@ -96,7 +96,7 @@ class Instructions(dict):
 
 
 class Unpickler(InPython):
-    """Reads one pickle; what it makes still has stand-ins in it (see `formats.torch_arrays`).
+    """Reads one pickle; what it makes still has stand-ins in it (see `formats.torch_objects`).
 
     Parameters
     ----------

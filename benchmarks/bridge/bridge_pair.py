@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.bridge.bridge_cases import Arrays, Case
 from benchmarks.bridge.mxnet_symbol import Reference
 from benchmarks.harness.interleave import Worker
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 # A gradient that is zero but for rounding has no relative error of its own.
 SMALLEST_SHARE = 1e-3

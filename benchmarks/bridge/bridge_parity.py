@@ -27,9 +27,9 @@ from benchmarks.glimpse.bench_glimpse import TORCH_FOLDER, find_torch
 from benchmarks.harness.interleave import Worker
 from benchmarks.harness.report import begin, exits, store
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from model import list_models
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.fields import option
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,8 +25,8 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 
     take_threads(sys.argv[1:])
 
+from formats.errors import UserError
 from training.settings.config import parse_overrides
-from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 
 

@@ -27,9 +27,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from benchmarks.glimpse.glimpse_inputs import OUTPUTS, TASKS, parity_inputs
 from benchmarks.harness.interleave import Plan, Worker, measure
 from benchmarks.harness.report import begin, check_threads, exits, header, headline, row, store
+from formats.errors import UserError
 from training.compute.cores import physical_cores
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.fields import option
 from training.settings.run_config import check_least
 

@@ -30,8 +30,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from benchmarks.glimpse import glimpse_inputs
 from benchmarks.glimpse.glimpse_inputs import TASKS, Task
 from benchmarks.harness.worker import Action, serve, timed
+from formats.errors import UserError
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.fields import option
 
 FORMS = ("looped", "batched")

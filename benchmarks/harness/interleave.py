@@ -29,9 +29,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 from benchmarks.harness.report import begin, exits, header, headline, row, store
 from benchmarks.harness.series import Series, compare
+from formats.errors import UserError
 from training.compute.processor import library_caps
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.fields import option
 from training.settings.run_config import check_least
 

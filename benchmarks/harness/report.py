@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from training.compute.processor import library_caps
 from training.records.environment import describe
-from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 
 QUIET_LOAD = 0.3  # load average above which a machine is not called quiet

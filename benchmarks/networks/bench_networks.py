@@ -41,9 +41,9 @@ from benchmarks.networks.network_workers import (
 )
 from benchmarks.pipeline import bench_epoch
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from training.compute.cores import physical_cores
 from training.settings.config import parse
-from training.settings.errors import UserError
 
 
 def fill(config: Config, machines: Machines, table: Table) -> None:

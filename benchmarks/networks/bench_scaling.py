@@ -19,9 +19,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 from benchmarks.harness.interleave import Worker, measure_point
 from benchmarks.harness.report import begin, check_threads, exits, headline, store
+from formats.errors import UserError
 from training.compute.cores import physical_cores
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.fields import option
 
 TRAIN_PASSES, INFER_PASSES = 3, 1  # a backward pass costs twice a forward pass

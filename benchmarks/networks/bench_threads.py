@@ -26,10 +26,10 @@ from benchmarks.glimpse.bench_glimpse import compile_operators
 from benchmarks.harness.interleave import Plan, Worker, interleave
 from benchmarks.harness.report import begin, exits, headline, store
 from benchmarks.harness.series import Series, compare
+from formats.errors import UserError
 from training.compute.cores import physical_cores
 from training.compute.thread_choice import REASON_VARIABLE, WAIT_VARIABLES
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.fields import option
 from training.settings.run_config import check_least
 

@@ -25,8 +25,8 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     take_threads([])
 
 from benchmarks.harness.report import begin, exits, headline
+from formats.errors import UserError
 from training.settings.config import parse, to_dict
-from training.settings.errors import UserError
 from training.settings.fields import option
 
 WARM_UP = 2

@@ -14,7 +14,7 @@ from benchmarks.harness.report import machine, store
 from benchmarks.networks import network_rows as rows
 from benchmarks.networks.network_report import processor
 from benchmarks.networks.network_workers import COMPILE_TIMEOUT_SEC, reason_of
-from training.settings.errors import UserError
+from formats.errors import UserError
 from training.settings.fields import option
 from training.settings.run_config import check_least
 

@@ -18,8 +18,8 @@ from benchmarks.harness.interleave import ROOT, Asked, Plan, Worker, interleave
 from benchmarks.harness.report import store
 from benchmarks.harness.series import Series, compare
 from benchmarks.networks import network_rows as rows
+from formats.errors import UserError
 from training.compute.processor import instructions, instructions_slug
-from training.settings.errors import UserError
 
 ATTEMPTS = 3  # of measuring a row, until it is steady
 TOLERANCE = 1e-5  # between the logits of the two systems, over the largest

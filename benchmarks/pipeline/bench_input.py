@@ -30,13 +30,13 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     take_threads([])
 
 from benchmarks.harness.report import exits
+from formats.errors import UserError
 from training.augmentation.augment import Augmentation, augment
 from training.batches.in_memory import TrainBatches
 from training.compute.processor import cpu_name, instructions
 from training.data.catalogue import load_dataset
 from training.data.dataset import Dataset, ImageData
 from training.settings.config import parse, to_dict
-from training.settings.errors import UserError
 from training.settings.fields import option
 from training.settings.run_config import check_least
 

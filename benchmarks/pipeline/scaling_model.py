@@ -36,8 +36,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from benchmarks.harness.interleave import Worker, measure_point
 from benchmarks.harness.report import begin, exits, headline, store
 from benchmarks.pipeline import bench_distributed
+from formats.errors import UserError
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.fields import option
 from training.settings.run_config import DIST_SYNC, ENGINES, NONE, check_least
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 from training.settings.run_config import EVERY
 
 Tensor = Any

@@ -19,7 +19,7 @@ from typing import Any
 import torch  # type: ignore[import-not-found]
 
 from bridge.loop.updater import Updater
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 Tensor = Any
 Step = Callable[[Tensor, Tensor], None]

@@ -23,6 +23,7 @@ from bridge.loop.settings import BridgeConfig
 from bridge.loop.state import save_state
 from bridge.loop.status_line import SECONDS, StatusLine
 from bridge.loop.updater import Updater
+from formats.errors import UserError
 from formats.param_file import write_params
 from training.batches.scores import Scores
 from training.records.cards import Cards
@@ -31,7 +32,6 @@ from training.records.interruption import Interrupted, Interruption
 from training.records.run import Run
 from training.records.run_folder import BEST_FILE, LAST_FILE
 from training.records.run_progress import Progress
-from training.settings.errors import UserError
 
 
 class Job(NamedTuple):

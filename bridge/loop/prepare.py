@@ -25,15 +25,16 @@ from bridge.loop.updater import StepSettings, Updater
 from formats.atomic import write_atomically
 from formats.card import VERSION, CardError, check_card
 from formats.digest import verify_digest
-from formats.weight_file import read_weights
-from training.augmentation.label_noise import noise_files
-from training.batches.in_memory import Loaders
-from training.batches.preprocessing import (
+from formats.errors import UserError
+from formats.images.preprocessing import (
     PREPROCESSING_FILE,
     Preprocessing,
     normalization_text,
     own_preprocessing,
 )
+from formats.weight_file import read_weights
+from training.augmentation.label_noise import noise_files
+from training.batches.in_memory import Loaders
 from training.classifier.config import OVERRIDES as NOTED
 from training.classifier.loaders import build_loaders, open_dataset
 from training.data.identity import compare_with_record, identity_of
@@ -44,7 +45,6 @@ from training.records.run_folder import default_folder
 from training.records.run_progress import Progress
 from training.records.state_file import load_state
 from training.settings.config import from_dict, to_dict
-from training.settings.errors import UserError
 
 SYMBOL_FILE = "symbol.json"
 HALF = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from formats.errors import UserError
 from training.classifier.config import TrainConfig
 from training.classifier.recipes import RECIPES
 from training.settings import run_config
-from training.settings.errors import UserError
 from training.settings.fields import option
 
 ENGINES = ("auto", "eager", "graph", "compile", "compile-graph")

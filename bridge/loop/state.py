@@ -13,11 +13,11 @@ import torch  # type: ignore[import-not-found]
 
 from bridge.loop.average import TensorAverage
 from bridge.loop.updater import Updater
+from formats.errors import UserError
 from formats.param_file import write_params
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.records.state_file import FORMAT
-from training.settings.errors import UserError
 
 Tensor = Any
 

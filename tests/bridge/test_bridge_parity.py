@@ -19,13 +19,13 @@ from benchmarks.bridge.bridge_cases import Size, make_case
 from benchmarks.bridge.bridge_pair import Pair
 from benchmarks.bridge.bridge_parity import compare_case, too_large, write_docs
 from benchmarks.harness.interleave import Worker
+from formats.errors import UserError
 from formats.param_file import read_params, write_params
 from model import create_model
 from model.export.export_symbol import symbol_json
 from model.weights.loading import load_parameters
 from train_cifar import test as score
 from training.data.shapes import load_shapes
-from training.settings.errors import UserError
 
 EXACT = 1e-9
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from benchmarks.bridge.compare_decisions import agreement
+from formats.errors import UserError
 from formats.param_file import write_params
-from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 RunTorch = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -136,7 +136,7 @@ def mxnet_logits(symbol: Path, params: Path, image: np.ndarray) -> np.ndarray:
 def test_mxnet_decides_as_pytorch_on_a_file_that_the_bridge_trained(
     checked: Any, run_torch: RunTorch
 ) -> None:
-    from training.augmentation.augment import normalize
+    from formats.images.preprocessing import normalize
     from training.data.digits import load_digits
 
     folder = checked[0]

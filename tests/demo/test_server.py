@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn", reason="needs uvicorn: make test-demo has it")
 
 from demo.__main__ import main
 from demo.glimpses import read_drawing
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "cifar_param" / "attention56_small_shapes_0.9930_315e1841.param"

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from formats.images.preprocessing import Preprocessing
 from model.export.onnx_graph import to_onnx
 from model.export.tracing import trace
 from tests.model.export.exported import tiny_attention
 from training.apply.predict import probabilities, read_pictures
-from training.batches.preprocessing import Preprocessing
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "serve_onnx.py"
 NAMES = tuple(f"name {i}" for i in range(9))  # the tenth class has none

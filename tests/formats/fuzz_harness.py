@@ -40,13 +40,13 @@ from formats.card import (
     parse_card,
 )
 from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
+from formats.errors import UserError
 from formats.param_file import read_params, read_shapes, write_params
 from formats.param_reader import ParamFileError
 from formats.weight_file import read_card, read_weight_shapes, read_weights
 from training.loop.checkpoint import restore, save_state
 from training.records.run_folder import STATE_FILE
 from training.records.state_file import load_state
-from training.settings.errors import UserError
 
 MEMORY = 300 * 2**20
 BATCH = 500  # files of one process
@@ -290,7 +290,7 @@ class IntoTraining:
 
 
 def picture(path: Path) -> dict[str, np.ndarray]:
-    from training.data.decode import decode_image
+    from formats.images.decode import decode_image
 
     return {"pixels": decode_image(str(path), 16)}
 

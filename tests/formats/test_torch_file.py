@@ -429,7 +429,7 @@ BOMBS = {
 def test_bombs_and_unsound_pickles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr("formats.torch_arrays.MAX_VALUES", 10_000)
+    monkeypatch.setattr("formats.torch_objects.MAX_VALUES", 10_000)
     data, words = BOMBS[case]
     path = raw(tmp_path, b"\x80\x02" + data)
     if words is None:
@@ -445,7 +445,7 @@ def test_number_of_instructions_is_bounded(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ParamFileError, match="more than 400 instructions"):
         read_torch(path)
     monkeypatch.undo()
-    monkeypatch.setattr("formats.torch_arrays.MAX_VALUES", 400)
+    monkeypatch.setattr("formats.torch_objects.MAX_VALUES", 400)
     with pytest.raises(ParamFileError, match="at most 400 values"):
         read_torch(path)
 

@@ -11,14 +11,14 @@ import mxnet as mx
 import numpy as np
 
 from formats.atomic import write_atomically
+from formats.errors import UserError, printable
+from formats.images.outputs import require_finite
+from formats.images.preprocessing import Preprocessing
 from training.apply.mask_plot import MaskRow, draw_masks
 from training.apply.mask_score import MaskScores, channel_map, join_scores, score_masks, score_table
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
-from training.batches.preprocessing import Preprocessing
-from training.batches.scores import require_finite
 from training.classifier.opening import Opened, open_classifier
 from training.compute.optimizer import initializer
-from training.settings.errors import UserError, printable
 
 MASK_BATCH = 100
 Given = Mapping[str, Any]

@@ -23,6 +23,8 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import mxnet as mx
 
+from formats.errors import UserError
+from formats.images.preprocessing import Preprocessing, figures_of
 from formats.param_reader import ParamFileError
 from model.execution.gate_folding import fold_gates
 from model.export.export_files import (
@@ -42,10 +44,8 @@ from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import ModelError
 from model.weights.file_match import LoadError
 from training.apply.int8 import INT8_IMAGES, INT8_LIMIT
-from training.batches.preprocessing import Preprocessing, figures_of
 from training.classifier.config import TrainConfig
 from training.classifier.opening import Source, expected_of
-from training.settings.errors import UserError
 from training.settings.run_config import flags_of
 
 SHOWN = 5  # names in a message

@@ -15,16 +15,17 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from formats.errors import UserError
+from formats.images.outputs import require_finite
+from formats.images.preprocessing import normalize
 from formats.weight_file import read_weight_shapes
 from model.weights.dialects import detect_dialect
 from model.weights.known import known_of
-from training.augmentation.augment import normalize
-from training.batches.scores import image_and_label, require_finite
+from training.batches.scores import image_and_label
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import evaluation_batches, open_dataset
 from training.classifier.matching import with_labels_of
 from training.classifier.opening import Source, expected_of
-from training.settings.errors import UserError
 
 INPUT = "image"
 CALIBRATION_BATCH = 32

@@ -8,10 +8,10 @@ from typing import Any, Callable, NamedTuple
 import mxnet as mx
 import numpy as np
 
-from training.batches.preprocessing import Preprocessing
-from training.batches.scores import require_finite
-from training.data.decode import decode_image
-from training.settings.errors import UserError, printable
+from formats.errors import UserError, printable
+from formats.images.decode import decode_image
+from formats.images.outputs import require_finite
+from formats.images.preprocessing import Preprocessing
 
 TOP = 5
 BATCH = 32

@@ -18,10 +18,10 @@ from typing import Optional
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from formats.errors import UserError
 from training.augmentation.colour import colour_jitter
 from training.augmentation.cutout import cutout_square, random_erasing
 from training.augmentation.draws import Range, draw_flips, draw_mix, draw_places
-from training.settings.errors import UserError
 
 CUTOUT_KINDS = ("none", "square", "erasing")
 FLIP_MODES = ("random", "alternating")
@@ -222,22 +222,6 @@ def mirror(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     flipped = images.copy()
     flipped[chosen] = images[chosen, :, ::-1]
     return flipped
-
-
-def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """``(image / 255 - mean) / std``: uint8 (N, H, W, C) to C-contiguous float32 (N, C, H, W).
-
-    ``mean`` and ``std`` are in [0, 1] units. Computed as one multiplication and one subtraction in
-    float32.
-    """
-    scale = 1 / (255 * np.asarray(std, np.float64))
-    offset = np.asarray(mean, np.float64) / np.asarray(std, np.float64)
-    # Transposing bytes first moves a quarter of the memory, and leaves long contiguous rows for the
-    # arithmetic.
-    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    pixels = planes * scale.astype(np.float32)[:, None, None]
-    pixels -= offset.astype(np.float32)[:, None, None]
-    return pixels
 
 
 def mixup(

@@ -12,7 +12,7 @@ from typing import Optional
 
 import numpy as np
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 # Images that are sampled at once: what one step writes stays in the cache for the next.
 _CHUNK = 64

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from training.data.decode import centre_square
-from training.settings.errors import UserError
+from formats.errors import UserError
+from formats.images.decode import centre_square
 
 CROP_AREA = (0.08, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)

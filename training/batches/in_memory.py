@@ -20,12 +20,13 @@ from typing import NamedTuple, Optional, TypeVar
 
 import numpy as np
 
-from training.augmentation.augment import Augmentation, augment, mixup, normalize, smooth_labels
+from formats.errors import UserError
+from formats.images.preprocessing import normalize
+from training.augmentation.augment import Augmentation, augment, mixup, smooth_labels
 from training.augmentation.draws import Draws, draw_batch, draw_first_flips
 from training.augmentation.shrink import shrink
 from training.data.dataset import ImageData
 from training.data.identity import DataIdentity
-from training.settings.errors import UserError
 
 T = TypeVar("T")
 

@@ -15,13 +15,13 @@ from typing import Callable, Optional, Protocol, Union
 
 import numpy as np
 
+from formats.errors import UserError
+from formats.images.decode import centre_square, check_file, open_rgb
+from formats.images.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD, Figures
 from training.augmentation.augment import mixup, smooth_labels
 from training.augmentation.photo_augment import PhotoAugmentation, augment_photo, normalize_photo
 from training.batches.in_memory import Batch, prefetched
-from training.batches.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD, Figures
-from training.data.decode import centre_square, check_file, open_rgb
 from training.data.image_folder import Files
-from training.settings.errors import UserError
 
 READERS = min(16, os.cpu_count() or 1)
 

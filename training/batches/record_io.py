@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 MAGIC = 0xCED7230A
 LENGTH_BITS = 29

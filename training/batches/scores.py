@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 
 class Scores(NamedTuple):
@@ -46,15 +46,6 @@ def image_and_label(batch: Any) -> tuple[np.ndarray, np.ndarray]:
             "anything for; look at its normalization and its files"
         )
     return image, label.reshape(-1).astype(np.int64)
-
-
-def require_finite(outputs: np.ndarray, what: str) -> None:
-    """Raise UserError when an output of a network is not finite; `what` it was computed for."""
-    if not np.isfinite(outputs).all():
-        raise UserError(
-            f"the network's outputs for {what} are not finite, so there is no score; its weights "
-            "are of a training that diverged, or its file is damaged"
-        )
 
 
 def check_labels(label: np.ndarray, classes: int) -> None:

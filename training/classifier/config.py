@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from formats.errors import UserError
+from formats.images.preprocessing import DATASET, figures_of
 from training.augmentation.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
-from training.batches.preprocessing import DATASET, figures_of
-from training.settings.errors import UserError
 from training.settings.fields import option
 from training.settings.idle import Idle
 from training.settings.run_config import (

@@ -20,7 +20,7 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn, Optional
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 # Depths that have a network of their own name; others are settings of the one of depth 164 or 110.
 NAMED_DEPTHS = {"bottleneck": (20, 29, 83, 164, 245), "basic": (20, 56, 110)}

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Optional
 import mxnet as mx
 from mxnet import autograd
 
+from formats.errors import UserError, last_line
 from model.execution.fused_training import difference_of, fuse
 from model.native.processor import Unavailable
 from training.classifier.networks import build_classifier
 from training.compute.devices import check_bfloat16
 from training.records.environment import remember
-from training.settings.errors import UserError, last_line
 from training.settings.run_config import HOROVOD
 
 # A timing is only as good as the machine is quiet: bfloat16 must save this share of a step.

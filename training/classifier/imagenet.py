@@ -8,6 +8,15 @@ from typing import Any, Optional
 
 import numpy as np
 
+from formats.errors import UserError
+from formats.images.preprocessing import (
+    DATASET,
+    FIGURES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    figures_of,
+)
 from training.augmentation.photo_augment import PhotoAugmentation
 from training.batches.in_memory import Loaders
 from training.batches.photos import (
@@ -18,20 +27,11 @@ from training.batches.photos import (
     Source,
     held_out,
 )
-from training.batches.preprocessing import (
-    DATASET,
-    FIGURES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Preprocessing,
-    figures_of,
-)
 from training.batches.record_io import RecordFile
 from training.classifier.config import ClassifierConfig
 from training.data.dataset import SPLIT_SEED, check_one_split, stratified_mask
 from training.data.identity import identity_of
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
-from training.settings.errors import UserError
 from training.settings.fields import option
 from training.settings.run_config import check_least
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from formats.errors import UserError
+from formats.images.preprocessing import figures_of
 from training.augmentation.augment import check_crop
 from training.augmentation.label_noise import add_label_noise
 from training.batches.in_memory import EvalBatches, Loaders, TrainBatches
-from training.batches.preprocessing import figures_of
 from training.classifier.config import TrainConfig
 from training.data.catalogue import load_dataset
 from training.data.dataset import Dataset, ImageData, hold_out
 from training.data.identity import identity_of
-from training.settings.errors import UserError
 
 EVAL_BATCH = 128
 

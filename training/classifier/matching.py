@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from formats.errors import UserError
 from training.batches.photos import FolderSource
 from training.data.dataset import ImageData
 from training.data.identity import SPLITS
-from training.settings.errors import UserError
 
 SHOWN = 5  # names in a message
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from formats.errors import UserError
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import FAMILIES, create_model, overrides_of
 from training.classifier.config import OVERRIDES, VARIANT, ClassifierConfig
-from training.settings.errors import UserError
 from training.settings.run_config import flags_of
 
 

@@ -13,14 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, TypeVar
 
-from formats.weight_file import read_weight_shapes
-from model.registry import FAMILIES, create_model
-from model.weights.dialects import TITLES, TORCH, detect_dialect
-from model.weights.file_match import LoadError, find_model
-from model.weights.known import ITS_CARD, Known, known_of
-from model.weights.loading import check_finite, load_parameters
-from model.weights.network_card import overrides_in, recorded_network
-from training.batches.preprocessing import (
+from formats.errors import UserError
+from formats.images.preprocessing import (
     DATASET,
     FIGURES,
     IMAGENET_CROP,
@@ -29,6 +23,13 @@ from training.batches.preprocessing import (
     figures_of,
     normalization_text,
 )
+from formats.weight_file import read_weight_shapes
+from model.registry import FAMILIES, create_model
+from model.weights.dialects import TITLES, TORCH, detect_dialect
+from model.weights.file_match import LoadError, find_model
+from model.weights.known import ITS_CARD, Known, known_of
+from model.weights.loading import check_finite, load_parameters
+from model.weights.network_card import overrides_in, recorded_network
 from training.classifier.config import OVERRIDES, ClassifierConfig
 from training.classifier.loaders import open_dataset
 from training.classifier.networks import create_classifier, refuse_glimpses
@@ -36,7 +37,6 @@ from training.compute.devices import choose_contexts, hybridize_options, use_pre
 from training.data.cifar import CLASS_NAMES, MEAN, STD
 from training.data.dataset import FOLDER_PREFIX
 from training.records.seed_log import TORCH_ENDINGS
-from training.settings.errors import UserError
 
 IMAGENET = "imagenet"
 TENSORS, FLAGS = "its tensors", "the command line"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 Recipe = Mapping[str, Any]
 

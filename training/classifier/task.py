@@ -9,6 +9,8 @@ from typing import Any, Callable, Optional
 
 import mxnet as mx
 
+from formats.errors import UserError
+from formats.images.preprocessing import PREPROCESSING_FILE, Preprocessing
 from formats.weight_file import read_weight_shapes
 from model.execution.fused_training import fuse
 from model.execution.gate_report import watch_gates
@@ -20,7 +22,6 @@ from model.weights.known import known_of
 from model.weights.loading import load_parameters
 from model.weights.network_card import network_section, overrides_in
 from training.batches.in_memory import parts_of_batch
-from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing
 from training.classifier.config import VARIANT, ClassifierConfig
 from training.classifier.graph_choice import choose_graph
 from training.classifier.networks import build_classifier
@@ -35,7 +36,6 @@ from training.compute.loss_scaling import with_loss_scaling
 from training.compute.optimizer import build_trainer, freeze_except, initializer
 from training.loop.task import ClassificationTask
 from training.records.cards import data_section
-from training.settings.errors import UserError
 
 
 def prepare_classifier(

@@ -12,9 +12,9 @@ import mxnet as mx
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from training.augmentation.augment import normalize
+from formats.errors import UserError
+from formats.images.preprocessing import normalize
 from training.batches.in_memory import TrainBatches
-from training.settings.errors import UserError
 
 IMAGES = 2000  # with about two million patches for 378 numbers
 _TOGETHER = 100

@@ -10,9 +10,9 @@ from typing import Any, Optional
 import mxnet as mx
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 
+from formats.errors import UserError, last_line
 from model.execution.threads import copy_on_one_thread
 from training.compute.gpu_info import advice_for
-from training.settings.errors import UserError, last_line
 
 PROBE_TIMEOUT_SEC = 120
 # A convolution and a product: a GPU without kernels in this build fails here, not in the training.

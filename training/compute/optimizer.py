@@ -8,9 +8,9 @@ import mxnet as mx
 from mxnet import gluon
 from mxnet.gluon import nn
 
+from formats.errors import UserError
 from training.compute.devices import check_kvstore
 from training.compute.joint_optimizer import joint_optimizer
-from training.settings.errors import UserError
 from training.settings.run_config import UNDECAYED, RunConfig
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 CPUINFO = "/proc/cpuinfo"
 ISA_VARIABLE = "ATTENTION_ISA"

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from typing import Optional
 
+from formats.errors import UserError
 from training.data.cifar import load_cifar
 from training.data.dataset import FOLDER_PREFIX, Dataset
 from training.data.digits import load_digits
@@ -14,7 +15,6 @@ from training.data.image_folder import load_image_folder
 from training.data.mnist import load_mnist
 from training.data.shapes import load_shapes
 from training.data.stl10 import load_stl10
-from training.settings.errors import UserError
 
 NAMES = ("cifar10", "cifar100", "cifar100-coarse", "stl10", "shapes", "mnist", "digits")
 

@@ -13,7 +13,7 @@ from typing import Optional
 
 import numpy as np
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 FOLDER_PREFIX = "folder:"
 SPLIT_SEED = 0  # held-out images stay the same whatever the seed of a run, so runs can be compared

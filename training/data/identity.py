@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from formats.errors import UserError, printable
 from training.data.dataset import ImageData
 from training.records.environment import remember
-from training.settings.errors import UserError, printable
 
 SPLITS = ("train", "test", "valid")
 

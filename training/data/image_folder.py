@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from formats.errors import UserError
+from formats.images.decode import decode_image
 from training.data.dataset import (
     FOLDER_PREFIX,
     Dataset,
@@ -17,8 +19,6 @@ from training.data.dataset import (
     channel_statistics,
     split_validation,
 )
-from training.data.decode import decode_image
-from training.settings.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Names of the folders of a split, in any case.

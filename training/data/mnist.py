@@ -14,11 +14,11 @@ from typing import Optional
 
 import numpy as np
 
+from formats.errors import UserError
 from training.data.dataset import Dataset, ImageData
 from training.downloads.digests import TABLE, mismatch
 from training.downloads.download import candidates, fetch
 from training.downloads.places import Wanted, base_folder, gluon_folder
-from training.settings.errors import UserError
 
 # Images before labels, in the order train, test.
 FILES = (

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from formats.errors import UserError
 from training.data.dataset import Dataset, ImageData, channel_statistics
 from training.data.shapes_draw import (
     IMAGE_SIZE,
@@ -24,7 +25,6 @@ from training.data.shapes_draw import (
     pixel_grid,
     rotate,
 )
-from training.settings.errors import UserError
 
 CLASS_NAMES = tuple(OUTLINES)
 

@@ -16,10 +16,10 @@ from typing import Optional
 
 import numpy as np
 
+from formats.errors import UserError
 from training.downloads.batch_pickle import BatchError, read_batch
 from training.downloads.digests import TABLE, mismatch
 from training.downloads.tar_members import BoundedTarInfo
-from training.settings.errors import UserError
 
 PIXELS = 3 * 32 * 32
 # The largest file in any layout is the python version of CIFAR-100, 155 MB.

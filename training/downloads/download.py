@@ -17,9 +17,9 @@ from typing import Optional
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from formats.atomic import sync_folder
+from formats.errors import UserError
 from training.downloads.digests import FileDigest, Hasher
 from training.downloads.http_transfer import BLOCK, Unavailable, flush, transfer
-from training.settings.errors import UserError
 
 AUTHORS_URL = "https://www.cs.toronto.edu/~kriz"
 # The page of MNIST's authors no longer serves the files; these are copies that others rely on.

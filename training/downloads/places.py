@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Optional
 
+from formats.errors import UserError
 from training.downloads.download import DownloadFailed, exclusive
-from training.settings.errors import UserError
 
 
 @dataclass(frozen=True)

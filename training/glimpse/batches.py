@@ -10,7 +10,8 @@ from typing import Optional
 
 import numpy as np
 
-from training.augmentation.augment import Augmentation, normalize
+from formats.images.preprocessing import normalize
+from training.augmentation.augment import Augmentation
 from training.augmentation.deform import Deformation, deform
 from training.batches.in_memory import Batch, TrainBatches
 from training.data.dataset import ImageData

@@ -15,7 +15,7 @@ from typing import Optional
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 
 @dataclass(frozen=True)

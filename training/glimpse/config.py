@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Optional
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 from training.settings.fields import option
 from training.settings.idle import Idle
 from training.settings.run_config import RunConfig, check_least, check_one_action

@@ -6,12 +6,12 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
+from formats.errors import UserError
 from training.data.catalogue import load_dataset
 from training.data.dataset import FOLDER_PREFIX, Dataset, ImageData
 from training.data.image_folder import load_image_folder
 from training.glimpse.batches import draw_split
 from training.glimpse.canvas import CANVASES, Canvas
-from training.settings.errors import UserError
 
 TEST_SEED = 0  # of the test canvases: they are the same for every training
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 # What `--resume` gets for the seed's `--resume=True`: the run that a model of these settings has.
 RESUME_THIS_MODEL = "auto"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from training.batches.scores import require_finite
+from formats.images.outputs import require_finite
 from training.glimpse.config import GlimpseConfig
 from training.glimpse.loaders import Opened, test_batches
 from training.glimpse.rollouts import Draw, RolloutScores, score_rollouts

@@ -14,9 +14,9 @@ from typing import Any, Callable, NamedTuple, Optional
 import mxnet as mx
 import numpy as np
 
+from formats.errors import UserError
 from training.batches.scores import Scores, check_labels, image_and_label
 from training.loop.task import Measured, Part, Task
-from training.settings.errors import UserError
 
 MAX_ROWS = 4096  # rollouts that are evaluated at once
 

@@ -9,11 +9,11 @@ from typing import Optional
 import numpy as np
 
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from training.augmentation.deform import Deformation
 from training.data.dataset import Dataset
 from training.glimpse.batches import GlimpseTrainBatches
 from training.glimpse.data import TASKS, GlimpseTask, draw_test, load_task
-from training.settings.errors import UserError
 
 COLUMNS = 10
 GAP = 3

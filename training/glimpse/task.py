@@ -8,6 +8,8 @@ from typing import Any, Optional
 
 import mxnet as mx
 
+from formats.errors import UserError
+from formats.images.preprocessing import image_section
 from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
 from model import create_model
 from model.hybrid_loss import HybridLoss, LossWeights
@@ -27,10 +29,9 @@ from training.glimpse.flags import RESUME_THIS_MODEL
 from training.glimpse.loaders import Opened, glimpse_loaders, known_settings, load_data
 from training.glimpse.rollouts import Draw, RolloutTask
 from training.glimpse.view import keeper
-from training.records.cards import data_section, image_section
+from training.records.cards import data_section
 from training.records.run_folder import read_config
 from training.records.seed_log import changed_settings
-from training.settings.errors import UserError
 
 # The network for a data set when --model is not given.
 MODELS = dict.fromkeys(("translated", "digits-translated"), "glimpse_translated")

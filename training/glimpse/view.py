@@ -11,6 +11,7 @@ from typing import Any, Callable
 import mxnet as mx
 import numpy as np
 
+from formats.errors import UserError, printable
 from formats.param_file import read_params, write_params
 from formats.param_reader import ParamFileError
 from training.data.dataset import ImageData
@@ -21,7 +22,6 @@ from training.glimpse.pictures.overlay import glimpse_images
 from training.glimpse.pictures.path import GlimpsePath
 from training.glimpse.pictures.plot import plot_paths
 from training.glimpse.rollouts import Draw
-from training.settings.errors import UserError, printable
 
 FOLDER = "glimpses"  # in a run folder
 NAME = "epoch-{:04d}.path"

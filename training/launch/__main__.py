@@ -26,11 +26,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Optional
 
+from formats.errors import UserError, quoted
 from training.compute.cores import physical_cores
 from training.compute.thread_choice import VARIABLE, set_threads, share_of
 from training.launch.peers import Plan, gather_machines, join_first_machine
 from training.launch.processes import Crew, Ended
-from training.settings.errors import UserError, quoted
 from training.settings.run_config import DIST_SYNC, LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 
 ROOT = Path(__file__).resolve().parents[2]

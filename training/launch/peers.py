@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any, NamedTuple, Optional
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 WAIT_SEC = 300.0  # for all machines to join
 CONNECT_SEC = 60.0  # the first machine may start a little later than the others

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple, TextIO
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 PR_SET_PDEATHSIG = 1
 POLL_SEC = 0.1

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from formats.errors import quoted
 from training.batches.in_memory import Loaders
 from training.compute.devices import device_names
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
@@ -19,7 +20,6 @@ from training.records.environment import _warn, describe_threads, threads_text, 
 from training.records.run_folder import LAST_FILE, STATE_FILE, PathLike, read_env, weight_files
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
-from training.settings.errors import quoted
 from training.settings.run_config import DIST_SYNC, HOROVOD, NONE, RunConfig
 
 SAID = ("precision", "threads")  # by the line itself, before it says what is not the default

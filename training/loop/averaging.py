@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional
 import mxnet as mx
 import numpy as np
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 from training.settings.run_config import EVERY
 
 

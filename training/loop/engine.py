@@ -13,13 +13,13 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon.utils import clip_global_norm
 
+from formats.errors import UserError
 from training.batches.in_memory import Batch, parts_of_batch
 from training.compute.loss_scaling import backward, is_scaled, loss_scale
 from training.distributed.group import ALONE, Group
 from training.loop.nonfinite import SkipGuard
 from training.loop.task import Measured, Part, Task
 from training.records.run_progress import Progress
-from training.settings.errors import UserError
 
 
 class StepSums(NamedTuple):

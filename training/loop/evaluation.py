@@ -9,8 +9,8 @@ from typing import Any, Callable, Optional
 import mxnet as mx
 import numpy as np
 
+from formats.errors import UserError
 from training.batches.scores import Scores, check_labels, image_and_label
-from training.settings.errors import UserError
 
 
 def evaluate(

@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from formats.digest import digest_path
+from formats.errors import UserError, quoted
 from training.batches.in_memory import EvalBatches
 from training.batches.scores import Scores
 from training.distributed.group import ALONE, Group
@@ -39,7 +40,6 @@ from training.records.run import Run
 from training.records.run_folder import BEST_FILE, LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress
 from training.records.state_file import load_state, write_state
-from training.settings.errors import UserError, quoted
 from training.settings.run_config import RunConfig
 
 

@@ -19,6 +19,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import Trainer, nn
 
+from formats.errors import UserError
 from training.batches.in_memory import Batch
 from training.compute.devices import device_names, probe_gpu, use_precision
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
@@ -26,7 +27,6 @@ from training.compute.loss_scaling import with_loss_scaling
 from training.loop.engine import Updater, measure
 from training.loop.task import ClassificationTask
 from training.records.environment import describe
-from training.settings.errors import UserError
 
 IMAGES, EDGE, CLASSES, CHANNELS = 64, 32, 10, 32
 STEPS, TIMED_STEPS = 5, 20

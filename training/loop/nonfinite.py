@@ -10,8 +10,8 @@ from typing import Any, Callable
 import mxnet as mx
 import numpy as np
 
+from formats.errors import UserError
 from training.records.run_progress import Progress
-from training.settings.errors import UserError
 
 CHUNK = 200  # arrays that one call of MXNet's looks at; it takes no more than some hundred
 

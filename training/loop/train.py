@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Callable, NamedTuple, Optional, TypeVar
 
+from formats.errors import UserError, quoted
 from formats.param_reader import ParamFileError
 from training.data.identity import compare_with_record
 from training.distributed.group import Group
@@ -44,7 +45,6 @@ from training.records.run_progress import Progress
 from training.records.state_file import load_state
 from training.reports.plot import plot_runs
 from training.settings.config import from_dict, to_dict
-from training.settings.errors import UserError, quoted
 from training.settings.exit_code import (
     INTERRUPTED_EXIT,
     WRONG_INPUT_EXIT,

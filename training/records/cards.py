@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Optional
 
 from formats.atomic import PathLike
@@ -13,19 +13,6 @@ from training.records.run_folder import read_env
 
 SCORES = ("test_acc", "test_loss", "valid_acc", "valid_loss")
 FOLDER = "folder:"
-
-
-def image_section(
-    size: tuple[int, int], mean: Sequence[float], deviation: Sequence[float], crop: float = 1.0
-) -> dict[str, Any]:
-    """Return what a network expects of an image; see docs/files.md."""
-    return {
-        "height": int(size[0]),
-        "width": int(size[1]),
-        "mean": list(map(float, mean)),
-        "deviation": list(map(float, deviation)),
-        "crop": float(crop),
-    }
 
 
 def data_section(identity: Any) -> dict[str, Any]:

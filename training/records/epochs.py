@@ -6,9 +6,9 @@ import math
 import time
 from typing import Any, Callable
 
+from formats.errors import UserError
 from training.records.run import Run
 from training.records.run_progress import Progress
-from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 from training.settings.schedules import schedule_of
 

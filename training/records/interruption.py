@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Optional, TypeVar
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import Any, Union
 import numpy as np
 
 from formats.atomic import sync_folder, write_atomically
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
 

@@ -22,6 +22,7 @@ from typing import IO, Any, Optional, Union
 import numpy as np
 
 from formats.atomic import remove_leftovers, write_atomically
+from formats.errors import UserError, quoted
 from training.records.board import Board, NoBoard
 from training.records.environment import describe
 from training.records.event_file import cut_back_folder
@@ -35,7 +36,6 @@ from training.records.run_folder import (
     read_env,
 )
 from training.records.seed_log import write_seed_files
-from training.settings.errors import UserError, quoted
 
 __all__ = ["Run"]
 

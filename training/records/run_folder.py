@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import IO, Any, Union
 
+from formats.errors import UserError
 from training.records.metrics import METRICS_FILE
-from training.settings.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from training.records.metrics import PathLike, read_metrics
 from training.records.run_folder import CONFIG_FILE
-from training.settings.errors import UserError
 
 LOG_FILE = "log.txt"
 COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc.")

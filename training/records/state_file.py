@@ -13,11 +13,11 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from formats.digest import verify_digest
+from formats.errors import UserError, quoted
 from formats.param_file import read_params, write_params
 from formats.param_reader import ParamFileError
 from training.records.run_folder import LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress, check_counters
-from training.settings.errors import UserError, quoted
 
 PathLike = Union[str, "os.PathLike[str]"]
 FORMAT = 1

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from training.records.metrics import PathLike
 from training.reports.compare_plot import draw_groups
 from training.reports.run_results import RunResult, Spread, find_runs, read_result, spread
-from training.settings.errors import UserError
 from training.settings.run_config import RESUMABLE
 
 # Settings that say where a run is and what is recorded, not what is computed.

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from training.records.metrics import METRICS_FILE, PathLike, read_metrics
 from training.records.run_folder import CURVES_FILE, read_config
-from training.settings.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

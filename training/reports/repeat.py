@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from training.records.run_folder import CONFIG_FILE
 from training.reports.run_results import RunResult, read_result, spread
-from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "train_cifar.py"

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from formats.errors import UserError
 from training.records.metrics import METRICS_FILE, PathLike, read_metrics
 from training.records.run_folder import CONFIG_FILE, CURVES_FILE, read_config
-from training.settings.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from training.data.shapes import CLASS_NAMES, draw_shapes
-from training.settings.errors import UserError
 
 ENLARGED = 3
 GAP = 4

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Optional, TypeVar
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 from training.settings.fields import Kind, as_text, field_kinds, nearest
 
 __all__ = [

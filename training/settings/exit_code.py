@@ -7,8 +7,8 @@ import os
 import sys
 from typing import Callable
 
+from formats.errors import UserError
 from formats.param_reader import ParamFileError
-from training.settings.errors import UserError
 
 WRONG_INPUT_EXIT = 2
 PATCHED = ("mxnet", "gluoncv", "mxboard")  # what compat/ makes run on newer Pythons and NumPy

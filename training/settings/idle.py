@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 
 @dataclass(frozen=True)

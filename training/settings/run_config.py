@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 from training.settings.fields import option
 from training.settings.idle import Idle, check_idle, tell_unheeded
 from training.settings.schedules import check_schedule

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 KINDS = ("cosine", "step", "constant", "linear", "plateau")
 

@@ -17,7 +17,7 @@ from benchmarks.harness import interleave
 from benchmarks.harness.interleave import Plan, Worker
 from benchmarks.harness.report import header, row
 from benchmarks.harness.series import Series, compare, ratio
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 PLAN = Plan(rounds=3, warm_up=1, round_sec=0.0, timeout_sec=20)
 

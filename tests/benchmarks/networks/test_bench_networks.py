@@ -15,7 +15,7 @@ from benchmarks.networks import bench_networks, bench_scaling, network_rows, net
 from benchmarks.networks.bench_networks import Config
 from benchmarks.networks.network_report import judged, markdown, processor
 from benchmarks.networks.network_table import Table, others, paths
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 KNOWN: dict[str, Any] = {"cpu": "A (B) 9", "usable_cores": 2, "load": [0.1], "git": None}

@@ -12,11 +12,11 @@ import pytest
 import train_cifar
 from bridge.loop.settings import LEFT_OUT, BridgeConfig, check_resume
 from bridge.loop.status_line import StatusLine, clock
+from formats.errors import UserError
 from formats.param_file import read_params
 from training.classifier.networks import create_classifier
 from training.classifier.recipes import RECIPES, with_recipe
 from training.settings.config import parse_overrides
-from training.settings.errors import UserError
 from training.settings.run_config import UNDECAYED
 
 OWN = {

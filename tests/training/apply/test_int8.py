@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import export_model
+from formats.errors import UserError
 from formats.param_file import write_params
 from model.export.onnx_graph import onnx_session, to_onnx
 from model.export.tracing import trace
@@ -18,7 +19,6 @@ from tests.model.export.exported import tiny_attention, tiny_resnet
 from tests.model.export.test_export import TINY_FLAGS
 from training.apply import int8
 from training.data.dataset import Dataset, ImageData
-from training.settings.errors import UserError
 
 
 def images(count: int) -> np.ndarray:

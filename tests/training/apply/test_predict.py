@@ -16,16 +16,16 @@ import pytest
 from mxnet.gluon import nn
 from PIL import Image
 
+from formats.errors import UserError
+from formats.images.preprocessing import IMAGENET_MEAN, PREPROCESSING_FILE, Preprocessing
 from formats.param_file import write_params
 from formats.param_reader import ParamFileError
 from formats.weight_file import write_card
 from model.weights.known import known_of
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
-from training.batches.preprocessing import IMAGENET_MEAN, PREPROCESSING_FILE, Preprocessing
 from training.classifier.config import TrainConfig
 from training.classifier.opening import Expected, Source, expected_of
 from training.data.cifar import CIFAR10_CLASSES, MEAN
-from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 PLAIN = Preprocessing(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ("red", "green", "blue"))

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from formats.errors import UserError
+from formats.images.preprocessing import normalize
 from training.augmentation.augment import (
     Augmentation,
     augment,
     mixup,
-    normalize,
     pad_crop,
     random_flip,
     random_shift,
     smooth_labels,
 )
 from training.augmentation.cutout import cutout_square, random_erasing
-from training.settings.errors import UserError
 
 UNUSED_GREY = 999  # in int16 images: no filling can equal it, so every filled pixel shows
 MEAN = (0.5, 0.4, 0.3)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from training.augmentation.augment import Augmentation, augment, pad_crop
 from training.augmentation.colour import colour_jitter
-from training.settings.errors import UserError
 
 
 class Told:

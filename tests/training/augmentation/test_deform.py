@@ -7,8 +7,8 @@ from typing import Optional
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from training.augmentation.deform import Deformation, deform, random_field, random_maps, warp
-from training.settings.errors import UserError
 
 ALL = Deformation(rotate=20, scale=0.2, shear=0.3, shift=2, elastic=1)
 

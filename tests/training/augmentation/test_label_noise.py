@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from training.augmentation.label_noise import (
     NOISE_FILE,
     NoisyImageData,
@@ -17,7 +18,6 @@ from training.augmentation.label_noise import (
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
 from training.data.dataset import Dataset, ImageData
-from training.settings.errors import UserError
 
 CLASSES = 5
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from formats.errors import UserError
 from training.augmentation.augment import Augmentation
 from training.batches.in_memory import Batch, EvalBatches, TrainBatches, prefetched
 from training.data.dataset import ImageData
-from training.settings.errors import UserError
 
 PLAIN = Augmentation(pad=0, flip=False)
 RECIPE = Augmentation(pad=2, cutout="erasing", mixup_alpha=1.0, label_smoothing=0.1)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from formats.errors import UserError
+from formats.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from training.augmentation.photo_augment import (
     GREY,
     PhotoAugmentation,
@@ -26,10 +28,8 @@ from training.batches.photos import (
     Shape,
     held_out,
 )
-from training.batches.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from training.classifier.imagenet import ImageNetConfig, open_imagenet
 from training.data.image_folder import Files
-from training.settings.errors import UserError
 
 NOTHING = PhotoAugmentation(flip=False, jitter=0.0, pca_noise=0.0, crop_area=1.0)
 RNG = np.random.default_rng(3)

@@ -10,8 +10,8 @@ from typing import Callable
 import mxnet as mx
 import pytest
 
+from formats.errors import UserError
 from training.batches.record_io import MAGIC, RecordFile
-from training.settings.errors import UserError
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 # MXNet cuts a record at every aligned magic number in it; the header is 24 bytes.

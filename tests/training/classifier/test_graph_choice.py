@@ -8,6 +8,7 @@ from typing import Any
 import mxnet as mx
 import pytest
 
+from formats.errors import UserError
 from model.layers import attention_module
 from model.layers.resnet_unit import Unit
 from model.native.processor import Unavailable
@@ -16,7 +17,6 @@ from training.classifier import graph_choice
 from training.classifier.config import TrainConfig
 from training.classifier.graph_choice import choose_graph
 from training.records.environment import describe
-from training.settings.errors import UserError
 
 
 def fuse_or(reason: str) -> Any:

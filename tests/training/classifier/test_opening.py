@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import train_cifar
+from formats.errors import UserError
 from formats.weight_file import read_card, write_card
 from model import create_model
 from model.weights import card as card_command
@@ -22,7 +23,6 @@ from model.weights.network_card import network_section
 from training.classifier.matching import labels_by_name
 from training.classifier.opening import open_classifier
 from training.loop.checkpoint import save_parameters
-from training.settings.errors import UserError
 
 MODEL, SETTINGS = "resnet20_basic_ram", {"depth": 8, "steps": 3, "channels": (8, 8, 8)}
 NAMES = ("circle", "square", "triangle")

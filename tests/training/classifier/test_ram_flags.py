@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import train_cifar
+from formats.errors import UserError
 from model import list_models
 from training.classifier.flags import (
     NAMED_DEPTHS,
@@ -14,7 +15,6 @@ from training.classifier.flags import (
 )
 from training.classifier.recipes import RECIPES, with_recipe
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.schedules import schedule_of
 
 # Both as its README has them.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import train_cifar
+from formats.errors import UserError
 from model import create_model, list_models
 from training.classifier.recipes import RECIPES, epochs_of, with_recipe
-from training.settings.errors import UserError
 from training.settings.schedules import schedule_of
 
 

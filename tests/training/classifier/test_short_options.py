@@ -12,6 +12,7 @@ import pytest
 from mxnet.gluon import nn
 
 import train_cifar
+from formats.errors import UserError
 from formats.param_file import read_params
 from model import create_model
 from tests.training.loop.test_averaging import DATA, Crash, after, finish, images_of, network
@@ -24,7 +25,6 @@ from training.data.dataset import ImageData
 from training.loop.checkpoint import parameter_arrays
 from training.loop.engine import Updater
 from training.records.state_file import load_state
-from training.settings.errors import UserError
 
 SMALL = replace(CONFIG, small_size=6, small_epochs=2)
 

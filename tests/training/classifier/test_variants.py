@@ -12,11 +12,11 @@ import pytest
 
 import train_cifar
 import train_imagenet
+from formats.errors import UserError
 from formats.param_file import write_params
 from model.weights.convert import convert
 from model.weights.file_match import LoadError, network_shapes
 from training.classifier.task import check_parts
-from training.settings.errors import UserError
 
 TINY = "--recipe quick --dataset shapes --train-count 64 --epochs 1 --precision float32"
 

@@ -8,10 +8,10 @@ from typing import Any
 import mxnet as mx
 import pytest
 
+from formats.errors import UserError
 from training.compute import devices
 from training.compute.gpu_info import gpu_lines, list_gpus, parse_gpus, visible_gpus
 from training.loop import announce
-from training.settings.errors import UserError
 
 TABLE = """\
 0, NVIDIA GeForce RTX 3090, 8.6, 24576, 535.54.03

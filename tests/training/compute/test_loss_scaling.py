@@ -13,13 +13,13 @@ import pytest
 from mxnet import gluon
 from mxnet.contrib.amp import amp
 
+from formats.errors import UserError
 from training.batches.in_memory import Batch
 from training.compute.devices import use_precision
 from training.compute.loss_scaling import loss_scale, with_loss_scaling
 from training.loop.engine import Updater
 from training.loop.nonfinite import SkipGuard
 from training.loop.task import ClassificationTask
-from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 

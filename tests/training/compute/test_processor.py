@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.harness import interleave, report
 from benchmarks.networks import bench_train_variants
+from formats.errors import UserError
 from model.native import processor as networks
 from train_cifar import CifarConfig
 from training.batches.in_memory import Loaders
@@ -22,7 +23,6 @@ from training.compute.processor import Processor
 from training.loop.announce import announce
 from training.records.environment import describe
 from training.records.run_progress import Progress
-from training.settings.errors import UserError
 
 AVX512 = "avx avx2 avx512f avx512bw avx512vl avx512dq"
 VARIABLES = (

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from formats.errors import UserError
 from training.compute import thread_choice
 from training.compute.cores import Cores
 from training.compute.thread_choice import (
@@ -34,7 +35,6 @@ from training.launch import __main__ as launch
 from training.loop.announce import warn_late_threads
 from training.records import environment
 from training.records.environment import describe_threads
-from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = ("train_cifar.py", "train_imagenet.py", "train_mnist_glimpse.py", "export_model.py")

@@ -13,6 +13,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from model.weights.known import Known
 from training.classifier.config import TrainConfig
 from training.classifier.opening import Source, expected_of
@@ -20,7 +21,6 @@ from training.data import catalogue, cifar
 from training.data import dataset as datasets
 from training.downloads.cifar_files import FORMATS, PIXELS
 from training.downloads.digests import TABLE, FileDigest
-from training.settings.errors import UserError
 
 IMAGES = 20
 COARSE = cifar.CIFAR100_COARSE_CLASSES

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from formats.errors import UserError
 from training.data import cifar
 from training.data import dataset as datasets
 from training.data.catalogue import load_dataset
 from training.data.dataset import ImageData, split_validation, stratified_mask
-from training.settings.errors import UserError
 
 
 def test_unknown_name_suggests_a_known_one(tmp_path: Path) -> None:

@@ -17,22 +17,23 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from formats.errors import UserError
+from formats.images import decode
+from formats.images.decode import decode_image, open_rgb
+from formats.images.preprocessing import PREPROCESSING_FILE, Preprocessing, read_preprocessing
 from formats.param_file import write_params
 from model import create_model
 from model.weights.file_match import LoadError
 from model.weights.loading import load_parameters
 from training.batches.photos import FolderSource
-from training.batches.preprocessing import PREPROCESSING_FILE, Preprocessing, read_preprocessing
-from training.data import decode, stl10
+from training.data import stl10
 from training.data.catalogue import load_dataset
 from training.data.cifar import load_cifar
-from training.data.decode import decode_image, open_rgb
 from training.data.image_folder import Files
 from training.downloads.cifar_files import FORMATS
 from training.downloads.digests import TABLE, FileDigest
 from training.downloads.tar_members import MAX_HEADER_BYTES
 from training.records.run import Run
-from training.settings.errors import UserError
 
 RECORD = bytes([1]) + bytes(3072)
 EVIL = ("../../evil.bin", "/tmp/reliability-evil.bin", "cifar-10-batches-bin/../../evil.bin")

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data import decode as decoding
+from formats.errors import UserError
+from formats.images import decode as decoding
+from formats.images.decode import decode_image
 from training.data import image_folder
 from training.data.catalogue import load_dataset
 from training.data.dataset import hold_out
-from training.data.decode import decode_image
 from training.data.identity import identity_of
 from training.data.image_folder import load_image_folder
-from training.settings.errors import UserError
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "emu": (30, 30, 200)}
 

@@ -10,6 +10,7 @@ from typing import Callable, Optional
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from training.data import mnist
 from training.data.catalogue import load_dataset
 from training.data.dataset import channel_statistics
@@ -17,7 +18,6 @@ from training.data.digits import enlarge, load_digits
 from training.data.mnist import FILES, load_mnist
 from training.downloads.digests import TABLE, FileDigest
 from training.downloads.download import MNIST_URLS, candidates
-from training.settings.errors import UserError
 
 COUNTS = (7, 7, 3, 3)
 

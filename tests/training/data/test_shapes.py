@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from training.data import shapes, shapes_draw
 from training.data.dataset import Dataset, ImageData
-from training.settings.errors import UserError
 
 # A class must not show in single pixels, colours or nearest neighbours.
 SIMPLE_CLASSIFIER_LIMIT = 0.60

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import train_cifar
+from formats.errors import UserError
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
 from training.classifier.recipes import RECIPES, with_recipe
@@ -21,7 +22,6 @@ from training.data.catalogue import load_dataset
 from training.data.dataset import Dataset
 from training.downloads.digests import TABLE, FileDigest
 from training.records.metrics import read_metrics
-from training.settings.errors import UserError
 
 COUNTS = {"train": 20, "test": 10, "unlabeled": 7}
 

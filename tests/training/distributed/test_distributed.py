@@ -19,6 +19,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from training.classifier import graph_choice
 from training.classifier.config import TrainConfig
 from training.classifier.graph_choice import choose_graph
@@ -26,7 +27,6 @@ from training.compute.devices import check_kvstore, choose_contexts, norm_argume
 from training.distributed.group import ALONE, Group, open_group
 from training.distributed.shared_run import agree, own_devices, scaled, together
 from training.loop.nonfinite import SkipGuard
-from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = Path(__file__).with_name("worker_script.py")

@@ -15,12 +15,12 @@ from typing import Optional
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from training.data import cifar
 from training.downloads import download, http_transfer
 from training.downloads.cifar_files import FORMATS
 from training.downloads.digests import TABLE, FileDigest
 from training.downloads.download import DownloadFailed, fetch
-from training.settings.errors import UserError
 
 NAME = "cifar-10-binary.tar.gz"
 CONTENT = np.random.Generator(np.random.PCG64(0)).bytes(300_000)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from formats.errors import UserError
 from training.downloads import download
 from training.downloads.download import candidates, exclusive, shown
-from training.settings.errors import UserError
 
 NAME = "cifar-10-binary.tar.gz"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from training.glimpse.canvas import CANVASES, Canvas, draw_canvases
-from training.settings.errors import UserError
 
 
 def rng(seed: int = 0) -> np.random.Generator:

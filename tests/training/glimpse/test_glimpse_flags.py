@@ -7,9 +7,9 @@ from typing import Optional
 
 import pytest
 
+from formats.errors import UserError
 from training.glimpse.flags import note_on_seed_flags, translate_seed_flags
 from training.settings.config import parse
-from training.settings.errors import UserError
 from training.settings.fields import option
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from formats.errors import UserError
 from training.augmentation.deform import Deformation
 from training.batches.in_memory import Batch, EvalBatches
 from training.data.dataset import Dataset, ImageData
@@ -19,7 +20,6 @@ from training.glimpse import sheet as glimpse_sheet
 from training.glimpse.batches import GlimpseTrainBatches, draw_split
 from training.glimpse.canvas import CANVASES, Canvas
 from training.glimpse.data import TASKS, GlimpseTask, draw_test, load_task
-from training.settings.errors import UserError
 
 SOME = Deformation(rotate=10, scale=0.1, shift=1, elastic=0.5)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import train_mnist_glimpse
+from formats.errors import UserError
 from model import create_model
 from training.batches.in_memory import EvalBatches
 from training.data.dataset import ImageData
@@ -17,7 +18,6 @@ from training.glimpse import rollouts as module
 from training.glimpse.report import report_rollouts
 from training.glimpse.rollouts import Draw, RolloutTask, score_rollouts
 from training.loop.engine import measure
-from training.settings.errors import UserError
 
 CPU = [mx.cpu()]
 STEPS, CLASSES = 3, 4

@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 
 from formats.digest import verify_digest
+from formats.errors import UserError
 from formats.param_file import read_params
 from training.launch import peers as launch_peers
 from training.launch.__main__ import main, worker_command
 from training.launch.peers import free_port, gather_machines, join_first_machine
 from training.launch.processes import Crew, Ended
 from training.records.state_file import load_state
-from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 WAIT_SEC = 200.0  # for what takes seconds on a quiet machine

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mxnet.gluon import nn
 
+from formats.errors import UserError
 from formats.param_file import read_params
 from training.batches.in_memory import Batch
 from training.batches.scores import Scores
@@ -30,7 +31,6 @@ from training.records.run import Run
 from training.records.run_progress import Progress
 from training.records.state_file import load_state
 from training.settings.config import to_dict
-from training.settings.errors import UserError
 from training.settings.run_config import EVERY
 
 CONFIG = TrainConfig(

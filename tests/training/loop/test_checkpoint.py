@@ -15,6 +15,7 @@ import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
+from formats.errors import UserError
 from formats.param_file import read_params, write_params
 from training.batches.in_memory import Batch
 from training.loop.checkpoint import parameter_arrays, restore, save_parameters, save_state
@@ -23,7 +24,6 @@ from training.loop.task import ClassificationTask
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.records.state_file import load_state
-from training.settings.errors import UserError
 
 OPTIMIZERS = {
     "nag": ("nag", {"learning_rate": 0.1, "momentum": 0.9, "wd": 1e-3}),

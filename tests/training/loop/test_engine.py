@@ -13,6 +13,7 @@ import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
+from formats.errors import UserError
 from training.batches.in_memory import Batch, EvalBatches
 from training.data.dataset import ImageData
 from training.loop.engine import Updater, measure, train_one_epoch
@@ -20,7 +21,6 @@ from training.loop.evaluation import evaluate
 from training.loop.parameters import average_statistics, plain_layout
 from training.loop.task import ClassificationTask, Measured, count_right
 from training.records.run_progress import Progress
-from training.settings.errors import UserError
 
 ONE, TWO = [mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]
 SHAPE, CLASSES = (2, 4, 4), 3

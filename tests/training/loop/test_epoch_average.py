@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bridge.loop.settings import BridgeConfig
+from formats.errors import UserError
 from formats.param_file import read_params
 from model import create_model
 from model.execution.fused_training import fuse
@@ -29,7 +30,6 @@ from training.loop.task import ClassificationTask
 from training.records.interruption import Interrupted
 from training.records.metrics import read_metrics
 from training.records.state_file import load_state
-from training.settings.errors import UserError
 
 CONFIG = TrainConfig(
     epochs=5,

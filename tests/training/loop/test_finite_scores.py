@@ -12,14 +12,14 @@ import pytest
 from mxnet.gluon import nn
 
 import train_cifar
+from formats.errors import UserError
+from formats.images.preprocessing import Preprocessing
 from formats.param_file import write_params
 from model import create_model
 from model.weights.file_match import LoadError
 from model.weights.loading import check_finite
 from training.apply.predict import Picture, probabilities
-from training.batches.preprocessing import Preprocessing
 from training.loop.evaluation import evaluate
-from training.settings.errors import UserError
 
 BAD = (math.nan, math.inf, -math.inf)
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from mxnet.gluon import nn
 
+from formats.errors import UserError
+from formats.images.preprocessing import IMAGENET_MEAN
 from formats.param_file import read_params
 from training.augmentation.augment import Augmentation
 from training.batches.in_memory import TrainBatches
-from training.batches.preprocessing import IMAGENET_MEAN
 from training.batches.scores import Scores
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
@@ -36,7 +37,6 @@ from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.records.state_file import load_state
 from training.settings.config import to_dict
-from training.settings.errors import UserError
 from training.settings.schedules import schedule_of
 
 KEYS = [

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from formats.digest import verify_digest
+from formats.errors import UserError
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
 from training.records.interruption import Interruption
 from training.records.metrics import read_metrics
 from training.records.run_folder import STATE_FILE
 from training.records.state_file import load_state
-from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -12,13 +12,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from training.loop.checkpoint import parameter_arrays
 from training.loop.engine import Updater
 from training.loop.nonfinite import SkipGuard
 from training.loop.task import Measured
 from training.records.metrics import read_metrics
 from training.records.state_file import load_state
-from training.settings.errors import UserError
 from training.settings.run_config import RunConfig
 
 

@@ -11,11 +11,11 @@ from typing import Any, Callable
 
 import pytest
 
+from formats.errors import UserError
 from training.classifier.config import TrainConfig
 from training.loop.task import ClassificationTask
 from training.loop.train import train as train_script
 from training.records.run_folder import STATE_FILE, hold
-from training.settings.errors import UserError
 from training.settings.exit_code import exit_code
 
 ROOT = Path(__file__).resolve().parents[3]

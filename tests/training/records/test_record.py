@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from formats.errors import UserError
 from training.records import environment
 from training.records.metrics import read_metrics
 from training.records.run import Run
 from training.records.run_folder import read_config
-from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = {"model": "attention56", "epochs": 5}
@@ -299,7 +299,7 @@ def test_sigkill_loses_nothing_that_metrics_has(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_user_error(tmp_path: Path) -> None:
     code = f"""
         import resource
-        from training.settings.errors import UserError
+        from formats.errors import UserError
         from training.records.run import Run
         try:
             with Run.create({str(tmp_path)!r}, {{}}, []) as run:

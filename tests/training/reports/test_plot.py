@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from formats.errors import UserError
 from training.reports import plot
 from training.reports.plot import main, plot_runs
-from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -15,11 +15,11 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 
+from formats.errors import UserError
 from training.reports import compare, repeat
 from training.reports.compare import comparison_csv, comparison_table, group_runs
 from training.reports.compare_plot import curves, draw_groups
 from training.reports.run_results import RunResult, find_runs, read_result, spread
-from training.settings.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 # A training without a network: it can fail, or be stopped, after the first epoch of some seeds.

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from formats.errors import UserError
 from training.settings.config import (
     diff_from_default,
     from_dict,
@@ -21,7 +22,6 @@ from training.settings.config import (
     to_dict,
     to_json,
 )
-from training.settings.errors import UserError
 from training.settings.fields import option
 
 

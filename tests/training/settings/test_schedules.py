@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 from training.settings.schedules import KINDS, build_schedule
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from formats.atomic import write_atomically
+from formats.errors import UserError
 from training.glimpse.pictures.overlay import (
     INK,
     Colour,
@@ -21,7 +22,6 @@ from training.glimpse.pictures.overlay import (
     step_colours,
 )
 from training.glimpse.pictures.path import GlimpsePath
-from training.settings.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 # Float arithmetic leaves images a little outside [0, 1] and probabilities a little off the sum 1.
 TOLERANCE = 1e-3

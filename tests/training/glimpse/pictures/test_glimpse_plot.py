@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from formats.errors import UserError
 from training.glimpse.pictures import plot as glimpse_plot
 from training.glimpse.pictures.gif import animate_paths
 from training.glimpse.pictures.overlay import (
@@ -22,7 +23,6 @@ from training.glimpse.pictures.overlay import (
 )
 from training.glimpse.pictures.path import GlimpsePath
 from training.glimpse.pictures.plot import plot_paths
-from training.settings.errors import UserError
 
 # A location, and the pixel at the middle of its box, for an axis of 20 and one of 30 pixels.
 CORNERS_AND_CENTRE = [

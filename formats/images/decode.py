@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from training.settings.errors import UserError
+from formats.errors import UserError
 
 DECODERS = ("PNG", "JPEG", "WEBP", "BMP")
 FORMATS = "PNG, JPEG, WebP and BMP"

@@ -17,10 +17,8 @@ import numpy as np
 
 from formats.atomic import PathLike
 from formats.card import MAX_SIZE, is_newer
+from formats.errors import UserError, printable
 from formats.weight_file import read_card
-from training.augmentation.augment import normalize
-from training.records.cards import image_section
-from training.settings.errors import UserError, printable
 
 PREPROCESSING_FILE = "preprocessing.json"
 # What torchvision and Gluon's model zoo use; the first files of PistonY were trained with these.
@@ -75,6 +73,35 @@ class Preprocessing:
     def normalize(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return uint8 images (H, W, 3) as one float32 batch (N, 3, H, W)."""
         return normalize(np.stack(images), self.mean, self.std)
+
+
+def image_section(
+    size: tuple[int, int], mean: Sequence[float], deviation: Sequence[float], crop: float = 1.0
+) -> dict[str, Any]:
+    """Return what a network expects of an image; see docs/files.md."""
+    return {
+        "height": int(size[0]),
+        "width": int(size[1]),
+        "mean": list(map(float, mean)),
+        "deviation": list(map(float, deviation)),
+        "crop": float(crop),
+    }
+
+
+def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """``(image / 255 - mean) / std``: uint8 (N, H, W, C) to C-contiguous float32 (N, C, H, W).
+
+    ``mean`` and ``std`` are in [0, 1] units. Computed as one multiplication and one subtraction in
+    float32.
+    """
+    scale = 1 / (255 * np.asarray(std, np.float64))
+    offset = np.asarray(mean, np.float64) / np.asarray(std, np.float64)
+    # Transposing bytes first moves a quarter of the memory, and leaves long contiguous rows for the
+    # arithmetic.
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    pixels = planes * scale.astype(np.float32)[:, None, None]
+    pixels -= offset.astype(np.float32)[:, None, None]
+    return pixels
 
 
 def own_preprocessing(path: PathLike) -> tuple[Optional[Preprocessing], str]:
