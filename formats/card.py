@@ -255,6 +255,12 @@ def block_length(tail: bytes) -> Optional[int]:
     return int(length) + TRAILER.size
 
 
+def without_block(content: bytes) -> bytes:
+    """Return the content of a parameter file without its card; CardError as `block_length`."""
+    length = block_length(content[-TRAILER.size :])
+    return content[: len(content) - length] if length else content
+
+
 def decode_block(block: bytes) -> dict[str, Any]:
     """Return the card in exactly these bytes, which `encode_block` gave.
 

@@ -10,6 +10,7 @@ import csv
 from pathlib import Path
 from typing import Optional
 
+from formats.card import CardError, without_block
 from formats.digest import sha256_hex
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,15 +28,18 @@ def read_index(path: Path = INDEX) -> list[dict[str, str]]:
 
 
 def find_row(param_file: Path, *indices: Path) -> Optional[dict[str, str]]:
-    """Return the row of a parameter file, recognised by its content, or None."""
+    """Return the row of a parameter file, recognised by its arrays, or None.
+
+    Its card may be another than that of the published file, or none.
+    """
     rows = [row for index in indices for row in read_index(index)]
     try:
-        digest = sha256_hex(param_file.read_bytes()) if rows else ""
-    except OSError:
+        digest = sha256_hex(without_block(param_file.read_bytes())) if rows else ""
+    except (OSError, CardError):
         return None  # reading the parameters reports it, with what to do
-    return next((row for row in rows if row["sha256"] == digest), None)
+    return next((row for row in rows if row["arrays"] == digest), None)
 
 
 def find_result(param_file: Path, index: Path = INDEX) -> Optional[dict[str, str]]:
-    """Return the row of a parameter file, recognised by its content, or None."""
+    """Return the row of a parameter file in one index, as `find_row`."""
     return find_row(param_file, index)

@@ -16,16 +16,21 @@ import mxnet as mx
 import pytest
 
 import train_cifar
+from formats.card import without_block
 from formats.digest import verify_digest
+from formats.images.preprocessing import figures_of
 from formats.param_file import read_shapes
+from formats.weight_file import read_card, write_card
 from model.execution.inference import prepare_inference
 from model.weights.file_match import find_model
+from model.weights.known import THE_INDEX, known_of
 from model.weights.published import INDEX, find_result, read_index
 from training.batches.in_memory import EvalBatches
 from training.batches.scores import Scores
 from training.classifier.loaders import evaluation_batches, open_dataset
 from training.classifier.opening import Opened, open_classifier
 from training.classifier.recipes import RECIPES
+from training.data.cifar import MEAN, STD
 from training.data.dataset import ImageData
 from training.loop.evaluation import evaluate
 from training.reports.results_table import results_table
@@ -62,6 +67,8 @@ def test_index_names_every_file_once() -> None:
 def test_rows_describe_their_files(row: dict[str, str]) -> None:
     path = INDEX.parent / row["file"]
     assert hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
+    assert hashlib.sha256(without_block(path.read_bytes())).hexdigest() == row["arrays"]
+    assert path.stem.endswith(f"_{row['arrays'][:8]}")
     assert verify_digest(path)
     assert find_result(path) == row
     shapes = {name: shape for name, (shape, _) in read_shapes(path).items()}
@@ -69,6 +76,28 @@ def test_rows_describe_their_files(row: dict[str, str]) -> None:
     assert re.fullmatch(r"[0-9a-f]{7,40}", row["commit"])
     size_limit = 50e6 if row["file"] == legacy_file() else 10e6
     assert path.stat().st_size < size_limit
+
+
+@pytest.mark.parametrize("row", ROWS, ids=FILES)
+def test_cards_say_what_the_rows_say(row: dict[str, str]) -> None:
+    card = read_card(INDEX.parent / row["file"])
+    assert card
+    assert card["network"] == {
+        "model": row["model"],
+        "classes": int(row["classes"]),
+        "settings": {},
+    }
+    assert len(card["classes"]) == int(row["classes"])
+    image, figures = card["image"], figures_of(row["normalization"])
+    files = row["dataset"]
+    own = (MEAN[files], STD[files]) if files in MEAN else (image["mean"], image["deviation"])
+    assert (image["mean"], image["deviation"]) == tuple(map(list, figures or own))
+    assert (image["height"], image["width"], card["data"]["name"]) == (32, 32, files)
+    assert re.fullmatch("[0-9a-f]{64}", card["data"]["digest"])
+    trained = {name: str(value) for name, value in card["training"].items() if name != "recipe"}
+    assert trained == {n: row[n] for n in ("epochs", "seed", "precision", "commit", "command")}
+    assert card["scores"] == {name: float(row[name]) for name in ("test_acc", "test_loss")}
+    assert card["licence"] == "MIT"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=FILES)
@@ -89,10 +118,15 @@ def test_the_page_of_results_shows_the_index() -> None:
     assert results_table() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
-def test_only_a_file_of_the_same_content_is_found(tmp_path: Path) -> None:
+def test_only_a_file_of_the_same_arrays_is_found(tmp_path: Path) -> None:
     copy = tmp_path / "renamed.param"
     copy.write_bytes((INDEX.parent / FILES[0]).read_bytes())
     assert find_result(copy) == ROWS[0]
+    write_card(copy, {"card": 1, "licence": "another"})
+    assert find_result(copy) == ROWS[0]
+    write_card(copy, None)
+    assert find_result(copy) == ROWS[0]
+    assert known_of(copy).sources["network"] == THE_INDEX
     copy.write_bytes(copy.read_bytes() + b"x")
     assert find_result(copy) is None
     assert find_result(tmp_path / "missing.param") is None

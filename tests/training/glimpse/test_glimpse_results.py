@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from formats.card import without_block
 from formats.digest import verify_digest
 from formats.param_file import read_shapes
+from formats.weight_file import read_card
 from model.registry import create_model
 from model.weights.known import known_of
 from model.weights.published import GLIMPSE_INDEX, find_result, read_index
@@ -42,6 +44,8 @@ def test_index_names_every_file_once() -> None:
 def test_rows_describe_their_files(row: dict[str, str]) -> None:
     path = GLIMPSE_INDEX.parent / row["file"]
     assert hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
+    assert hashlib.sha256(without_block(path.read_bytes())).hexdigest() == row["arrays"]
+    assert path.stem.endswith(f"_{row['arrays'][:8]}")
     assert verify_digest(path)
     assert find_result(path, GLIMPSE_INDEX) == row
     assert glimpse_loaders.known_settings(known_of(path))["model"] == row["model"]
@@ -50,6 +54,22 @@ def test_rows_describe_their_files(row: dict[str, str]) -> None:
     assert {name: shape for name, (shape, _) in read_shapes(path).items()} == expected
     assert re.fullmatch(r"[0-9a-f]{7,40}", row["commit"])
     assert path.stat().st_size < 10e6
+
+
+@pytest.mark.parametrize("row", ROWS, ids=FILES)
+def test_cards_say_what_the_rows_say(row: dict[str, str]) -> None:
+    card = read_card(GLIMPSE_INDEX.parent / row["file"])
+    assert card
+    assert card["network"] == {"model": row["model"], "classes": 10, "settings": {}}
+    assert card["classes"] == list("0123456789")
+    size = create_model(row["model"]).image_shape[1]
+    assert (card["image"]["height"], card["image"]["width"]) == (size, size)
+    assert card["data"]["name"] == row["dataset"]
+    assert card["glimpse"]["deviation"] == float(row["std"])
+    trained = {name: str(value) for name, value in card["training"].items()}
+    assert trained == {name: row[name] for name in ("epochs", "seed", "commit", "command")}
+    names = ("single_error", "m10_error", "test_loss")
+    assert card["scores"] == {name: float(row[name]) for name in names}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=FILES)
