@@ -47,7 +47,7 @@ from training.augmentation.label_noise import noise_files
 from training.classifier.config import ACTIONS, OVERRIDES, ClassifierConfig, TrainConfig
 from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.classifier.loaders import build_loaders, evaluation_batches, open_dataset
-from training.classifier.matching import with_labels_of
+from training.classifier.matching import warn_of_more_classes, with_labels_of
 from training.classifier.networks import build_classifier
 from training.classifier.opening import open_classifier, with_start
 from training.classifier.recipes import RECIPES, with_recipe
@@ -209,12 +209,7 @@ def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
     dataset = with_labels_of(open_dataset(config), expected.class_names, path)
     dataset = replace(dataset, mean=expected.mean, std=expected.std)
     print(f"{path} ({opened.status}): {config.model} on {dataset.name}; {opened.origin()}")
-    if config.classes > dataset.classes:
-        print(
-            f"warning: a network of {config.classes} classes, {dataset.name} has "
-            f"{dataset.classes}. If it was trained on other data, name that with --dataset",
-            file=sys.stderr,
-        )
+    warn_of_more_classes(config.classes, dataset)
     scores = test(opened.net, opened.contexts, evaluation_batches(dataset.test, dataset))
     if config.seed_format:
         print(evaluation_lines(*scores))

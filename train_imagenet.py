@@ -37,7 +37,7 @@ from training.classifier.imagenet import (
     open_imagenet,
     photo_test_batches,
 )
-from training.classifier.matching import with_labels_of
+from training.classifier.matching import warn_of_more_classes, with_labels_of
 from training.classifier.opening import open_classifier, with_start
 from training.classifier.task import prepare_classifier
 from training.loop.train import train
@@ -94,6 +94,7 @@ def _test_file(path: str, config: ImageNetConfig, given: Mapping[str, Any]) -> i
         f"{path} ({opened.status}): {config.model} on {data.name}, {expected.size}x{expected.size}"
         f"{trained}; {opened.origin()}"
     )
+    warn_of_more_classes(config.classes, data)
     test(opened.net, opened.contexts, photo_test_batches(data, config.classes, expected))
     return 0
 

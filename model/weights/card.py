@@ -25,7 +25,7 @@ from formats.card import METADATA_KEY, SCHEMA, VERSION, CardError, card_text, ch
 from formats.param_reader import ParamFileError
 from formats.weight_file import read_card, read_weight_shapes, write_card
 from model.registry import FAMILIES, ModelError
-from model.weights.dialects import TORCH, detect_dialect
+from model.weights.dialects import IMAGES, detect_dialect
 from model.weights.file_match import LoadError, count_classes, find_model, fits
 from model.weights.known import known_of
 from model.weights.network_card import network_from
@@ -112,8 +112,9 @@ def collected(path: str) -> dict[str, Any]:
             card["network"] = {"model": model, "classes": classes, "settings": {}}
     elif not card["network"].get("classes") and count_classes(shapes):
         card["network"] = {**card["network"], "classes": count_classes(shapes)}
-    if "image" not in card and detect_dialect(shapes) == TORCH:
-        card["image"] = {"mean": [0.0] * 3, "deviation": [1.0] * 3}  # pixels from 0 to 1
+    image = IMAGES.get(detect_dialect(shapes) or "")
+    if "image" not in card and image:
+        card["image"] = copy.deepcopy(image)
     return card
 
 

@@ -34,7 +34,9 @@ from model.registry import FAMILIES
 from model.weights.dialects import (
     GLUONCV,
     HEAD,
+    IMAGES,
     PRE,
+    PYTORCHCV,
     RESNET,
     TITLES,
     TORCH,
@@ -203,8 +205,8 @@ def _card(
             if key in fields and value != getattr(FAMILIES[name][0], key)
         }
         card["network"] = {"model": name, "classes": classes, "settings": settings}
-    if dialect == TORCH and not known.card:
-        card["image"] = {"mean": [0.0] * 3, "deviation": [1.0] * 3}  # pixels from 0 to 1
+    if dialect in IMAGES and not known.card:
+        card["image"] = dict(IMAGES[dialect])
     return card
 
 
@@ -249,6 +251,8 @@ def _notes(
         notes.append(f"left out: {dropped} entries that the network never uses")
     if dialect == TORCH:
         notes.append("normalization: none; those networks were trained on pixels from 0 to 1")
+    if dialect == PYTORCHCV:
+        notes.append("normalization: ImageNet's, as in that code")
     return tuple(notes)
 
 

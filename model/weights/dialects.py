@@ -5,6 +5,7 @@
 - ``gluoncv``: gluoncv's ``residual_attentionnet.py``, which puts every group into a sequence.
 - ``torch``: tengshaofeng/ResidualAttentionNetwork-pytorch (see `model.weights.foreign_names`).
 - ``hao``: haoxintong/ResidualAttentionNetwork-Gluon; read, but not written.
+- ``pytorchcv``: osmr/imgclsmob's PyTorch networks for 224x224 images; read, but not written.
 - ``resnet``: this project's CIFAR ResNets; ``torch-resnet``: zhongshsh/RAM's and bearpaw's (see
   `model.weights.resnet_names`).
 
@@ -17,13 +18,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Optional, TypeVar
+from typing import Any, Optional, TypeVar
 
 from model.weights.foreign_names import (
     OLD_CHILDREN,
     from_hao,
+    from_pytorchcv,
     from_torch,
     is_hao,
+    is_pytorchcv,
     is_torch,
     pair,
     pooled_twice,
@@ -41,6 +44,7 @@ from model.weights.resnet_names import (
 T = TypeVar("T")
 
 HEAD, PRE, GLUONCV, TORCH, HAO = "head", "pre", "gluoncv", "torch", "hao"
+PYTORCHCV = "pytorchcv"
 RESNET, TORCH_RESNET = "resnet", "torch-resnet"
 TITLES = {
     HEAD: "PistonY HEAD",
@@ -48,13 +52,24 @@ TITLES = {
     GLUONCV: "gluoncv",
     TORCH: "tengshaofeng's PyTorch",
     HAO: "haoxintong's Gluon",
+    PYTORCHCV: "pytorchcv's",
     RESNET: "this project's",
     TORCH_RESNET: "zhongshsh/RAM's PyTorch",
 }
 TARGETS = (HEAD, PRE, GLUONCV, TORCH, RESNET, TORCH_RESNET)
 # Wiring of the soft mask (see `model.layers.attention_module`) in the code that a dialect belongs
 # to.
-WIRINGS = {PRE: "legacy", GLUONCV: "legacy", TORCH: "legacy", HAO: "paper"}
+WIRINGS = {PRE: "legacy", GLUONCV: "legacy", TORCH: "legacy", HAO: "paper", PYTORCHCV: "legacy"}
+# What that code does to images before the network gets them, where one answer holds for all of its
+# files: the section ``image`` of a card.
+IMAGES: dict[str, dict[str, Any]] = {
+    TORCH: {"mean": [0.0] * 3, "deviation": [1.0] * 3},  # pixels from 0 to 1
+    PYTORCHCV: {
+        "mean": [0.485, 0.456, 0.406],
+        "deviation": [0.229, 0.224, 0.225],
+        "crop": 0.875,
+    },
+}
 
 # Channels before the classifier of PistonY's networks; other widths came later, with his names.
 _HEAD_WIDTHS = (1024, 2048)
@@ -83,6 +98,8 @@ def detect_dialect(names: Iterable[str]) -> Optional[str]:
         return TORCH_RESNET
     if is_hao(known):
         return HAO
+    if is_pytorchcv(known):
+        return PYTORCHCV
     dialect = None
     for name in known:
         if _GLUONCV_MODULE.match(name):
@@ -139,6 +156,8 @@ def _to_head(tensors: Mapping[str, T], source: str) -> dict[str, T]:
         return from_torch(tensors)
     if source == HAO:
         return from_hao(tensors)
+    if source == PYTORCHCV:
+        return from_pytorchcv(tensors)
     names = list(tensors)
     if source == PRE:
         names = swap_children(names, {_FIRST: OLD_CHILDREN})

@@ -5,9 +5,11 @@
   every unit, most of them never used.
 - haoxintong/ResidualAttentionNetwork-Gluon: a flat row ``features.N`` and the paper's wiring of the
   soft mask. Its modules hold the same units, in other groups.
+- osmr/imgclsmob (pytorchcv), networks for 224x224 images: ``features.stageN.unitN``, the mask as an
+  hourglass of ``down``, ``up`` and ``skip``, the trunk as the first skip.
 
-Facts about both were read in their sources (commits 88ed90f and a4b13d9). Works on names and, for
-the classifier, on arrays or shapes; without MXNet.
+Facts were read in their sources (commits 88ed90f and a4b13d9, pytorchcv 0.0.74). Works on names
+and, for the classifier, on arrays or shapes; without MXNet.
 """
 
 from __future__ import annotations
@@ -35,6 +37,23 @@ _UNUSED = re.compile(r"(?:attention_module\w+\..+|residual_block[56])\.conv4\.we
 _COUNTER = ".num_batches_tracked"
 _NORM_WORDS = {"weight": "gamma", "bias": "beta"}
 _TORCH_WORDS = {"gamma": "weight", "beta": "bias"}
+
+_STAGE = re.compile(r"features\.stage(\d+)\.unit(\d+)\.(.+)")
+_HOURGLASS = re.compile(r"hg\.(down|up|skip)_seq\.[a-z]+(\d+)\.(.+)")
+_ROW = re.compile(r"(?:res_blocks\.)?blocks\.block(\d+)\.(.+)")
+_PYTORCHCV_UNIT = (
+    (re.compile(r"body\.conv(\d)\.bn\."), r"bn\1."),
+    (re.compile(r"body\.conv(\d)\.conv\."), r"conv\1."),
+    (re.compile(r"identity_conv\."), "conv4."),
+)
+_PYTORCHCV_ENDS = (
+    (re.compile(r"^features\.init_block\.conv\.conv\."), "conv1.0."),
+    (re.compile(r"^features\.init_block\.conv\.bn\."), "conv1.1."),
+    (re.compile(r"^features\.post_activ\.bn\."), "mpool2.0."),
+    (re.compile(r"^output\."), "fc."),
+)
+# The mask's end: two rows of norm, ReLU, convolution.
+_PYTORCHCV_MIDDLE = {"conv1.bn": 0, "conv1.conv": 2, "conv2.bn": 3, "conv2.conv": 5}
 
 _FEATURE = re.compile(r"features\.(\d+)\.(.+)")
 _HAO_CHILDREN = (
@@ -227,3 +246,75 @@ def _hao_module(inner: str, group: list[str]) -> str:
             moved = pattern.sub(name, inner, count=1)
             return moved.replace(f"{name}0.", name, 1) if single else moved
     return inner
+
+
+def is_pytorchcv(names: Iterable[str]) -> bool:
+    """Tell whether these are names of pytorchcv's attention networks."""
+    return any(_STAGE.match(name) and ".hg." in name for name in names)
+
+
+def from_pytorchcv(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Turn pytorchcv's names into this project's; the counters of batches are left out."""
+    kept = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
+    modules: dict[tuple[int, int], list[str]] = {}
+    for found in filter(None, map(_STAGE.match, kept)):
+        modules.setdefault((int(found[1]), int(found[2])), []).append(found[3])
+    # Of a stage without modules, the last, each unit counts as a stage of its own.
+    attentive = {stage for (stage, _), group in modules.items() if any("hg." in n for n in group)}
+    names = []
+    for old in kept:
+        name, match = old, _STAGE.match(old)
+        if match:
+            stage, unit = int(match[1]), int(match[2])
+            if stage in attentive and unit > 1:
+                suffix = f"_{unit - 1}" if unit > 2 else ""
+                inner = _pytorchcv_module(match[3], modules[stage, unit])
+                name = f"attention_module{stage}{suffix}.{inner}"
+            else:
+                name = f"residual_block{stage + unit - 1}.{match[3]}"
+        for pattern, ours in (*_PYTORCHCV_ENDS, *_PYTORCHCV_UNIT):
+            name = pattern.sub(ours, name, count=1)
+        names.append(_gluon_words(name, f"{old.rpartition('.')[0]}.running_mean" in kept))
+    return {
+        name: as_pointwise(value) if name == "fc.weight" else value
+        for name, value in pair(names, kept.values()).items()
+    }
+
+
+def _pytorchcv_module(inner: str, group: list[str]) -> str:
+    """Name within one module, up to the unit, whose own words are left."""
+    if inner.startswith("init_blocks."):
+        return f"first_residual_blocks.{_pytorchcv_row(inner, group)}"
+    if inner.startswith("final_block."):
+        return inner.replace("final_block.", "last_blocks.", 1)
+    levels = [m for m in map(_HOURGLASS.match, group) if m]
+    depth = max((int(m[2]) for m in levels), default=1)
+    match = _HOURGLASS.match(inner)
+    if not match:
+        place, _, word = inner.replace("middle_block.", "", 1).rpartition(".")
+        layer = _PYTORCHCV_MIDDLE.get(place, place)
+        return f"softmax{2 * depth}_blocks.{layer}.{word}"
+    kind, level, rest = match[1], int(match[2]), match[3]
+    if kind == "skip" and level == 1:
+        return f"trunk_branches.{_pytorchcv_row(inner, group, always=True)}"
+    if kind == "skip":
+        return f"skip{level - 1}_connection_residual_block.{rest.replace('skip1.', '', 1)}"
+    if level == depth:  # the units around the lowest map make one row
+        below = _pytorchcv_units(f"hg.down_seq.down{depth}.", group) if kind == "up" else 0
+        return f"softmax{depth}_blocks.{_pytorchcv_row(inner, group, below, always=True)}"
+    step = level if kind == "down" else 2 * depth - level
+    return f"softmax{step}_blocks.{_pytorchcv_row(inner, group)}"
+
+
+def _pytorchcv_units(start: str, group: list[str]) -> int:
+    rows = (_ROW.match(name[len(start) :]) for name in group if name.startswith(start))
+    return max((int(row[1]) for row in rows if row), default=0)
+
+
+def _pytorchcv_row(inner: str, group: list[str], below: int = 0, always: bool = False) -> str:
+    """Name from the index in a row of units on; a unit that is alone in its row has none."""
+    row = _ROW.search(inner)
+    if not row:
+        return inner
+    several = always or _pytorchcv_units(inner[: row.start()], group) > 1
+    return f"{int(row[1]) - 1 + below}.{row[2]}" if several else row[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -77,6 +78,16 @@ def with_labels_of(data: Any, own: Sequence[str], what: str) -> Any:
     labels = labels_by_name(own, data.class_names, what, data.name)
     splits = {split: _relabelled(getattr(data, split), labels) for split in SPLITS}
     return replace(data, class_names=tuple(own), **splits)
+
+
+def warn_of_more_classes(classes: int, data: Any) -> None:
+    """Warn when a network has more outputs than a data set has classes."""
+    if classes > data.classes:
+        print(
+            f"warning: a network of {classes} classes, {data.name} has {data.classes}. If it was "
+            "trained on other data, name that",
+            file=sys.stderr,
+        )
 
 
 def _relabelled(split: Any, labels: np.ndarray) -> Any:

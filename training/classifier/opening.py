@@ -25,7 +25,7 @@ from formats.images.preprocessing import (
 )
 from formats.weight_file import read_weight_shapes
 from model.registry import FAMILIES, create_model
-from model.weights.dialects import TITLES, TORCH, detect_dialect
+from model.weights.dialects import IMAGES, TITLES, TORCH, detect_dialect
 from model.weights.file_match import LoadError, find_model
 from model.weights.known import ITS_CARD, Known, known_of
 from model.weights.loading import check_finite, load_parameters
@@ -256,6 +256,13 @@ class Source(NamedTuple):
         name = self.known.recorded.get("dataset") or self.known.card.get("data", {}).get("name")
         return str(name) if name else None
 
+    @property
+    def images(self) -> Mapping[str, Any]:
+        """What the code that the file's names belong to does to images; empty: nothing is known."""
+        # Names of others in a file with a card are those of a network of this project, converted.
+        own = ITS_CARD in self.known.sources.values()
+        return {} if own else IMAGES.get(self.dialect or "", {})
+
 
 def expected_of(source: Source) -> Expected:
     """Return what the network of a file expects of an image and calls its classes.
@@ -265,7 +272,7 @@ def expected_of(source: Source) -> Expected:
     image = source.known.card.get("image", {})
     figures, normalization, assumed = _figures(source, image)
     names, classes = _names(source)
-    crop = IMAGENET_CROP if source.config.dataset == IMAGENET else 1.0
+    crop = IMAGENET_CROP if source.config.dataset == IMAGENET else source.images.get("crop", 1.0)
     size = source.given.get("size") or image.get("height") or _size(source)
     preprocessing = Preprocessing(size, *figures, names, image.get("crop", crop))
     return Expected(preprocessing, normalization, classes, assumed)
@@ -285,9 +292,11 @@ def _figures(source: Source, image: Mapping[str, Any]) -> tuple[Figures, str, bo
     if recorded:
         trained = source.trained_on or config.dataset
         return figures_of(recorded) or _statistics(config, trained), known.beside, False
-    # Names of others in a file with a card are those of a network of this project, converted.
-    if source.dialect == TORCH and ITS_CARD not in known.sources.values():
-        return FIGURES["none"], f"none, as in {TITLES[TORCH]} code", False
+    usual = source.images
+    if usual:
+        what = "none" if source.dialect == TORCH else "ImageNet's"
+        figures = tuple(usual["mean"]), tuple(usual["deviation"])
+        return figures, f"{what}, as in {TITLES[str(source.dialect)]} code", False
     if source.path.endswith(TORCH_ENDINGS) and "resnet" in source.model:
         # PyTorch's CIFAR ResNets are those of RAM's authors, with that repository's numbers.
         return FIGURES["ram"], "that of the RAM repository, as for all its files", False
