@@ -13,11 +13,12 @@ from typing import Optional
 import numpy as np
 
 from formats.atomic import write_atomically
+from formats.downloads.fetch import fetch
 from formats.errors import UserError
 from training.data.dataset import Dataset, ImageData
 from training.downloads.cifar_files import FORMATS, Format, Source, find_source, read_source
 from training.downloads.digests import TABLE
-from training.downloads.download import candidates, fetch
+from training.downloads.mirrors import candidates
 from training.downloads.places import Wanted, base_folder, gluon_folder
 
 CIFAR10_CLASSES = (

@@ -14,10 +14,12 @@ from typing import Optional
 
 import numpy as np
 
+from formats.downloads.fetch import fetch
+from formats.downloads.file_digest import mismatch
 from formats.errors import UserError
 from training.data.dataset import Dataset, ImageData
-from training.downloads.digests import TABLE, mismatch
-from training.downloads.download import candidates, fetch
+from training.downloads.digests import TABLE
+from training.downloads.mirrors import candidates
 from training.downloads.places import Wanted, base_folder, gluon_folder
 
 # Images before labels, in the order train, test.

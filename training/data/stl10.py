@@ -22,10 +22,12 @@ from typing import Any, Optional
 import numpy as np
 
 from formats.atomic import replacing
+from formats.downloads.fetch import exclusive, fetch
+from formats.downloads.file_digest import Hasher
 from formats.errors import UserError
 from training.data.dataset import Dataset, ImageData, channel_statistics
-from training.downloads.digests import TABLE, Hasher
-from training.downloads.download import candidates, exclusive, fetch
+from training.downloads.digests import TABLE
+from training.downloads.mirrors import candidates
 from training.downloads.places import Wanted, base_folder, gluon_folder
 from training.downloads.tar_members import BoundedTarInfo
 

@@ -16,9 +16,10 @@ from typing import Optional
 
 import numpy as np
 
+from formats.downloads.file_digest import mismatch
 from formats.errors import UserError
 from training.downloads.batch_pickle import BatchError, read_batch
-from training.downloads.digests import TABLE, mismatch
+from training.downloads.digests import TABLE
 from training.downloads.tar_members import BoundedTarInfo
 
 PIXELS = 3 * 32 * 32

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Optional
 
+from formats.downloads.fetch import DownloadFailed, exclusive
 from formats.errors import UserError
-from training.downloads.download import DownloadFailed, exclusive
 
 
 @dataclass(frozen=True)

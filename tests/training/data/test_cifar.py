@@ -13,6 +13,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
+from formats.downloads.file_digest import FileDigest
 from formats.errors import UserError
 from model.weights.known import Known
 from training.classifier.config import TrainConfig
@@ -20,7 +21,7 @@ from training.classifier.opening import Source, expected_of
 from training.data import catalogue, cifar
 from training.data import dataset as datasets
 from training.downloads.cifar_files import FORMATS, PIXELS
-from training.downloads.digests import TABLE, FileDigest
+from training.downloads.digests import TABLE
 
 IMAGES = 20
 COARSE = cifar.CIFAR100_COARSE_CLASSES

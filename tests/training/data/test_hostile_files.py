@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from formats.downloads.file_digest import FileDigest
 from formats.errors import UserError
 from formats.images import decode
 from formats.images.decode import decode_image, open_rgb
@@ -31,7 +32,7 @@ from training.data.catalogue import load_dataset
 from training.data.cifar import load_cifar
 from training.data.image_folder import Files
 from training.downloads.cifar_files import FORMATS
-from training.downloads.digests import TABLE, FileDigest
+from training.downloads.digests import TABLE
 from training.downloads.tar_members import MAX_HEADER_BYTES
 from training.records.run import Run
 

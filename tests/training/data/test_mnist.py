@@ -10,14 +10,15 @@ from typing import Callable, Optional
 import numpy as np
 import pytest
 
+from formats.downloads.file_digest import FileDigest
 from formats.errors import UserError
 from training.data import mnist
 from training.data.catalogue import load_dataset
 from training.data.dataset import channel_statistics
 from training.data.digits import enlarge, load_digits
 from training.data.mnist import FILES, load_mnist
-from training.downloads.digests import TABLE, FileDigest
-from training.downloads.download import MNIST_URLS, candidates
+from training.downloads.digests import TABLE
+from training.downloads.mirrors import MNIST_URLS, candidates
 
 COUNTS = (7, 7, 3, 3)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import train_cifar
+from formats.downloads.file_digest import FileDigest
 from formats.errors import UserError
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
@@ -20,7 +21,7 @@ from training.classifier.recipes import RECIPES, with_recipe
 from training.data import stl10
 from training.data.catalogue import load_dataset
 from training.data.dataset import Dataset
-from training.downloads.digests import TABLE, FileDigest
+from training.downloads.digests import TABLE
 from training.records.metrics import read_metrics
 
 COUNTS = {"train": 20, "test": 10, "unlabeled": 7}

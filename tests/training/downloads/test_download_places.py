@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from formats.downloads.fetch import exclusive, shown
 from formats.errors import UserError
-from training.downloads import download
-from training.downloads.download import candidates, exclusive, shown
+from training.downloads import mirrors
+from training.downloads.mirrors import candidates
 
 NAME = "cifar-10-binary.tar.gz"
 
@@ -19,7 +20,7 @@ def test_places_and_mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     usual = candidates("cifar10", NAME)
     assert usual == [
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        f"{download.GLUON_URL}/gluon/dataset/cifar10/cifar-10-binary.tar.gz",
+        f"{mirrors.GLUON_URL}/gluon/dataset/cifar10/cifar-10-binary.tar.gz",
     ]
     monkeypatch.setenv("MXNET_GLUON_REPO", "http://own.example/")
     assert candidates("cifar10", NAME)[1] == f"http://own.example/gluon/dataset/cifar10/{NAME}"

@@ -15,12 +15,14 @@ from typing import Optional
 import numpy as np
 import pytest
 
+from formats.downloads import http_transfer
+from formats.downloads.fetch import DownloadFailed, fetch
+from formats.downloads.file_digest import FileDigest
 from formats.errors import UserError
 from training.data import cifar
-from training.downloads import download, http_transfer
+from training.downloads import mirrors
 from training.downloads.cifar_files import FORMATS
-from training.downloads.digests import TABLE, FileDigest
-from training.downloads.download import DownloadFailed, fetch
+from training.downloads.digests import TABLE
 
 NAME = "cifar-10-binary.tar.gz"
 CONTENT = np.random.Generator(np.random.PCG64(0)).bytes(300_000)
@@ -253,7 +255,7 @@ def test_cifar10_is_downloaded_once_into_gluons_folder(
     server: Server, tiny_archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.files[f"/gluon/dataset/cifar10/{NAME}"] = tiny_archive
-    monkeypatch.setattr(download, "AUTHORS_URL", server.url)
+    monkeypatch.setattr(mirrors, "AUTHORS_URL", server.url)
     monkeypatch.setenv("MXNET_GLUON_REPO", server.url)
     for _ in range(2):
         dataset = cifar.load_cifar("cifar10")
@@ -280,7 +282,7 @@ def test_cifar10_from_a_local_mirror_into_the_data_folder(
 def test_offline_is_one_error_that_lists_everything(
     server: Server, tiny_archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "AUTHORS_URL", f"{server.url}/authors")
+    monkeypatch.setattr(mirrors, "AUTHORS_URL", f"{server.url}/authors")
     monkeypatch.setenv("MXNET_GLUON_REPO", f"{server.url}/gluon-repository")
     with pytest.raises(UserError) as caught:
         cifar.load_cifar("cifar10", mirror=f"{server.url}/mirror")

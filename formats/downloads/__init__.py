@@ -1,0 +1,1 @@
+"""Getting files: resumable, checked against digests, whole or not at all."""
