@@ -7,8 +7,10 @@ class for every stage; here one class takes the number of poolings in the mask, 
 
 from __future__ import annotations
 
+import re
 from functools import partial
-from typing import Any, Callable, Optional
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional
 
 from mxnet.gluon import nn
 
@@ -17,9 +19,7 @@ from model.layers.resnext_unit import ResNeXtUnit
 
 WIRINGS = ("legacy", "paper")
 LEARNINGS = ("arl", "nal")
-ATTENTIONS = ("mixed", "channel", "spatial", "tanh")
 UNITS = ("bottleneck", "resnext")
-STANDARDIZATION_EPSILON = 1e-5  # keeps a constant map finite; not in the paper
 SOFT_MASK = "soft_mask"  # ends the name of every mask in a graph
 
 # Names before the refactoring of 2018-10-15, for the first CIFAR stage (mask_depth 2) only.
@@ -33,6 +33,25 @@ OLD_NAMES_DEPTH_2 = {
 # Called as unit(channels), unit(channels, in_channels, stride).
 Unit = Callable[..., nn.HybridBlock]
 NormLayer = Callable[..., nn.HybridBlock]
+
+
+class Activation(NamedTuple):
+    """A row of the table of activations, see `soft_mask`."""
+
+    divided: str
+    end: str
+    epsilon: float
+
+
+def read_activations(text: str) -> dict[str, Activation]:
+    """Return the table that the operators in C++ are made from, by name."""
+    rows = re.findall(r"^ACTIVATION\((\w+), *(\w+), *(\w+), *([\d.e-]+)\)$", text, re.M)
+    return {name: Activation(divided, end, float(eps)) for name, divided, end, eps in rows}
+
+
+_TABLE = Path(__file__).parents[1] / "native" / "units" / "mask_activations.def"
+ACTIVATIONS = read_activations(_TABLE.read_text(encoding="utf-8"))
+ATTENTIONS = tuple(ACTIVATIONS)
 
 
 def unit_builder(
@@ -72,18 +91,21 @@ def soft_mask(F: Any, y: Any, attention: str) -> Any:
     - ``spatial`` (f3): ``sigmoid((y - mean) / std)`` over the positions of each channel.
     - ``tanh``: ``tanh(y)``, not in the paper but in the authors' AttentionNeXt-56.
 
-    Fused training computes the same in C++, by ``Mask`` and ``Logistic`` in
-    ``model/native/units/maps.h``: change both. Inputs and outputs are (N, C, H, W).
+    The table ``model/native/units/mask_activations.def`` has these as rows: what the maps are
+    divided by (the norm over the channels of each of the ``PIXELS``, the deviation of each of the
+    ``MAPS``, or ``NOWHERE``), the function at the end, and what keeps a division finite, which the
+    paper does not have. Fused training computes the same in C++ from the same table. Inputs and
+    outputs are (N, C, H, W); ValueError for an unknown name.
     """
-    if attention == "channel":
-        return F.L2Normalization(y, mode="channel", name=SOFT_MASK)
-    if attention == "tanh":
-        return F.Activation(y, act_type="tanh", name=SOFT_MASK)
-    if attention == "spatial":
+    _check_choice("attention", attention, ATTENTIONS)
+    divided, end, epsilon = ACTIVATIONS[attention]
+    if divided == "PIXELS":
+        return F.L2Normalization(y, mode="channel", eps=epsilon, name=SOFT_MASK)
+    if divided == "MAPS":
         centred = F.broadcast_sub(y, F.mean(y, axis=(2, 3), keepdims=True))
         variance = F.mean(F.square(centred), axis=(2, 3), keepdims=True)
-        y = F.broadcast_mul(centred, F.rsqrt(variance + STANDARDIZATION_EPSILON))
-    return F.Activation(y, act_type="sigmoid", name=SOFT_MASK)
+        y = F.broadcast_mul(centred, F.rsqrt(variance + epsilon))
+    return F.Activation(y, act_type=end.lower(), name=SOFT_MASK)
 
 
 class AttentionModule(nn.HybridBlock):

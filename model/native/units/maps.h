@@ -27,23 +27,51 @@ inline Lanes exponential(Lanes x) {
 
 inline Lanes logistic(Lanes x) { return 1.0f / (1.0f + exponential(-x)); }
 
+// The table that Python reads too.
+enum class Divided { NOWHERE, PIXELS, MAPS };
+enum class End { SIGMOID, IDENTITY, TANH };
+struct Activation {
+  const char* name;
+  Divided divided;
+  End end;
+  float epsilon;
+  // That code for it is below.
+  constexpr bool is_known() const {
+    return (divided == Divided::PIXELS) == (end == End::IDENTITY) &&
+           (divided != Divided::MAPS || end == End::SIGMOID);
+  }
+};
+#define ACTIVATION(name, divided, end, epsilon) {#name, Divided::divided, End::end, epsilon},
+constexpr Activation kActivations[] = {
+#include "mask_activations.def"
+};
+#undef ACTIVATION
+#define ACTIVATION(name, divided, end, epsilon)                                        \
+  static_assert(Activation{#name, Divided::divided, End::end, epsilon}.is_known(), \
+                "there is no code for the activation " #name);
+#include "mask_activations.def"
+#undef ACTIVATION
+
+inline const Activation& activation_of(const std::string& name) {
+  std::string known;
+  for (const Activation& one : kActivations) {
+    if (name == one.name) return one;
+    known += (known.empty() ? "" : ", ") + std::string(one.name);
+  }
+  throw std::runtime_error("unknown attention " + name + "; available: " + known);
+}
+
 // Attention weights M of the mask's maps m, and how they act on the trunk: y = (base + M) t.
 struct Mask {
-  enum Kind { kMixed, kTanh, kSpatial, kChannel };
-  Kind kind = kMixed;
+  Activation activation;
   float base = 1.0f;  // attention residual learning; 0: naive
 
   Mask(const std::string& attention, const std::string& learning)
-      : base(learning == "arl" ? 1.0f : 0.0f) {
-    if (attention == "tanh") kind = kTanh;
-    if (attention == "spatial") kind = kSpatial;
-    if (attention == "channel") kind = kChannel;
-    if (kind == kMixed && attention != "mixed")
-      throw std::runtime_error("unknown attention " + attention);
+      : activation(activation_of(attention)), base(learning == "arl" ? 1.0f : 0.0f) {
+    if (learning != "arl" && learning != "nal")
+      throw std::runtime_error("unknown learning " + learning + "; available: arl, nal");
   }
 };
-
-constexpr float kSpatialEpsilon = 1e-5f, kChannelEpsilon = 1e-10f;
 
 // M = scale * sigmoid(k m + o) + shift, of one image's block of channels.
 struct Logistic {
@@ -52,8 +80,8 @@ struct Logistic {
 
   template <class T>
   Logistic(const Mask& mask, const T* m, int pixels) {
-    if (mask.kind == Mask::kTanh) k = Lanes{} + 2.0f, scale = 2.0f, shift = -1.0f;
-    if (mask.kind != Mask::kSpatial) return;
+    if (mask.activation.end == End::TANH) k = Lanes{} + 2.0f, scale = 2.0f, shift = -1.0f;
+    if (mask.activation.divided != Divided::MAPS) return;
     Lanes mean{}, variance{};
     for (int p = 0; p < pixels; ++p) mean += load(m + p * kLanes);
     mean /= static_cast<float>(pixels);
@@ -62,7 +90,7 @@ struct Logistic {
       variance += v * v;
     }
     for (int i = 0; i < kLanes; ++i)
-      k[i] = 1.0f / std::sqrt(variance[i] / pixels + kSpatialEpsilon);
+      k[i] = 1.0f / std::sqrt(variance[i] / pixels + mask.activation.epsilon);
     o = -mean * k;
   }
   Lanes gate(Lanes m) const { return logistic(k * m + o); }
@@ -76,7 +104,7 @@ inline float sum_of(Lanes v) {
 
 // One over the norm over all channels at each position of an image.
 template <class T>
-void inverse_norms(const T* m, const Shape& s, std::vector<float>* found) {
+void inverse_norms(const T* m, const Shape& s, float epsilon, std::vector<float>* found) {
   found->resize(s.pixels());
   for (int p = 0; p < s.pixels(); ++p) {
     Lanes square{};
@@ -84,7 +112,7 @@ void inverse_norms(const T* m, const Shape& s, std::vector<float>* found) {
       const Lanes v = load(m + (static_cast<size_t>(b) * s.pixels() + p) * kLanes);
       square += v * v;
     }
-    (*found)[p] = 1.0f / std::sqrt(sum_of(square) + kChannelEpsilon);
+    (*found)[p] = 1.0f / std::sqrt(sum_of(square) + epsilon);
   }
 }
 
@@ -92,11 +120,11 @@ template <class T>
 void mask_forward(const Mask& mask, const T* m, const T* t, T* y, const Shape& s) {
   const int blocks = s.blocks(), pixels = s.pixels();
   const size_t plane = static_cast<size_t>(pixels) * kLanes;
-  if (mask.kind == Mask::kChannel) {
+  if (mask.activation.divided == Divided::PIXELS) {
 #pragma omp parallel for
     for (int n = 0; n < s.n; ++n) {
       std::vector<float> inverse;
-      inverse_norms(m + n * s.image(), s, &inverse);
+      inverse_norms(m + n * s.image(), s, mask.activation.epsilon, &inverse);
       for (size_t i = n * s.image(), j = 0; j < s.image(); i += kLanes, j += kLanes)
         store(y + i, load(t + i) * (mask.base + load(m + i) * inverse[j / kLanes % pixels]));
     }
@@ -117,7 +145,7 @@ inline void mask_backward_channel(const Mask& mask, const float* m, const float*
   for (int n = 0; n < s.n; ++n) {
     const size_t at = n * s.image();
     std::vector<float> inverse, product(pixels, 0.0f);
-    inverse_norms(m + at, s, &inverse);
+    inverse_norms(m + at, s, mask.activation.epsilon, &inverse);
     for (size_t j = 0; j < s.image(); j += kLanes)
       product[j / kLanes % pixels] += sum_of(load(dy + at + j) * load(t + at + j) * load(m + at + j));
     for (size_t j = 0, i = at; j < s.image(); i += kLanes, j += kLanes) {
@@ -131,7 +159,7 @@ inline void mask_backward_channel(const Mask& mask, const float* m, const float*
 
 inline void mask_backward(const Mask& mask, const float* m, const float* t, const float* dy,
                           float* dm, float* dt, const Shape& s) {
-  if (mask.kind == Mask::kChannel) return mask_backward_channel(mask, m, t, dy, dm, dt, s);
+  if (mask.activation.divided == Divided::PIXELS) return mask_backward_channel(mask, m, t, dy, dm, dt, s);
   const int pixels = s.pixels();
   const size_t plane = static_cast<size_t>(pixels) * kLanes;
 #pragma omp parallel for
@@ -146,7 +174,7 @@ inline void mask_backward(const Mask& mask, const float* m, const float* t, cons
       sum += dz;
       product += dz * (to.k * load(m + i) + to.o);
     }
-    if (mask.kind != Mask::kSpatial) continue;
+    if (mask.activation.divided != Divided::MAPS) continue;
     sum /= static_cast<float>(pixels), product /= static_cast<float>(pixels);
     for (size_t i = map * plane; i < (map + 1) * plane; i += kLanes) {
       const Lanes z = to.k * load(m + i) + to.o;

@@ -225,16 +225,6 @@ def test_what_the_operators_do_not_know_is_said(
     assert net.fused is None
 
 
-def test_a_mask_of_another_attention_is_refused() -> None:
-    """Not computed as ``mixed``, as it would be if the operator did not look."""
-    maps = mx.nd.random.normal(shape=(1, block_channels(), 4, 4))
-    computed = mx.nd.attn_mask(maps, maps, attention="mixed", learning="arl", inputs=2)
-    expected = maps * (1 + mx.nd.sigmoid(maps))
-    np.testing.assert_allclose(computed.asnumpy(), expected.asnumpy(), rtol=1e-5)
-    with pytest.raises(mx.MXNetError, match="unknown attention cubed"):
-        mx.nd.attn_mask(maps, maps, attention="cubed", learning="arl", inputs=2).asnumpy()
-
-
 class Twofold(nn.HybridBlock):
     """A block that the project does not know: two units side by side, with its own tracing."""
 
