@@ -4,9 +4,11 @@
     python serve_onnx.py MODEL.onnx cat.jpg dog.png          print the five best classes
     python serve_onnx.py MODEL.onnx --port 8000              serve on this machine
     curl --data-binary @cat.jpg http://127.0.0.1:8000/       the same as JSON
+    python serve_onnx.py THEIRS.onnx cat.jpg --classes cat,dog --size 224 --normalization imagenet
 
-MODEL.onnx comes from ``python export_model.py FILE --to onnx``; how its images are to be normalized
-is in its metadata. The server answers this machine only, one picture at a time, of at most 10 MB
+MODEL.onnx comes from ``python export_model.py FILE --to onnx``: how its images are to be normalized
+and what its classes are called is in its metadata. For a file of others, and a network of unknown
+origin, flags say it. The server answers this machine only, one picture at a time, of at most 10 MB
 and 50 megapixels. Put a real web server before it if others are to reach it.
 """
 
@@ -15,10 +17,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import socket
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, NamedTuple, Optional
 
@@ -32,6 +35,11 @@ MAX_PIXELS = 50_000_000
 TIMEOUT_SEC = 10  # for a request to arrive
 TOP = 5
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_SIZE = 4096
+FIGURES = {  # mean and standard deviation of red, green and blue, of pixels from 0 to 1
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
 
 
 class ServeError(Exception):
@@ -62,10 +70,137 @@ class Answer(NamedTuple):
     probability: float
 
 
-class Classifier:
-    """An exported network with what it expects of an image."""
+class Expected(NamedTuple):
+    """What a network expects of an image, and the names of its classes."""
 
-    def __init__(self, path: str) -> None:
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    names: tuple[str, ...] = ()
+    crop: float = 1.0
+
+
+def _sound(known: Expected) -> bool:
+    numbers = (*known.mean, *known.std, known.crop)
+    return (
+        1 <= known.size <= MAX_SIZE
+        and len(known.mean) == len(known.std) == 3
+        and all(map(math.isfinite, numbers))
+        and min(known.std) > 0
+        and 0 < known.crop <= 1
+    )
+
+
+def _recorded(path: str, about: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of `Expected` that the metadata have, and the names of the classes.
+
+    The card comes before what the export wrote: ``python -m model.weights.card`` corrects it.
+    """
+    try:
+        card, written = (json.loads(about.get(key, "{}")) for key in ("card", "preprocessing"))
+        image = card.get("image", {})
+        found = {**written, "size": written.get("size", image.get("height"))}
+        for ours, theirs in (("size", "height"), ("mean", "mean"), ("std", "deviation")):
+            found[ours] = image.get(theirs, found.get(ours))
+        found["crop"] = image.get("crop", written.get("crop", 1))
+        names = [str(name) for name in card.get("classes") or written.get("class_names", [])]
+        kept: dict[str, Any] = {"crop": float(found["crop"])}
+        if found["size"] is not None:
+            kept["size"] = int(found["size"])
+        if found["mean"] is not None and found["std"] is not None:
+            kept.update({n: tuple(float(v) for v in found[n]) for n in ("mean", "std")})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ServeError(
+            f"{path}: its metadata about images cannot be read: {error}; export it again"
+        ) from error
+    return kept, names
+
+
+def _figures(words: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if words in FIGURES:
+        return FIGURES[words]
+    try:
+        mean, std = (tuple(map(float, part.split(","))) for part in words.split("/"))
+        if _sound(Expected(1, mean, std)):
+            return mean, std
+    except ValueError:
+        pass
+    raise ServeError(
+        f"--normalization {words}: give {', '.join(FIGURES)}, or mean and standard deviation of "
+        "red, green and blue as 0.5,0.5,0.5/0.2,0.2,0.2"
+    )
+
+
+def _names(words: str) -> list[str]:
+    if not words.startswith("@"):
+        names = words.split(",")
+    else:
+        try:
+            with open(words[1:], encoding="utf-8") as file:
+                names = file.read().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ServeError(f"--classes {words}: cannot be read: {error}") from error
+    if "" in names or len(set(names)) != len(names):
+        raise ServeError(f"--classes {words}: give different names, none of them empty")
+    return names
+
+
+def expected_of(path: str, about: Mapping[str, str], given: Mapping[str, Any]) -> Expected:
+    """Return what a network expects: as its file says, and where that is silent, as the flags do.
+
+    Raises
+    ------
+    ServeError
+        When neither says all, or a flag is impossible or contradicts the names in the file.
+    """
+    known, names = _recorded(path, about)
+    told = {name: given[name] for name in ("size", "crop") if given.get(name) is not None}
+    if given.get("normalization"):
+        told["mean"], told["std"] = _figures(given["normalization"])
+    other = [name for name in told if known.get(name, told[name]) != told[name]]
+    if other and "size" in known:
+        print(f"note: {path} has another {', '.join(other)} than the flags say", file=sys.stderr)
+    known.update(told)
+    if given.get("classes"):
+        named = _names(given["classes"])
+        if names and named != names:
+            raise ServeError(
+                f"--classes {given['classes']}: {path} names {', '.join(names[:TOP])}; leave "
+                "--classes out, or correct the file: python -m model.weights.card"
+            )
+        names = named
+    missing = [
+        flag
+        for field, flag in (("mean", "--normalization"), ("size", "--size"))
+        if field not in known
+    ]
+    if missing:
+        raise ServeError(
+            f"{path} does not say what its images are like: give {' and '.join(missing)} (--help "
+            "says how), or export it with python export_model.py FILE --to onnx"
+        )
+    expected = Expected(**known, names=tuple(names))
+    if not _sound(expected):
+        raise ServeError(
+            f"{path}: images of {expected.size} pixels, mean {expected.mean}, deviation "
+            f"{expected.std}, crop {expected.crop:g} cannot be; the size is 1 to {MAX_SIZE}, the "
+            "deviation of three colours above 0, the crop above 0 and at most 1"
+        )
+    return expected
+
+
+class Classifier:
+    """An exported network with what it expects of an image.
+
+    Parameters
+    ----------
+    path
+        The ONNX file.
+    given
+        Flags of the command line, for what the file does not say; see `expected_of`.
+    """
+
+    def __init__(self, path: str, given: Optional[Mapping[str, Any]] = None) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
@@ -74,18 +209,29 @@ class Classifier:
             )
         except Exception as error:  # onnxruntime's classes have no base of their own
             raise ServeError(f"{path} cannot be loaded: {error}") from error
+        self.input, self.output, classes = self._ends(path)
         about = self.session.get_modelmeta().custom_metadata_map
-        if "preprocessing" not in about:
+        known = expected_of(path, about, given or {})
+        if isinstance(classes, int) and len(known.names) > classes:
             raise ServeError(
-                f"{path} does not say how its images are normalized: export it with "
-                "python export_model.py FILE --to onnx"
+                f"{path} has {classes} classes, {len(known.names)} names were given: "
+                f"{', '.join(known.names[:TOP])}"
             )
-        known = json.loads(about["preprocessing"])
-        self.size, self.crop = int(known["size"]), float(known.get("crop", 1))
-        self.names = list(known["class_names"])
+        self.size, self.crop, self.names = known.size, known.crop, known.names
         shape = (1, 3, 1, 1)
-        self.mean = np.array(known["mean"], np.float32).reshape(shape)
-        self.std = np.array(known["std"], np.float32).reshape(shape)
+        self.mean = np.array(known.mean, np.float32).reshape(shape)
+        self.std = np.array(known.std, np.float32).reshape(shape)
+
+    def _ends(self, path: str) -> tuple[str, str, Any]:
+        """Return the names of input and output, and the number of classes where it is known."""
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or len(outputs[0].shape) != 2:
+            raise ServeError(
+                f"{path} has inputs {', '.join(i.name for i in inputs)} and outputs "
+                f"{', '.join(o.name for o in outputs)}; expected a classifier of whole images: one "
+                "input (N, 3, H, W), and logits (N, classes) first"
+            )
+        return inputs[0].name, outputs[0].name, outputs[0].shape[1]
 
     def read(self, content: bytes) -> np.ndarray:
         """Return a picture as input (1, 3, size, size): its central square, resized."""
@@ -117,7 +263,15 @@ class Classifier:
 
     def classify(self, content: bytes) -> list[Answer]:
         """Return the most probable classes of an encoded picture, best first."""
-        logits = self.session.run(["logits"], {"image": self.read(content)})[0][0]
+        image = self.read(content)
+        try:
+            logits = self.session.run([self.output], {self.input: image})[0][0]
+        except Exception as error:  # onnxruntime's classes have no base of their own
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ServeError(
+                f"the network takes no images of {self.size}x{self.size}: {lines[0]}; name the "
+                "size that it was made for with --size"
+            ) from error
         if not np.isfinite(logits).all():
             raise ServeError("the network's outputs for this picture are not finite numbers")
         powers = np.exp(logits.astype(np.float64) - logits.max())
@@ -187,6 +341,20 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("model", metavar="MODEL.onnx")
     parser.add_argument("pictures", nargs="*", help="pictures to classify")
     parser.add_argument("--port", type=int, help="serve on this port of 127.0.0.1")
+    told = parser.add_argument_group("what the file does not say, or says wrongly")
+    told.add_argument("--classes", help="names, cat,dog or @FILE with one in each line")
+    told.add_argument(
+        "--normalization",
+        metavar="NAME|MEAN/STD",
+        help="imagenet, none, or numbers as 0.5,0.5,0.5/0.2,0.2,0.2",
+    )
+    told.add_argument("--size", type=int, metavar="N", help="edge of the input in pixels")
+    told.add_argument(
+        "--crop",
+        type=float,
+        metavar="X",
+        help="edge of the central square, as a part of the shorter side (default: 1)",
+    )
     args = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of classes may be what it cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -194,7 +362,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print("error: name pictures, or give --port", file=sys.stderr)
         return 2
     try:
-        classifier = Classifier(args.model)
+        classifier = Classifier(args.model, vars(args))
         if args.port is not None:
             with make_server(classifier, args.port) as server:
                 print(f"serving on http://{HOST}:{server.server_port}/", flush=True)

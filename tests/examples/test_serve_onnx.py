@@ -21,12 +21,15 @@ from PIL import Image
 from formats.images.preprocessing import Preprocessing
 from model.export.onnx_graph import to_onnx
 from model.export.tracing import trace
-from tests.model.export.exported import tiny_attention
+from tests.model.export.exported import tiny_attention, tiny_glimpse
 from training.apply.predict import probabilities, read_pictures
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "serve_onnx.py"
 NAMES = tuple(f"name {i}" for i in range(9))  # the tenth class has none
 WANTED = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), NAMES, 0.875)
+
+
+FLAGS = ("--normalization", "0.5,0.4,0.3/0.2,0.25,0.3", "--size", "32", "--crop", "0.875")
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +191,58 @@ def test_the_command_line_needs_no_framework(model: Path, tmp_path: Path) -> Non
     assert "%  name " in lines[1]
 
 
+def _saved(path: Path, metadata: dict[str, str], net: Any = None) -> Path:
+    path.write_bytes(to_onnx(trace(net or tiny_attention()), metadata).SerializeToString())
+    return path
+
+
+def test_flags_say_what_a_file_of_others_does_not(
+    serve: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cat.png").write_bytes(picture())
+    bare = _saved(tmp_path / "bare.onnx", {})
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
+    shown = []
+    for words in (
+        [str(model)],
+        [str(bare), *FLAGS, "--classes", ",".join(NAMES)],
+        [str(bare), *FLAGS, "--classes", f"@{tmp_path}/names.txt"],
+        [str(bare), *FLAGS],
+    ):
+        assert serve.main([words[0], str(tmp_path / "cat.png"), *words[1:]]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] == shown[2]
+    assert shown[3] == shown[0].replace("name ", "class ")
+    assert serve.main([str(model), str(tmp_path / "cat.png"), *FLAGS[:2], "--size", "40"]) == 0
+    assert capsys.readouterr().err == f"note: {model} has another size than the flags say\n"
+
+
+def test_the_card_comes_before_what_the_export_wrote(serve: Any, tmp_path: Path) -> None:
+    """It is what `python -m model.weights.card --set` corrects."""
+    image = {"height": 40, "width": 40, "mean": [0.5] * 3, "deviation": [0.25] * 3, "crop": 0.5}
+    metadata = {
+        "preprocessing": WANTED.to_json().decode(),
+        "card": json.dumps({"card": 1, "classes": ["cat", "dog"], "image": image}),
+    }
+    classifier = serve.Classifier(str(_saved(tmp_path / "x.onnx", metadata)))
+    assert (classifier.size, classifier.crop, classifier.names) == (40, 0.5, ("cat", "dog"))
+    assert classifier.mean.ravel().tolist() == [0.5] * 3
+    assert classifier.std.ravel().tolist() == [0.25] * 3
+    card = {"card": json.dumps({"card": 1, "classes": ["cat"], "image": {"height": 32}})}
+    alone = str(_saved(tmp_path / "alone.onnx", card))
+    classifier = serve.Classifier(alone, {"normalization": "imagenet"})
+    assert (classifier.size, classifier.names) == (32, ("cat",))
+    for content in ("[]", "{", '{"image": 3}', '{"image": {"mean": "x", "deviation": "x"}}'):
+        with pytest.raises(serve.ServeError, match="metadata about images cannot be read"):
+            serve.Classifier(str(_saved(tmp_path / "bad.onnx", {"card": content})))
+
+
+def test_other_networks_are_named(serve: Any, tmp_path: Path) -> None:
+    glimpses = _saved(tmp_path / "glimpse.onnx", {}, tiny_glimpse())
+    with pytest.raises(serve.ServeError, match=r"inputs image, first_location, noise.*expected"):
+        serve.Classifier(str(glimpses), {"normalization": "none", "size": 32})
+
+
 def test_mistakes_end_with_one_line(
     serve: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +258,16 @@ def test_mistakes_end_with_one_line(
         ([str(tmp_path / "none.onnx"), "a.png"], "cannot be loaded"),
         ([str(damaged), "a.png"], "cannot be loaded"),
         ([str(bare), "a.png"], "python export_model.py FILE --to onnx"),
+        ([str(bare), "a.png"], "give --normalization and --size"),
+        ([str(bare), "a.png", "--normalization", "none"], "give --size"),
+        ([str(bare), "a.png", "--normalization", "gray", "--size", "32"], "0.5,0.5,0.5/0.2"),
+        ([str(bare), "a.png", "--normalization", "0,0,0/1,0,1", "--size", "32"], "0.5,0.5,0.5/0.2"),
+        ([str(bare), "a.png", "--normalization", "none", "--size", "0"], "1 to 4096"),
+        ([str(model), "a.png", "--crop", "1.5"], "crop 1.5 cannot be"),
+        ([str(model), "a.png", "--classes", "cat,dog"], "names name 0, name 1"),
+        ([str(bare), "a.png", *FLAGS, "--classes", "cat,cat"], "give different names"),
+        ([str(bare), "a.png", *FLAGS, "--classes", f"@{tmp_path}/no"], "cannot be read"),
+        ([str(bare), "a.png", *FLAGS, "--classes", ",".join("abcdefghijk")], "has 10 classes, 11"),
         ([str(model), "--port", "99999"], "port"),
     ):
         assert serve.main(words) == 2
