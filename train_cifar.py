@@ -43,6 +43,7 @@ from model.registry import ModelError, list_models
 from model.weights.file_match import LoadError
 from model.weights.network_card import network_section
 from training.apply.actions import inspect
+from training.apply.pretrained import with_weights
 from training.augmentation.label_noise import noise_files
 from training.classifier.config import ACTIONS, OVERRIDES, ClassifierConfig, TrainConfig
 from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
@@ -75,6 +76,7 @@ from training.settings.fields import option
 from training.settings.run_config import check_settings
 
 PROG = "train_cifar.py"
+FILE_ACTIONS = ("--test", "--predict", "--masks", "--mask-score", "--finetune")
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    given = _given(argv)
+    given = _given(with_weights(argv, FILE_ACTIONS))
 
     def run() -> int:
         limit_onednn()

@@ -32,6 +32,7 @@ from formats.images.outputs import require_finite
 from model.native.processor import Unavailable, limit_onednn
 from model.registry import ModelError
 from model.weights.file_match import LoadError
+from training.apply.pretrained import with_weights
 from training.compute.devices import usable_contexts
 from training.glimpse.config import ACTIONS, TASK_SETTINGS, GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL, note_on_seed_flags, translate_seed_flags
@@ -48,6 +49,7 @@ from training.settings.idle import tell_unheeded
 from training.settings.run_config import RESUMABLE, check_settings
 
 PROG = "train_mnist_glimpse.py"
+FILE_ACTIONS = ("--test", "--plot", "--finetune")
 
 
 def test(
@@ -96,9 +98,10 @@ def test(
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    typed = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> int:
+        words = with_weights(typed, FILE_ACTIONS)
         given = parse_overrides(GlimpseConfig, translate_seed_flags(words), PROG, __doc__)
         if note := note_on_seed_flags(words):
             print(note)

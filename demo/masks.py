@@ -11,8 +11,9 @@ import numpy as np
 from demo.encode import card, png_url
 from formats.errors import UserError
 from formats.images.decode import centre_square, open_rgb
+from model.pretrained.classify import TOP
 from training.apply.mask_score import channel_map
-from training.apply.predict import TOP, Picture, probabilities
+from training.apply.predict import Picture, probabilities
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import open_dataset
 from training.classifier.opening import open_classifier

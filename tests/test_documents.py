@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 import train_cifar
+import train_mnist_glimpse
 from formats.param_file import read_shapes
 from model.registry import list_models
 from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
+from training.apply.pretrained import with_weights
 from training.classifier.recipes import RECIPES
 from training.glimpse.config import GlimpseConfig
 from training.settings.config import parse_overrides
@@ -213,8 +215,10 @@ def test_flags_in_documents_exist(path: Path) -> None:
         if not {"--arch", "--help"} & set(
             words
         ):  # zhongshsh/RAM's: training/classifier/test_ram_flags.py
+            words = with_weights(words, train_cifar.FILE_ACTIONS)
             parse_overrides(train_cifar.CifarConfig, words)
     for words in commands(page, "train_mnist_glimpse.py"):
         if not any("_" in word.split("=")[0] for word in words if word.startswith("--")):
             # kevinzakka's: training/glimpse/test_glimpse_flags.py
+            words = with_weights(words, train_mnist_glimpse.FILE_ACTIONS)
             parse_overrides(GlimpseConfig, words)

@@ -105,6 +105,32 @@ def open_rgb(path: str, size: int, data: Optional[bytes] = None) -> Any:
         ) from error
 
 
+def to_rgb(picture: Any) -> Any:
+    """Return a Pillow image, or a uint8 array (H, W, 3) in RGB, as a Pillow image as `open_rgb`.
+
+    Raises
+    ------
+    UserError
+        When it is something else, or the image's file turns out to be damaged.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(picture, Image.Image):
+        try:
+            return _as_rgb(ImageOps.exif_transpose(picture))
+        except Exception as error:  # it is decoded only now
+            raise UserError(f"cannot read the image: {error}; give another one") from error
+    given = f"of type {type(picture).__name__}"
+    if isinstance(picture, np.ndarray):
+        colours = picture.ndim == 3 and picture.shape[2] == 3 and picture.size
+        if picture.dtype == np.uint8 and colours:
+            return Image.fromarray(np.ascontiguousarray(picture))
+        given = f"an array of {picture.dtype} {picture.shape}"
+    raise UserError(
+        f"one picture is {given}; give a path, a Pillow image, or a uint8 array (height, width, 3)"
+    )
+
+
 def _as_rgb(image: Any) -> Any:
     from PIL import Image
 

@@ -14,3 +14,12 @@ def require_finite(outputs: np.ndarray, what: str) -> None:
             f"the network's outputs for {what} are not finite, so there is no score; its weights "
             "are of a training that diverged, or its file is damaged"
         )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities (N, classes) from logits of the same shape."""
+    if not logits.size:
+        return logits
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return shares

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
-import mxnet as mx
 import numpy as np
 
 from formats.errors import UserError, printable
 from formats.images.decode import decode_image
-from formats.images.outputs import require_finite
 from formats.images.preprocessing import Preprocessing
+from model.pretrained.classify import TOP
+from model.pretrained.classify import probabilities as image_probabilities
 
-TOP = 5
-BATCH = 32
 TEST_PREFIX = "test:"
 
 
@@ -70,17 +68,8 @@ def probabilities(
     net: Any, context: Any, pictures: Sequence[Picture], preprocessing: Preprocessing
 ) -> np.ndarray:
     """Return the softmax of the logits, float64 (N, classes)."""
-    parts = []
-    for start in range(0, len(pictures), BATCH):
-        images = [picture.image for picture in pictures[start : start + BATCH]]
-        logits = net(mx.nd.array(preprocessing.normalize(images), ctx=context))
-        parts.append(logits.astype("float32").asnumpy().astype(np.float64))
-    logits = np.concatenate(parts)
-    for picture, row in zip(pictures, logits):
-        require_finite(row, picture.name)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+    images, names = [p.image for p in pictures], [p.name for p in pictures]
+    return image_probabilities(net, context, images, names, preprocessing)
 
 
 def prediction_lines(

@@ -167,7 +167,12 @@ class ClassifierConfig(RunConfig):
         None, "measure how well this file's soft masks find the object (shapes)", metavar="FILE"
     )
     mask_images: int = option(1000, "test images that --mask-score is measured on")
-    test: Optional[str] = option(None, "score this parameter file and end", metavar="FILE")
+    test: Optional[str] = option(
+        None,
+        "score this parameter file and end; here, and with --predict, --masks, --mask-score and "
+        "--finetune, --model NAME --pretrained without FILE takes published weights",
+        metavar="FILE",
+    )
     finetune: Optional[str] = option(
         None, "start from this parameter file; fc may have other classes", metavar="FILE"
     )

@@ -169,7 +169,13 @@ class GlimpseConfig(RunConfig):
     finetune: Optional[str] = option(
         None, "start from this file; the classifier may have other classes", metavar="FILE"
     )
-    test: Optional[str] = option(None, "score this file", metavar="FILE", group="testing, drawing")
+    test: Optional[str] = option(
+        None,
+        "score this file; here, and with --plot and --finetune, --model NAME --pretrained without "
+        "FILE takes published weights",
+        metavar="FILE",
+        group="testing, drawing",
+    )
     rollouts_eval: int = option(10, "rollouts whose decisions are averaged, M", flags=("--M",))
     eval_seeds: int = option(5, "evaluations with other first locations and noise")
     is_train: bool = option(True, "false: score the best file of the run instead of training")

@@ -33,6 +33,7 @@ from training.classifier.recipes import RECIPES
 from training.data.cifar import MEAN, STD
 from training.data.dataset import ImageData
 from training.loop.evaluation import evaluate
+from training.reports.model_cards import model_cards
 from training.reports.results_table import results_table
 from training.settings.config import parse_overrides
 
@@ -116,6 +117,10 @@ def test_commands_are_understood_today(row: dict[str, str]) -> None:
 
 def test_the_page_of_results_shows_the_index() -> None:
     assert results_table() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_weights_describes_every_file() -> None:
+    assert model_cards() in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 
 
 def test_only_a_file_of_the_same_arrays_is_found(tmp_path: Path) -> None:
