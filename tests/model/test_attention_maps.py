@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from model import create_model
 from model.layers.attention_module import ATTENTIONS
+from model.registry import create_model
 from model.residual_attention_network import ResidualAttentionNetwork
 
 THIN = {"stem_channels": 8, "channels": (8, 16, 32), "tail_channels": 32}

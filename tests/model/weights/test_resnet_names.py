@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import train_cifar
-from model import create_model
+from model.registry import create_model
 from model.weights.dialects import HEAD, RESNET, TORCH_RESNET, describe, detect_dialect, rename
 from model.weights.file_match import LoadError, find_model
 from model.weights.loading import load_parameters

@@ -17,7 +17,7 @@ import pytest
 
 import train_mnist_glimpse
 from formats.weight_file import TORCH, detect_format, read_weights
-from model import create_model
+from model.registry import create_model
 from model.weights.file_match import LoadError
 from model.weights.loading import load_parameters
 from model.weights.seed_checkpoint import POLICY_STD, from_seed

@@ -16,7 +16,7 @@ from PIL import Image
 import train_cifar
 from formats.errors import UserError
 from formats.weight_file import read_card, write_card
-from model import create_model
+from model.registry import create_model
 from model.weights import card as card_command
 from model.weights.file_match import LoadError
 from model.weights.network_card import network_section

@@ -14,8 +14,8 @@ import pytest
 from bridge.loop.settings import BridgeConfig
 from formats.errors import UserError
 from formats.param_file import read_params
-from model import create_model
 from model.execution.fused_training import fuse
+from model.registry import create_model
 from tests.training.loop.test_averaging import DATA, Crash, after, change, finish, network, values
 from training.batches.in_memory import Batch
 from training.classifier.config import TrainConfig
