@@ -61,7 +61,7 @@ format: setup  ## format the code, and mend what can be mended without thought
 	$(VENV)/bin/python -m ruff format .
 
 bench: setup  ## measure all networks against PyTorch, one table (BENCH_ARGS="--scaling --epoch --again")
-	$(VENV)/bin/python benchmarks/networks/bench_networks.py $(BENCH_ARGS)
+	$(VENV)/bin/python -m benchmarks.networks.bench_networks $(BENCH_ARGS)
 
 bench-parts: setup  ## measure input pipeline, training, glimpse model and export, each by itself
 	@failed=0; for name in pipeline/bench_input networks/bench_train networks/bench_train_variants glimpse/bench_glimpse export/bench_export; do \

@@ -35,9 +35,9 @@ from formats.atomic import write_atomically
 from formats.card import VERSION
 from formats.errors import UserError
 from formats.images.outputs import require_finite
+from machine.processor import limit_onednn
 from model import summary
 from model.export.export_symbol import symbol_json
-from model.native.processor import Unavailable, limit_onednn
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import ModelError, list_models
 from model.weights.file_match import LoadError
@@ -165,7 +165,7 @@ def _main(argv: Sequence[str]) -> int:
         limit_onednn()
         return _run(given, argv)
 
-    return exit_code(run, ModelError, LoadError, Unavailable)
+    return exit_code(run, ModelError, LoadError)
 
 
 def _given(argv: Sequence[str]) -> Mapping[str, Any]:

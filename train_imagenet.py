@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
 
 from formats.errors import UserError
-from model.native.processor import Unavailable, limit_onednn
+from machine.processor import limit_onednn
 from model.registry import ModelError
 from model.weights.file_match import LoadError
 from train_cifar import list_names, summarize, test
@@ -57,7 +57,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         limit_onednn()
         return _run(given, argv)
 
-    return exit_code(run, ModelError, LoadError, Unavailable)
+    return exit_code(run, ModelError, LoadError)
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 import numpy as np
 
 from formats.images.outputs import require_finite
-from model.native.processor import Unavailable, limit_onednn
+from machine.processor import limit_onednn
 from model.registry import ModelError
 from model.weights.file_match import LoadError
 from training.apply.pretrained import with_weights
@@ -109,7 +109,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         strict = translate_seed_flags(words) == words
         return _run(given, words, strict)
 
-    return exit_code(run, ModelError, LoadError, Unavailable)
+    return exit_code(run, ModelError, LoadError)
 
 
 def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 from bridge.loop.settings import ENGINES, PRECISIONS
 from formats.atomic import write_atomically
-from formats.errors import UserError
+from formats.errors import UserError, first_line
 from training.settings.config import parse
 from training.settings.exit_code import exit_code
 from training.settings.fields import option
@@ -177,8 +177,7 @@ def measure_network(path: str, config: BenchConfig, device: Any) -> list[dict[st
             step, _, _ = choose_step(updater, name, (image, label), float("inf"))
             rate = measure_step(step, (image, label))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"{path} {name}: does not work here: {reason}", file=sys.stderr)
+            print(f"{path} {name}: does not work here: {first_line(error)}", file=sys.stderr)
             continue
         rows.append(
             {

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
 from demo.server import UNUSABLE, Demo, build_app
 from formats.errors import UserError
-from model.native.processor import limit_onednn
+from machine.processor import limit_onednn
 from model.registry import list_models
 from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
 from training.data.catalogue import load_dataset

@@ -31,4 +31,13 @@ def quoted(place: Any) -> str:
 
 def last_line(error: Exception) -> str:
     """Return the last line of what an error says, where MXNet's have the reason; else its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return _lines(error)[-1].strip()
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, where PyTorch has the reason; else its name."""
+    return _lines(error)[0]
+
+
+def _lines(error: Exception) -> list[str]:
+    return (str(error).strip() or type(error).__name__).splitlines()

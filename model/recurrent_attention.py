@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import mxnet as mx
 from mxnet.gluon import nn
 
+from machine.processor import Unavailable
 from model.layers.glimpse_layers import Core, Head, Locator, LSTMCore, Sensor
 from model.layers.glimpse_spec import SPECS, GlimpseSpec
 from model.native.build import GLIMPSE, load
-from model.native.processor import Unavailable
 
 CONTEXT_SIZE = 12  # edge of the thumbnail that the context network sees
 

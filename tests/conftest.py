@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.native.processor import limit_onednn
-from training.compute.cores import physical_cores
+from machine.cores import physical_cores
+from machine.processor import limit_onednn
 
 ROOT = Path(__file__).resolve().parent.parent
 limit_onednn()  # before MXNet's first operator
@@ -98,8 +98,8 @@ def glimpse_operators() -> None:
 
 
 def _load_or_skip(operators: Any) -> None:
+    from machine.processor import Unavailable
     from model.native.build import load
-    from model.native.processor import Unavailable
 
     try:
         load(operators)

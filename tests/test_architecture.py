@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the ground up: a package imports from itself and from those before it. "" are the scripts.
 FLOORS = (
-    *("compat", "formats", "formats/images", "formats/downloads"),
+    *("compat", "formats", "formats/images", "formats/downloads", "machine"),
     *("model/layers", "model/native", "model", "model/execution", "model/weights"),
     *("model/pretrained", "model/export"),
     *("training/settings", "training/downloads", "training/compute", "training/records"),
@@ -34,7 +34,7 @@ SCRIPTS = {"train_cifar", "train_imagenet", "train_mnist_glimpse", "export_model
 FIRST_NAMES = {*PACKAGES, *SCRIPTS, "examples", "tests"}
 # These run without MXNet and what needs it, so nothing that they reach imports it at its top.
 WITHOUT_MXNET = (
-    *("formats/", "training/settings/", "training/downloads/", "training/data/"),
+    *("formats/", "machine/", "training/settings/", "training/downloads/", "training/data/"),
     *("training/augmentation/", "training/launch/", "bridge/"),
 )
 MXNET = {"mxnet", "gluoncv", "mxboard"}

@@ -173,7 +173,7 @@ def test_results_are_compared_as_the_index_says() -> None:
         assert row["published"] in README
 
 
-FOLDERS = "benchmarks|bridge|compat|formats|model|tests|training"
+FOLDERS = "benchmarks|bridge|compat|formats|machine|model|tests|training"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""The PyTorch bridge against MXNet: ``python benchmarks/bridge/bridge_parity.py``.
+"""The PyTorch bridge against MXNet: ``python -m benchmarks.bridge.bridge_parity``.
 
 For every network: the graph runs in both with the same weights and inputs, forwards in inference
 mode, backwards in training mode, and through some training steps. PyTorch runs in .venv-torch,
@@ -7,7 +7,6 @@ which is set up when it is missing. The table is stored as JSON and, with --docs
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,18 +17,16 @@ from typing import Any, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/bridge/bridge_parity.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
 from benchmarks.bridge.bridge_cases import Arrays, Case, Size, make_case
 from benchmarks.bridge.bridge_pair import SMALLEST_SHARE, Pair, difference, rounding, worst
 from benchmarks.glimpse.bench_glimpse import TORCH_FOLDER, find_torch
 from benchmarks.harness.interleave import Worker
-from benchmarks.harness.report import begin, exits, store
+from benchmarks.harness.report import begin, store
 from formats.atomic import write_atomically
 from formats.errors import UserError
 from model import list_models
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,7 +173,7 @@ def write_docs(text: str, path: Path = ROOT / "docs" / "bridge.md") -> None:
 
 def measure(config: Config) -> list[dict[str, Any]]:
     """Compare network after network, printing each as it is done."""
-    command = [find_torch(config.torch_python), "benchmarks/bridge/torch_symbol.py"]
+    command = [find_torch(config.torch_python), "-m", "benchmarks.bridge.torch_symbol"]
     records = []
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

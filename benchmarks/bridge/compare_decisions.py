@@ -1,7 +1,7 @@
 """Does MXNet decide as PyTorch does? Compare both over the same test images, one by one.
 
     .venv-torch/bin/python -m bridge.score --symbol S.json --start F.param --output logits.npz ...
-    .venv/bin/python benchmarks/bridge/compare_decisions.py F.param logits.npz --dataset cifar10
+    .venv/bin/python -m benchmarks.bridge.compare_decisions F.param logits.npz --dataset cifar10
 
 The network is the one that the file belongs to by its run folder or by its shapes, as for
 ``train_cifar.py --test``. Exit code 1 when a decision differs.
@@ -9,7 +9,6 @@ The network is the one that the file belongs to by its run folder or by its shap
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,15 +16,8 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/bridge/compare_decisions.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.compute.thread_choice import take_threads
-
-    take_threads(sys.argv[1:])
-
 from formats.errors import UserError
+from training.compute.thread_choice import take_threads
 from training.settings.config import parse_overrides
 from training.settings.exit_code import exit_code
 
@@ -109,4 +101,5 @@ def _run(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    take_threads(sys.argv[1:])  # before MXNet is loaded, which reads it once
     sys.exit(main())

@@ -7,8 +7,6 @@ of the outputs; ``output/I``, ``grad/NAME`` and ``param/NAME`` come back.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +14,6 @@ from typing import Any
 import numpy as np
 import torch  # type: ignore[import-not-found]
 from torch.nn import functional  # type: ignore[import-not-found]
-
-# Also as `python benchmarks/bridge/torch_symbol.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from benchmarks.harness.worker import Action, serve
 from bridge.graph.symbol_module import SymbolModule, read_symbol

@@ -1,4 +1,4 @@
-"""What 16 and 8 bit arithmetic cost in accuracy: ``python benchmarks/export/bench_accuracy.py``.
+"""What 16 and 8 bit arithmetic cost in accuracy: ``python -m benchmarks.export.bench_accuracy``.
 
 A trained file (``--file``) is prepared for inference in float32, bfloat16 and int8, and judged on
 test images that it has not seen. int8 is calibrated with training images. Needs the data set
@@ -7,7 +7,6 @@ test images that it has not seen. int8 is calibrated with training images. Needs
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,16 +15,10 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/export/bench_accuracy.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.compute.thread_choice import take_threads
-
-    take_threads([])
-
-from benchmarks.harness.report import begin, exits, headline, store
+from benchmarks.harness.report import begin, headline, store
+from training.compute.thread_choice import take_threads
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 from training.settings.run_config import check_least
 
@@ -108,4 +101,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    take_threads([])  # before MXNet is loaded, which reads it once
     sys.exit(main(sys.argv[1:]))

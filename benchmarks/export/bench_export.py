@@ -1,4 +1,4 @@
-"""Exported networks against the original: ``python benchmarks/export/bench_export.py``.
+"""Exported networks against the original: ``python -m benchmarks.export.bench_export``.
 
 For each network the largest difference of its outputs, of ``gluon.SymbolBlock`` and of onnxruntime
 from MXNet (relative to the largest output, or to 1 where that is smaller), over batches of 1 and 3
@@ -25,13 +25,11 @@ from typing import Any, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/export/bench_export.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-from benchmarks.harness.report import begin, exits, headline, store
+from benchmarks.harness.report import begin, headline, store
 from formats.errors import UserError
 from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 from training.settings.run_config import check_least
 

@@ -1,4 +1,4 @@
-"""The glimpse model against PyTorch: ``python benchmarks/glimpse/bench_glimpse.py --threads 1 2``.
+"""The glimpse model against PyTorch: ``python -m benchmarks.glimpse.bench_glimpse --threads 1 2``.
 
 Time of a training step and of an evaluated image, ours, PyTorch with the seed's loop over the
 images and PyTorch batched, batch 128. Before anything is timed, all must agree on one forward pass
@@ -21,15 +21,13 @@ from typing import Any, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/glimpse/bench_glimpse.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
 from benchmarks.glimpse.glimpse_inputs import OUTPUTS, TASKS, parity_inputs
 from benchmarks.harness.interleave import Plan, Worker, measure
-from benchmarks.harness.report import begin, check_threads, exits, header, headline, row, store
+from benchmarks.harness.report import begin, check_threads, header, headline, row, store
 from formats.errors import UserError
-from training.compute.cores import physical_cores
+from machine.cores import physical_cores
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 from training.settings.run_config import check_least
 
@@ -77,8 +75,8 @@ def find_torch(named: Optional[str]) -> str:
 
 def compile_operators() -> None:
     """Compile our operators where that is not done, or say why the graph is measured instead."""
+    from machine.processor import Unavailable
     from model.native.build import GLIMPSE, build
-    from model.native.processor import Unavailable
 
     try:
         build(GLIMPSE)
@@ -88,9 +86,9 @@ def compile_operators() -> None:
 
 def commands(config: Config, torch_python: str, task: str, threads: int) -> dict[str, list[str]]:
     """Name and command of each worker; ours is the first, to which the ratios are."""
-    torch = [torch_python, "benchmarks/glimpse/torch_glimpse.py", "--worker", "--task", task]
+    torch = [torch_python, "-m", "benchmarks.glimpse.torch_glimpse", "--worker", "--task", task]
     torch += ["--threads", str(threads), "--form"]
-    ours = [sys.executable, "benchmarks/glimpse/mxnet_glimpse.py", "--worker", "--task", task]
+    ours = [sys.executable, "-m", "benchmarks.glimpse.mxnet_glimpse", "--worker", "--task", task]
     found = {
         "ours": [*ours, *([] if config.operator else ["--no-operator"])],
         "PyTorch looped": [*torch, "looped"],

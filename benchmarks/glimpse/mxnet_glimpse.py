@@ -17,17 +17,10 @@ from typing import Any
 
 import numpy as np
 
-# Also as `python benchmarks/glimpse/mxnet_glimpse.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.compute.thread_choice import take_threads
-
-    take_threads([])
-
 from benchmarks.glimpse import glimpse_inputs
 from benchmarks.glimpse.glimpse_inputs import TASKS
 from benchmarks.harness.worker import Action, serve, timed
+from training.compute.thread_choice import take_threads
 from training.settings.config import parse
 from training.settings.fields import option
 
@@ -141,8 +134,8 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     """Build the network; see `serve`."""
     import mxnet as mx
 
+    from machine.processor import limit_onednn
     from model.execution.threads import copy_on_one_thread
-    from model.native.processor import limit_onednn
 
     limit_onednn()
     copy_on_one_thread()  # as the training does
@@ -171,4 +164,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    take_threads([])  # before MXNet is loaded, which reads it once
     main()

@@ -13,7 +13,6 @@ Runs in the environment of requirements/bench-torch-py311.txt, where neither MXN
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,9 +22,6 @@ import numpy as np
 import torch  # type: ignore[import-not-found]
 from torch import nn
 from torch.nn import functional  # type: ignore[import-not-found]
-
-# Also as `python benchmarks/glimpse/torch_glimpse.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from benchmarks.glimpse import glimpse_inputs
 from benchmarks.glimpse.glimpse_inputs import TASKS, Task

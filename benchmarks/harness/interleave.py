@@ -4,7 +4,7 @@ Each worker is a process of its own, in an environment of its own, that stays al
 requests (``worker.py``). Whatever else the machine does meanwhile falls on all of them alike, so a
 ratio is firmer than the times. As a program, for workers that are started by hand::
 
-    python benchmarks/harness/interleave.py --cases train \\
+    python -m benchmarks.harness.interleave --cases train \\
         --workers "ours=.venv/bin/python x.py" "theirs=.venv-torch/bin/python y.py"
 """
 
@@ -24,14 +24,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Optional, Protocol
 
-# Also as `python benchmarks/harness/interleave.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-from benchmarks.harness.report import begin, exits, header, headline, row, store
+from benchmarks.harness.report import begin, header, headline, row, store
 from benchmarks.harness.series import Series, compare
 from formats.errors import UserError
-from training.compute.processor import library_caps
+from machine.processor import library_caps
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 from training.settings.run_config import check_least
 
@@ -93,7 +91,7 @@ class Worker:
         Program and arguments.
     environment
         Variables besides those of this process, and besides
-        `training.compute.processor.library_caps`: what ``ATTENTION_ISA`` leaves out no system has.
+        `machine.processor.library_caps`: what ``ATTENTION_ISA`` leaves out no system has.
     timeout_sec
         Longest wait for an answer, the first one included.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from formats.atomic import write_atomically
 from formats.errors import UserError
-from training.compute.processor import library_caps
+from machine.processor import library_caps
 from training.records.environment import describe
-from training.settings.exit_code import exit_code
 
 QUIET_LOAD = 0.3  # load average above which a machine is not called quiet
 
@@ -29,15 +27,6 @@ def begin() -> dict[str, Any]:
     """
     os.environ.update(library_caps())
     return environment()
-
-
-def exits(*errors: type[Exception]) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Decorate a ``main``: bad input, a worker that failed and `errors` are one line and code 2."""
-
-    def decorate(main: Callable[..., int]) -> Callable[..., int]:
-        return functools.wraps(main)(lambda *given: exit_code(lambda: main(*given), *errors))
-
-    return decorate
 
 
 def check_threads(numbers: Iterable[int]) -> None:

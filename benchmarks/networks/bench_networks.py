@@ -1,4 +1,4 @@
-"""All networks against PyTorch, one table: ``python benchmarks/networks/bench_networks.py``.
+"""All networks against PyTorch, one table: ``python -m benchmarks.networks.bench_networks``.
 
 Each row is a network and a mode; both systems take turns, round by round. Before anything is timed
 PyTorch's network must give the same logits with the same parameters. Rows are written as they are
@@ -22,12 +22,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Union
 
-# Also as `python benchmarks/networks/bench_networks.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
 from benchmarks.glimpse import bench_glimpse
 from benchmarks.glimpse.bench_glimpse import find_torch
-from benchmarks.harness.report import begin, exits, headline
+from benchmarks.harness.report import begin, headline
 from benchmarks.networks import bench_scaling
 from benchmarks.networks import network_rows as rows
 from benchmarks.networks.network_report import markdown
@@ -42,8 +39,9 @@ from benchmarks.networks.network_workers import (
 from benchmarks.pipeline import bench_epoch
 from formats.atomic import write_atomically
 from formats.errors import UserError
-from training.compute.cores import physical_cores
+from machine.cores import physical_cores
 from training.settings.config import parse
+from training.settings.exit_code import exits
 
 
 def fill(config: Config, machines: Machines, table: Table) -> None:

@@ -1,4 +1,4 @@
-"""How cost grows with the work: ``python benchmarks/networks/bench_scaling.py``.
+"""How cost grows with the work: ``python -m benchmarks.networks.bench_scaling``.
 
 Training and prepared inference of our networks over batch size, depth and image size, with each
 number of threads: milliseconds of a step, and GFLOP/s, which should not fall as the work grows.
@@ -8,20 +8,17 @@ Takes about five minutes on a quiet machine.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Also as `python benchmarks/networks/bench_scaling.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
 from benchmarks.harness.interleave import Worker, measure_point
-from benchmarks.harness.report import begin, check_threads, exits, headline, store
+from benchmarks.harness.report import begin, check_threads, headline, store
 from formats.errors import UserError
-from training.compute.cores import physical_cores
+from machine.cores import physical_cores
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 
 TRAIN_PASSES, INFER_PASSES = 3, 1  # a backward pass costs twice a forward pass
@@ -86,7 +83,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
             if point.sweep not in config.sweeps:
                 continue
             work = macs(point.model, point.size) * point.batch
-            command = [sys.executable, "benchmarks/networks/mxnet_classifier.py"]
+            command = [sys.executable, "-m", "benchmarks.networks.mxnet_classifier"]
             command += ["--model", point.model, "--size", str(point.size)]
             with Worker("ours", command, {"OMP_NUM_THREADS": str(threads)}) as worker:
                 for kind in config.kinds:

@@ -1,5 +1,6 @@
-"""One thread against all, alone and beside a busy process: ``python
-benchmarks/networks/bench_threads.py``.
+"""One thread against all, alone and beside a busy process.
+
+    python -m benchmarks.networks.bench_threads
 
 Training steps of attention56_small and of the glimpse model in images/s, with each way in which
 OpenMP's threads can wait for each other. Every combination is a process of its own; all take turns,
@@ -19,17 +20,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-# Also as `python benchmarks/networks/bench_threads.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
 from benchmarks.glimpse.bench_glimpse import compile_operators
 from benchmarks.harness.interleave import Plan, Worker, interleave
-from benchmarks.harness.report import begin, exits, headline, store
+from benchmarks.harness.report import begin, headline, store
 from benchmarks.harness.series import Series, compare
 from formats.errors import UserError
-from training.compute.cores import physical_cores
+from machine.cores import physical_cores
 from training.compute.thread_choice import REASON_VARIABLE, WAIT_VARIABLES
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 from training.settings.run_config import check_least
 

@@ -1,4 +1,4 @@
-"""Speed of a training step and of inference: ``python benchmarks/networks/bench_train.py``.
+"""Speed of a training step and of inference: ``python -m benchmarks.networks.bench_train``.
 
 Random images, the real network, loss, backward pass and NAG update; the input pipeline is measured
 by ``bench_input.py``. Median over steps, after two to warm up. Run it on a quiet machine.
@@ -16,17 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Also as `python benchmarks/networks/bench_train.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.compute.thread_choice import take_threads
-
-    take_threads([])
-
-from benchmarks.harness.report import begin, exits, headline
+from benchmarks.harness.report import begin, headline
 from formats.errors import UserError
+from training.compute.thread_choice import take_threads
 from training.settings.config import parse, to_dict
+from training.settings.exit_code import exits
 from training.settings.fields import option
 
 WARM_UP = 2
@@ -117,4 +111,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    take_threads([])  # before MXNet is loaded, which reads it once
     sys.exit(main())

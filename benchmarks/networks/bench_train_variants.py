@@ -7,7 +7,6 @@ its threads' number: with one thread it is right beside other busy processes too
 
 from __future__ import annotations
 
-import os
 import resource
 import statistics
 import sys
@@ -19,10 +18,6 @@ from typing import Any
 
 import numpy as np
 
-# Also as `python benchmarks/networks/bench_train_variants.py`, which has only this folder on its
-# path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
 if __name__ == "__main__":  # before MXNet is loaded, which reads it once
     from training.compute.thread_choice import take_threads
 
@@ -31,12 +26,13 @@ if __name__ == "__main__":  # before MXNet is loaded, which reads it once
 import mxnet as mx
 from mxnet import autograd, gluon
 
-from benchmarks.harness.report import begin, exits, headline, store
+from benchmarks.harness.report import begin, headline, store
+from machine.processor import Unavailable
 from model import create_model
 from model.execution.fused_training import fuse
-from model.native.processor import Unavailable
 from training.compute.devices import hybridize_options
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 
 MODELS = (

@@ -17,16 +17,9 @@ from typing import Any
 
 import numpy as np
 
-# Also as `python benchmarks/networks/mxnet_classifier.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.compute.thread_choice import take_threads
-
-    take_threads([])
-
 from benchmarks.harness.worker import Action, serve, timed
 from benchmarks.networks import network_rows as rows
+from training.compute.thread_choice import take_threads
 from training.settings.config import parse
 from training.settings.fields import option
 
@@ -89,9 +82,9 @@ class Steps(Mapping[str, Step]):
     def _train(self, precision: str, batch: int) -> Step:
         import mxnet as mx
 
+        from machine.processor import Unavailable
         from model.execution.fused_training import fuse
         from model.execution.threads import copy_on_one_thread
-        from model.native.processor import Unavailable
         from training.batches.in_memory import Batch
         from training.classifier.config import ClassifierConfig
         from training.compute.devices import hybridize_options, use_precision
@@ -168,7 +161,7 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     """Return what this worker is, and its actions; see `serve`."""
     import mxnet as mx
 
-    from model.native.processor import limit_onednn
+    from machine.processor import limit_onednn
 
     limit_onednn()
     steps = Steps(config)
@@ -196,4 +189,5 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
 
 
 if __name__ == "__main__":
+    take_threads([])  # before MXNet is loaded, which reads it once
     serve(lambda: make(parse(Config, sys.argv[1:], "mxnet_classifier.py", __doc__)))

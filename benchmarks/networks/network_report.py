@@ -11,7 +11,7 @@ from benchmarks.harness.report import headline
 from benchmarks.networks import bench_scaling
 from benchmarks.networks import network_rows as rows
 from benchmarks.pipeline import bench_epoch
-from training.compute.processor import instructions_slug
+from machine.processor import instructions_slug
 
 TRAIN_PASSES, INFER_PASSES = 3, 1  # a backward pass costs twice a forward pass
 COLUMNS = (

@@ -19,7 +19,7 @@ from benchmarks.harness.report import store
 from benchmarks.harness.series import Series, compare
 from benchmarks.networks import network_rows as rows
 from formats.errors import UserError
-from training.compute.processor import instructions, instructions_slug
+from machine.processor import instructions, instructions_slug
 
 ATTEMPTS = 3  # of measuring a row, until it is steady
 TOLERANCE = 1e-5  # between the logits of the two systems, over the largest
@@ -70,7 +70,7 @@ class Machines:
     def ours(self, network: str) -> Worker:
         """Start our worker of a network."""
         overrides = json.dumps(dict(rows.NETWORKS[network].overrides))
-        command = [sys.executable, "benchmarks/networks/mxnet_classifier.py", "--model", network]
+        command = [sys.executable, "-m", "benchmarks.networks.mxnet_classifier", "--model", network]
         command += ["--overrides", overrides]
         return Worker("ours", command, self._variables())
 
@@ -82,7 +82,8 @@ class Machines:
         spec = json.dumps(asdict(create_model(network, **dict(known.overrides)).spec))
         command = [
             self.torch_python,
-            "benchmarks/networks/torch_classifier.py",
+            "-m",
+            "benchmarks.networks.torch_classifier",
             "--family",
             known.family,
         ]

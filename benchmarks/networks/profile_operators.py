@@ -1,4 +1,4 @@
-"""Where the time of a step goes: ``python benchmarks/networks/profile_operators.py --model
+"""Where the time of a step goes: ``python -m benchmarks.networks.profile_operators --model
 attention92``.
 
 A training step or a forward pass as bench_networks.py measures it runs under MXNet's profiler, each
@@ -16,17 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Also as `python benchmarks/networks/profile_operators.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.compute.thread_choice import take_threads
-
-    take_threads([])
-
-from benchmarks.harness.report import begin, exits, headline
+from benchmarks.harness.report import begin, headline
 from benchmarks.networks import network_rows as rows
+from training.compute.thread_choice import take_threads
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 
 WARM_UP = 3
@@ -121,4 +115,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    take_threads([])  # before MXNet is loaded, which reads it once
     sys.exit(main(sys.argv[1:]))

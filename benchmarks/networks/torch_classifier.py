@@ -9,7 +9,6 @@ requirements/bench-torch-py311.txt, where neither MXNet nor gluoncv is.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,9 +17,6 @@ from typing import Any, Optional
 import numpy as np
 import torch  # type: ignore[import-not-found]
 from torch.nn import functional  # type: ignore[import-not-found]
-
-# Also as `python benchmarks/networks/torch_classifier.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from benchmarks.harness.worker import Action, serve, timed
 from benchmarks.networks import network_rows as rows

@@ -1,4 +1,4 @@
-"""Strong scaling on the cores of one machine: ``python benchmarks/pipeline/bench_distributed.py``.
+"""Strong scaling on the cores of one machine: ``python -m benchmarks.pipeline.bench_distributed``.
 
 The same training step, batch and network: one process with 1 and with 2 threads, and 2 processes
 with a thread each, by Horovod (where .venv-horovod is) and by MXNet's parameter server. Random
@@ -24,12 +24,13 @@ from typing import Any, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/pipeline/bench_distributed.py`, which has only this folder on its path.
+# training.launch and horovodrun start this file, which then has only this folder on its path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from benchmarks.harness.report import begin, exits, headline, store
+from benchmarks.harness.report import begin, headline, store
 from formats.errors import UserError
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 from training.settings.run_config import DIST_SYNC, ENGINES, HOROVOD, NONE
 

@@ -1,4 +1,4 @@
-"""Does the network wait for its data? ``python benchmarks/pipeline/bench_epoch.py --data-dir DIR``.
+"""Does the network wait for its data? ``python -m benchmarks.pipeline.bench_epoch --data-dir DIR``.
 
 The same steps of training are made with batches from the input pipeline, as the scripts build it,
 and with one batch that lies ready, in turn. The ratio of their times is the share of an epoch that
@@ -7,23 +7,16 @@ is the network's; 1 means that the pipeline costs nothing.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-# Also as `python benchmarks/pipeline/bench_epoch.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.compute.thread_choice import take_threads
-
-    take_threads([])
-
-from benchmarks.harness.report import begin, exits, headline, store
+from benchmarks.harness.report import begin, headline, store
+from training.compute.thread_choice import take_threads
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 from training.settings.run_config import check_least
 
@@ -140,4 +133,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    take_threads([])  # before MXNet is loaded, which reads it once
     sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,5 @@
 """Speed of the input pipeline alone: ``OMP_NUM_THREADS=1 python
-benchmarks/pipeline/bench_input.py``.
+-m benchmarks.pipeline.bench_input``.
 
 Each row adds one step to the row above it and gives the median time of one epoch. The batches are
 made in the process itself, as in training without prefetch; ``--data-dir`` measures the real
@@ -21,22 +21,15 @@ from typing import Optional
 
 import numpy as np
 
-# Also as `python benchmarks/pipeline/bench_input.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-if __name__ == "__main__":  # before MXNet is loaded, which reads it once
-    from training.compute.thread_choice import take_threads
-
-    take_threads([])
-
-from benchmarks.harness.report import exits
 from formats.errors import UserError
+from machine.processor import cpu_name, instructions
 from training.augmentation.augment import Augmentation, augment
 from training.batches.in_memory import TrainBatches
-from training.compute.processor import cpu_name, instructions
+from training.compute.thread_choice import take_threads
 from training.data.catalogue import load_dataset
 from training.data.dataset import Dataset, ImageData
 from training.settings.config import parse, to_dict
+from training.settings.exit_code import exits
 from training.settings.fields import option
 from training.settings.run_config import check_least
 
@@ -182,4 +175,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    take_threads([])  # before MXNet is loaded, which reads it once
     sys.exit(main(sys.argv[1:]))

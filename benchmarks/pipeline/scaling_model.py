@@ -1,4 +1,4 @@
-"""How far more machines would carry: ``python benchmarks/pipeline/scaling_model.py``.
+"""How far more machines would carry: ``python -m benchmarks.pipeline.scaling_model``.
 
 A model on paper of trainings by many workers, from what one machine can measure: the step of one
 worker at several batches, the bytes of its gradients, and a bandwidth. Gradients are exchanged
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 import tempfile
 import time
@@ -30,14 +29,12 @@ from typing import Any, Optional
 
 import numpy as np
 
-# Also as `python benchmarks/pipeline/scaling_model.py`, which has only this folder on its path.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
 from benchmarks.harness.interleave import Worker, measure_point
-from benchmarks.harness.report import begin, exits, headline, store
+from benchmarks.harness.report import begin, headline, store
 from benchmarks.pipeline import bench_distributed
 from formats.errors import UserError
 from training.settings.config import parse
+from training.settings.exit_code import exits
 from training.settings.fields import option
 from training.settings.run_config import DIST_SYNC, ENGINES, NONE, check_least
 
@@ -150,7 +147,7 @@ def gradient_bytes(model: str, size: int) -> int:
 def measure(model: str, config: Config) -> tuple[Step, dict[int, float]]:
     """Return the step of one worker with all cores, and what it was fitted to."""
     size, _ = NETWORKS[model]
-    command = [sys.executable, "benchmarks/networks/mxnet_classifier.py"]
+    command = [sys.executable, "-m", "benchmarks.networks.mxnet_classifier"]
     with Worker("ours", [*command, "--model", model, "--size", str(size)], {}) as worker:
         found = {
             batch: measure_point(worker, f"train_float32_{batch}", config.point_sec)

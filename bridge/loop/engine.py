@@ -19,7 +19,7 @@ from typing import Any
 import torch  # type: ignore[import-not-found]
 
 from bridge.loop.updater import Updater
-from formats.errors import UserError
+from formats.errors import UserError, first_line
 
 Tensor = Any
 Step = Callable[[Tensor, Tensor], None]
@@ -107,8 +107,10 @@ def choose_step(
             try:
                 rates[name] = measure_step(build_step(updater, name, batch), batch)
             except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                print(f"note: --compile {name} does not work here: {reason}", file=sys.stderr)
+                print(
+                    f"note: --compile {name} does not work here: {first_line(error)}",
+                    file=sys.stderr,
+                )
             gc.collect()  # a loser's graph keeps its memory
         if not rates:
             raise UserError("no way of running a step works here; the reasons are above")

@@ -25,7 +25,7 @@ from bridge.loop.updater import StepSettings, Updater
 from formats.atomic import write_atomically
 from formats.card import VERSION, CardError, check_card
 from formats.digest import verify_digest
-from formats.errors import UserError
+from formats.errors import UserError, first_line
 from formats.images.preprocessing import (
     PREPROCESSING_FILE,
     Preprocessing,
@@ -148,9 +148,9 @@ def choose_device(name: str) -> torch.device:
             raise RuntimeError("cuda, cuda:1 or cpu is meant")
         value = float(torch.ones(2, device=device).sum())
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--device {name} cannot be used: {reason}. Leave --device out to take what is there"
+            f"--device {name} cannot be used: {first_line(error)}. Leave --device out to take what "
+            "is there"
         ) from error
     if value != 2:
         raise UserError(f"--device {name} computes wrong numbers; use another one")
@@ -234,10 +234,9 @@ def _classes(module: Any, data: Any) -> int:
         with torch.no_grad():
             logits = module(torch.zeros(1, channels, height, width))
     except (RuntimeError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the network cannot compute images {channels}x{height}x{width} of {data.name}: "
-            f"{reason}"
+            f"{first_line(error)}"
         ) from error
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 2 or shape[1] < data.classes:

@@ -17,7 +17,7 @@ from typing import Optional
 from urllib.parse import urlsplit, urlunsplit
 
 from formats.atomic import sync_folder
-from formats.downloads.file_digest import FileDigest, Hasher
+from formats.downloads.file_digest import FileDigest, mismatch
 from formats.downloads.http_transfer import BLOCK, Unavailable, flush, transfer
 
 
@@ -143,11 +143,5 @@ def _largest(accepted: Sequence[FileDigest]) -> Optional[int]:
 
 
 def _difference(path: str, accepted: Sequence[FileDigest]) -> Optional[str]:
-    hasher = Hasher()
     with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(2**20), b""):
-            hasher.update(block)
-    differences = [hasher.mismatch(expected) for expected in accepted]
-    if None in differences:
-        return None
-    return "; or ".join(difference for difference in differences if difference)
+        return mismatch(iter(lambda: stream.read(2**20), b""), accepted)

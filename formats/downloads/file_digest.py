@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 
 @dataclass(frozen=True)
@@ -37,46 +37,26 @@ class FileDigest:
         pairs = (("sha256", self.sha256), ("sha1", self.sha1), ("md5", self.md5))
         return {kind: value for kind, value in pairs if value is not None}
 
-
-class Hasher:
-    """Size and all three hashes of a stream of blocks, in one pass."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._hashes = {kind: hashlib.new(kind) for kind in ("sha256", "sha1", "md5")}
-
-    def update(self, block: bytes) -> None:
-        """Add ``block``."""
-        self.size += len(block)
-        for digest in self._hashes.values():
-            digest.update(block)
-
-    def mismatch(self, expected: FileDigest) -> Optional[str]:
-        """``None`` when everything that ``expected`` gives is met, else what differs."""
-        if expected.size is not None and self.size != expected.size:
-            return f"{self.size:,} bytes, expected {expected.size:,}"
-        for kind, value in expected.hashes().items():
-            actual = self._hashes[kind].hexdigest()
+    def difference(self, size: int, hashes: Mapping[str, Any]) -> Optional[str]:
+        """What a file of this size and these hashes differs in; ``None`` when all is met."""
+        if self.size is not None and size != self.size:
+            return f"{size:,} bytes, expected {self.size:,}"
+        for kind, value in self.hashes().items():
+            actual = hashes[kind].hexdigest()
             if actual != value:
                 return f"{kind} {actual}, expected {value}"
         return None
 
 
-def mismatch(content: bytes, accepted: Iterable[FileDigest]) -> Optional[str]:
-    """``None`` when ``content`` is one of the ``accepted`` versions, else what differs from them.
+def mismatch(blocks: Iterable[bytes], accepted: Sequence[FileDigest]) -> Optional[str]:
+    """``None`` when a content is one of the ``accepted`` versions, else what differs from them.
 
-    Only the hashes that a version gives are computed.
+    Only the hashes that the versions give are computed, all in one pass over the content's blocks.
     """
-    differences = []
-    for expected in accepted:
-        if expected.size is not None and len(content) != expected.size:
-            differences.append(f"{len(content):,} bytes, expected {expected.size:,}")
-            continue
-        for kind, value in expected.hashes().items():
-            actual = hashlib.new(kind, content).hexdigest()
-            if actual != value:
-                differences.append(f"{kind} {actual}, expected {value}")
-                break
-        else:
-            return None
-    return "; or ".join(differences)
+    size, hashes = 0, {kind: hashlib.new(kind) for version in accepted for kind in version.hashes()}
+    for block in blocks:
+        size += len(block)
+        for digest in hashes.values():
+            digest.update(block)
+    differences = [version.difference(size, hashes) for version in accepted]
+    return None if None in differences else "; or ".join(filter(None, differences))

@@ -13,11 +13,11 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd
 
+from machine.processor import Unavailable
 from model.execution.fused_graph import training_graph
 from model.execution.fused_limits import Unsupported
 from model.execution.fused_update import update
 from model.native.build import UNITS, load, require_bfloat16
-from model.native.processor import Unavailable
 
 __all__ = ["FusedTraining", "fuse"]
 

@@ -16,13 +16,13 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
+from machine.processor import Unavailable
 from model.execution import graph_rewrite as rewrite
 from model.execution.fused_inference import DATA, Ranges, inference_graph
 from model.execution.fused_limits import Unsupported
 from model.execution.gate_folding import FOLDABLE, fold_gates
 from model.execution.graph import Graph
 from model.native.build import UNITS, load, require_bfloat16
-from model.native.processor import Unavailable
 from model.ram_resnet import ResNet
 
 BACKEND = "MKLDNN"

@@ -13,6 +13,7 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import SymbolBlock, nn
 
+from machine.processor import cpu_identity
 from model.execution.fused_inference import INT8, ranges_graph
 from model.execution.graph import Graph
 from model.execution.inference import PreparedNetwork, check_image
@@ -27,7 +28,6 @@ from model.execution.inference_graphs import (
 )
 from model.execution.threads import release_callers_team
 from model.native.build import require_instructions
-from model.native.processor import cpu_identity
 
 MAX_LOSS = 0.002  # of accuracy: 0.2 points
 BATCH = 100

@@ -25,8 +25,8 @@ from typing import NamedTuple, Optional
 
 import mxnet as mx
 
+from machine.processor import AVX512, Unavailable, cpu_identity, is_limited
 from model.native.onednn import OneDNN, open_onednn
-from model.native.processor import AVX512, Unavailable, compiler_flags, cpu_identity
 
 __all__ = [
     "GLIMPSE",
@@ -108,7 +108,7 @@ def _onednn_of(operators: Operators) -> Optional[OneDNN]:
 
 
 def _block_of_processor() -> int:
-    return 16 if set(AVX512) <= set(cpu_identity().split()) else 8
+    return 16 if set(cpu_identity().split()) >= AVX512 else 8
 
 
 def require_bfloat16() -> None:
@@ -196,7 +196,8 @@ def _flags(operators: Operators, onednn: Optional[OneDNN]) -> tuple[str, ...]:
     """Return the compiler's options; those of a block are for one vector of its channels."""
     block = onednn.block if onednn else 0
     blocked = (f"-DBLOCK={block}", f"-mprefer-vector-width={32 * block}") if block else ()
-    return (*FLAGS, *compiler_flags(), *blocked, *operators.flags)
+    target = ("-march=haswell", "-mtune=native") if is_limited() else ("-march=native",)
+    return (*FLAGS, *target, *blocked, *operators.flags)
 
 
 def _folders() -> Iterator[Path]:

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from model.native.processor import Unavailable, is_limited
+from machine.processor import Unavailable, is_limited
 
 ONEDNN_VARIABLE = "ATTENTION_ONEDNN"
 ISA_AVX2, ISA_AVX512 = 0x7, 0x27  # of its dnnl_cpu_isa_t

@@ -1,6 +1,6 @@
 """Networks in PyTorch against MXNet: outputs, gradients, training steps, decisions, files.
 
-`python benchmarks/bridge/bridge_parity.py` does this for every network; here are small ones of each
+`python -m benchmarks.bridge.bridge_parity` does this for every network; here are small ones of each
 kind.
 """
 
@@ -44,7 +44,7 @@ NETWORKS["glimpse_mnist"]["glimpse_scale"] = 2.0
 @pytest.fixture(scope="module")
 def pair(torch_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = str(tmp_path_factory.mktemp("pair"))
-    command = [torch_python, "benchmarks/bridge/torch_symbol.py"]
+    command = [torch_python, "-m", "benchmarks.bridge.torch_symbol"]
     with Worker("PyTorch", command, {"OMP_NUM_THREADS": "1"}, timeout_sec=250) as worker:
         yield Pair(worker, folder)
 

@@ -26,6 +26,7 @@ import mxnet as mx
 from formats.errors import UserError
 from formats.images.preprocessing import Preprocessing, figures_of
 from formats.param_reader import ParamFileError
+from machine.processor import Unavailable, limit_onednn
 from model.execution.gate_folding import fold_gates
 from model.export.export_files import (
     Found,
@@ -38,7 +39,6 @@ from model.export.export_files import (
 )
 from model.export.onnx_graph import ExportError, to_onnx
 from model.export.tracing import trace
-from model.native.processor import Unavailable, limit_onednn
 from model.ram_resnet import ResNet
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import ModelError

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from training.apply.mask_score import resize_maps
+from training.reports.picture import plain_text, png
 
 PANEL = 1.75  # inches
 TEXT_WIDTH = 0.55  # of a panel
@@ -43,17 +43,15 @@ def draw_masks(rows: Sequence[MaskRow]) -> bytes:
     for row, axes in zip(rows, panels):
         for axis in axes:
             axis.set_axis_off()
-        axes[0].text(0.0, 0.5, _plain(row.text), va="center", fontsize=8, linespacing=1.4)
+        axes[0].text(0.0, 0.5, plain_text(row.text), va="center", fontsize=8, linespacing=1.4)
         axes[1].imshow(row.image)
         for axis, name in zip(axes[2:], names):
             _overlay(axis, row.image, row.maps[name])
     panels[0, 1].set_title("image", fontsize=8)
     for axis, name in zip(panels[0, 2:], names):
         height, width = rows[0].maps[name].shape
-        axis.set_title(f"{_plain(name)}\n{height}x{width}", fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI)
-    return stream.getvalue()
+        axis.set_title(f"{plain_text(name)}\n{height}x{width}", fontsize=8)
+    return png(figure, DPI)
 
 
 def _overlay(axis: Any, image: np.ndarray, values: np.ndarray) -> None:
@@ -71,8 +69,3 @@ def _overlay(axis: Any, image: np.ndarray, values: np.ndarray) -> None:
         fontsize=7,
         color="0.3",
     )
-
-
-def _plain(text: str) -> str:
-    """Escape what matplotlib would read as a formula."""
-    return text.replace("$", r"\$")

@@ -10,8 +10,8 @@ import mxnet as mx
 from mxnet import autograd
 
 from formats.errors import UserError, last_line
+from machine.processor import Unavailable
 from model.execution.fused_training import difference_of, fuse
-from model.native.processor import Unavailable
 from training.classifier.networks import build_classifier
 from training.compute.devices import check_bfloat16
 from training.records.environment import remember

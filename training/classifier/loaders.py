@@ -49,7 +49,8 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
             raise UserError(
                 f"--train-count {config.train_count}: there are {len(rest.images)} images to train"
             )
-        rest = _first_images(rest, config.train_count, config.seed)
+        order = np.random.default_rng(config.seed).permutation(len(rest.images))
+        rest = rest.take(order[: config.train_count])
     if config.label_noise < 1:
         rest = add_label_noise(rest, classes, config.label_noise, config.seed)
     train = TrainBatches(
@@ -82,9 +83,3 @@ def normalized(dataset: Dataset, normalization: str) -> Dataset:
 def evaluation_batches(data: ImageData, dataset: Dataset) -> EvalBatches:
     """Return batches of `data` normalised as `dataset` says."""
     return EvalBatches(data, EVAL_BATCH, mean=dataset.mean, std=dataset.std)
-
-
-def _first_images(data: ImageData, count: int, seed: int) -> ImageData:
-    order = np.random.default_rng(seed).permutation(len(data.images))[:count]
-    masks = None if data.masks is None else data.masks[order]
-    return ImageData(data.images[order], data.labels[order], masks)

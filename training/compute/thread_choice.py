@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from formats.errors import UserError
-from training.compute.cores import Cores, idle_cores, physical_cores
+from machine.cores import Cores, idle_cores, physical_cores
 
 FLAG, VARIABLE = "--threads", "OMP_NUM_THREADS"
 # What a process tells those that it starts: the number that it has put into OMP_NUM_THREADS, and

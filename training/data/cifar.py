@@ -19,7 +19,7 @@ from training.data.dataset import Dataset, ImageData
 from training.downloads.cifar_files import FORMATS, Format, Source, find_source, read_source
 from training.downloads.digests import TABLE
 from training.downloads.mirrors import candidates
-from training.downloads.places import Wanted, base_folder, gluon_folder
+from training.downloads.places import Wanted
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -99,55 +99,37 @@ def load_cifar(
     if coarse and name != "cifar100":
         raise UserError(f"coarse labels exist for cifar100 only, not for {name}")
     form = FORMATS[name]
-    records = read_source(form, _locate(form, data_dir, mirror, download))
+    source = _wanted(form).locate(
+        data_dir,
+        download,
+        lambda folder: find_source(form, folder),
+        lambda folder: _fetch(form, folder, mirror),
+    )
+    records = read_source(form, source)
     column = 0 if coarse else len(form.label_limits) - 1
     train = _image_data([records[file] for file in form.train_files], column)
     test = _image_data([records[file] for file in form.test_files], column)
     return Dataset(name, train, test, CLASS_NAMES[name][column], MEAN[name], STD[name])
 
 
-def search_places(name: str, data_dir: Optional[str] = None) -> list[str]:
-    """Folders in which :func:`load_cifar` looks, in order.
-
-    Raises
-    ------
-    UserError
-        ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
-    """
-    form = FORMATS[name]
-    expected = f"{_wanted(form).files}, in itself or in {name}/ or datasets/{name}/"
-    base = base_folder(data_dir, expected, form.title)
-    places = [base, os.path.join(base, name), os.path.join(base, "datasets", name)]
-    return places if data_dir else [*places, gluon_folder(name)]
-
-
-def _locate(form: Format, data_dir: Optional[str], mirror: Optional[str], download: bool) -> Source:
-    """The first complete set of files; where there is none, ``.bin`` files from the archive."""
-    places = search_places(form.name, data_dir)
-    notes = []
-    for place in places:
-        source, note = find_source(form, place)
-        if source is not None:
-            return source
-        notes.append(f"  {place}: {note}")
-    folder = places[0] if data_dir else places[-1]
-    with _wanted(form).downloading(folder, notes, download):
-        source, _ = find_source(form, folder)  # another process may have been faster
-        if source is not None:
-            return source
-        file_name = form.archives[0]
-        urls = candidates(form.name, file_name, mirror)
-        archive = fetch(file_name, urls, TABLE[f"{form.name}/{file_name}"], folder)
-        for name, records in read_source(form, Source("archive", archive)).items():
-            write_atomically(os.path.join(folder, name), records.tobytes())
-        os.remove(archive)
-    return Source("bin", folder)
+def _fetch(form: Format, folder: str, mirror: Optional[str]) -> None:
+    """Download the archive into a folder and leave ``.bin`` files there."""
+    if find_source(form, folder)[0]:  # another process may have been faster
+        return
+    file_name = form.archives[0]
+    urls = candidates(form.name, file_name, mirror)
+    archive = fetch(file_name, urls, TABLE[f"{form.name}/{file_name}"], folder)
+    for name, records in read_source(form, Source("archive", archive)).items():
+        write_atomically(os.path.join(folder, name), records.tobytes())
+    os.remove(archive)
 
 
 def _wanted(form: Format) -> Wanted:
     files = f"{' or '.join(form.archives)} or the files {', '.join(form.files)}"
     embedded = "embedded data set, which needs no file: --dataset shapes"
-    return Wanted(form.title, files, "400 MB free", embedded)
+    inside = f"in itself or in {form.name}/ or datasets/{form.name}/"
+    below = (form.name, os.path.join("datasets", form.name))
+    return Wanted(form.title, files, "400 MB free", embedded, form.name, inside, below)
 
 
 def _image_data(parts: Sequence[np.ndarray], column: int) -> ImageData:

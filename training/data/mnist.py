@@ -20,7 +20,7 @@ from formats.errors import UserError
 from training.data.dataset import Dataset, ImageData
 from training.downloads.digests import TABLE
 from training.downloads.mirrors import candidates
-from training.downloads.places import Wanted, base_folder, gluon_folder
+from training.downloads.places import Wanted
 
 # Images before labels, in the order train, test.
 FILES = (
@@ -34,6 +34,9 @@ WANTED = Wanted(
     f"the files {', '.join(FILES)} (each plain or .gz)",
     "12 MB free",
     "embedded handwritten digits, which need no file: --dataset digits",
+    "mnist",
+    "in itself or in mnist/, MNIST/raw/ or datasets/mnist/",
+    ("mnist", os.path.join("MNIST", "raw"), os.path.join("datasets", "mnist")),
 )
 CLASS_NAMES = tuple("0123456789")
 # Of the training images; computed with dataset.channel_statistics, four digits as usual.
@@ -67,7 +70,7 @@ def load_mnist(
     UserError
         Missing folder, damaged or other file, or nothing found and no download possible.
     """
-    paths = _locate(data_dir, mirror, download)
+    paths = WANTED.locate(data_dir, download, _find, lambda folder: _fetch(folder, mirror))
     train_images, train_labels, test_images, test_labels = (
         _read(name, path) for name, path in zip(FILES, paths)
     )
@@ -76,38 +79,13 @@ def load_mnist(
     return Dataset("mnist", train, test, CLASS_NAMES, MEAN, STD)
 
 
-def search_places(data_dir: Optional[str] = None) -> list[str]:
-    """Folders in which :func:`load_mnist` looks, in order.
-
-    Raises
-    ------
-    UserError
-        ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
-    """
-    expected = f"{WANTED.files}, in itself or in mnist/, MNIST/raw/ or datasets/mnist/"
-    base = base_folder(data_dir, expected, "MNIST")
-    below = ("mnist", os.path.join("MNIST", "raw"), os.path.join("datasets", "mnist"))
-    places = [base, *(os.path.join(base, name) for name in below)]
-    return places if data_dir else [*places, gluon_folder("mnist")]
-
-
-def _locate(data_dir: Optional[str], mirror: Optional[str], download: bool) -> list[str]:
-    """Paths of the four files, downloaded where no folder has all of them."""
-    places = search_places(data_dir)
-    notes = []
-    for place in places:
-        paths, note = _find(place)
-        if paths:
-            return paths
-        notes.append(f"  {place}: {note}")
-    folder = places[0] if data_dir else places[-1]
-    with WANTED.downloading(folder, notes, download):
-        for name in FILES:
-            present = [os.path.join(folder, n) for n in (f"{name}.gz", name)]
-            if not any(map(os.path.isfile, present)):
-                urls = candidates("mnist", f"{name}.gz", mirror)
-                fetch(f"{name}.gz", urls, TABLE[f"mnist/{name}.gz"], folder)
-    return _find(folder)[0]
+def _fetch(folder: str, mirror: Optional[str]) -> None:
+    """Download those of the four files that a folder lacks."""
+    for name in FILES:
+        present = [os.path.join(folder, n) for n in (f"{name}.gz", name)]
+        if not any(map(os.path.isfile, present)):
+            urls = candidates("mnist", f"{name}.gz", mirror)
+            fetch(f"{name}.gz", urls, TABLE[f"mnist/{name}.gz"], folder)
 
 
 def _find(folder: str) -> tuple[list[str], str]:
@@ -137,7 +115,7 @@ def _read(name: str, path: str) -> bytes:
         raise _damaged(path, str(error)) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    difference = mismatch(content, published)
+    difference = mismatch([content], published)
     if difference and len(content) == limit:
         difference = f"more than {limit - 1:,} bytes"
     if difference:

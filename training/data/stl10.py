@@ -23,12 +23,12 @@ import numpy as np
 
 from formats.atomic import replacing
 from formats.downloads.fetch import exclusive, fetch
-from formats.downloads.file_digest import Hasher
+from formats.downloads.file_digest import mismatch
 from formats.errors import UserError
 from training.data.dataset import Dataset, ImageData, channel_statistics
 from training.downloads.digests import TABLE
 from training.downloads.mirrors import candidates
-from training.downloads.places import Wanted, base_folder, gluon_folder
+from training.downloads.places import Wanted
 from training.downloads.tar_members import BoundedTarInfo
 
 CLASS_NAMES = (
@@ -46,6 +46,9 @@ WANTED = Wanted(
     f"{ARCHIVE} or the files {', '.join(LABELED_FILES)}",
     "3 GB free (6 GB with the unlabeled images)",
     "embedded data set, which needs no file: --dataset shapes",
+    "stl10",
+    f"in itself, in stl10/ or in {ARCHIVE_FOLDER}/",
+    ("stl10", os.path.join("datasets", "stl10")),
 )
 
 
@@ -123,42 +126,31 @@ def load_unlabeled(
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def search_places(data_dir: Optional[str] = None) -> list[str]:
-    """Folders in which :func:`load_stl10` looks, in order.
-
-    Raises
-    ------
-    UserError
-        ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
-    """
-    expected = f"{WANTED.files}, in itself, in stl10/ or in {ARCHIVE_FOLDER}/"
-    base = base_folder(data_dir, expected, "STL-10")
-    own = [base, os.path.join(base, "stl10"), os.path.join(base, "datasets", "stl10")]
-    tops = own if data_dir else [*own, gluon_folder("stl10")]
-    return [place for top in tops for place in (top, os.path.join(top, ARCHIVE_FOLDER))]
-
-
 def _locate(
     files: Sequence[str], data_dir: Optional[str], mirror: Optional[str], download: bool
 ) -> str:
     """Folder that holds `files`, unpacked or downloaded where there is none yet."""
-    places = search_places(data_dir)
-    notes = []
-    for place in places:
-        missing = _missing(place, files)
-        if not missing:
-            return place
-        if os.path.isfile(os.path.join(place, ARCHIVE)):
-            return _unpack(place, missing)
-        there = "no such folder" if not os.path.isdir(place) else "no STL-10 files"
-        part = f"incomplete: {', '.join(missing)} missing"
-        notes.append(f"  {place}: {part if len(missing) < len(files) else there}")
-    # The folders come in pairs, itself and the archive's folder in it.
-    folder = places[0] if data_dir else places[-2]
-    with WANTED.downloading(folder, notes, download):
+
+    def fetch_archive(folder: str) -> None:
         if not os.path.isfile(os.path.join(folder, ARCHIVE)):
             fetch(ARCHIVE, candidates("stl10", ARCHIVE, mirror), TABLE[f"stl10/{ARCHIVE}"], folder)
-    return _unpack(folder, _missing(folder, files))
+
+    return WANTED.locate(data_dir, download, lambda folder: _find(folder, files), fetch_archive)
+
+
+def _find(folder: str, files: Sequence[str]) -> tuple[str, str]:
+    """(where in a folder `files` are, unpacked from the archive; what is there instead)."""
+    notes, below = [], os.path.join(folder, ARCHIVE_FOLDER)
+    for place in (folder, below):
+        missing = _missing(place, files)
+        if not missing:
+            return place, ""
+        if os.path.isfile(os.path.join(place, ARCHIVE)):
+            return _unpack(place, missing), ""
+        there = "no such folder" if not os.path.isdir(place) else "no STL-10 files"
+        part = f"incomplete: {', '.join(missing)} missing"
+        notes.append(part if len(missing) < len(files) else there)
+    return "", f"\n  {below}: ".join(notes)
 
 
 def _missing(folder: str, files: Sequence[str]) -> list[str]:
@@ -210,11 +202,9 @@ def _checked(path: str, unusual: list[str]) -> np.ndarray:
             content = stream.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    hasher = Hasher()
-    hasher.update(content)
-    differences = [hasher.mismatch(known) for known in TABLE[f"stl10/{os.path.basename(path)}"]]
-    if None not in differences:
-        unusual.append(f"{path}: {differences[0]}")
+    difference = mismatch([content], TABLE[f"stl10/{os.path.basename(path)}"])
+    if difference:
+        unusual.append(f"{path}: {difference}")
     return np.frombuffer(content, np.uint8)
 
 

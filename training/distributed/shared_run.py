@@ -15,10 +15,11 @@ from typing import Any, Callable, Optional, TypeVar
 import mxnet as mx
 import numpy as np
 
+from formats.atomic import PathLike
 from formats.errors import UserError
 from training.compute.devices import gpu_count
 from training.distributed.group import Group, open_group
-from training.records.run import PathLike, Run
+from training.records.run import Run
 from training.records.run_folder import CONFIG_FILE, STATE_FILE
 from training.settings.config import to_dict
 from training.settings.run_config import NONE

@@ -235,17 +235,17 @@ def _checked_records(
     width = len(form.label_limits) + PIXELS
     if key.endswith(".bin"):
         if len(content) not in [version.size for version in published] or len(content) % width:
-            raise _damaged(form, shown, mismatch(content, published) or "")
+            raise _damaged(form, shown, mismatch([content], published) or "")
         records = np.frombuffer(content, np.uint8).reshape(-1, width)
-        difference = mismatch(content, published)
+        difference = mismatch([content], published)
     else:
-        difference = mismatch(content, TABLE[key])
+        difference = mismatch([content], TABLE[key])
         try:
             records = read_batch(content, form.label_keys)
         except BatchError as error:
             raise _damaged(form, shown, f"{error}; {difference}") from error
         # A batch that was pickled again is as good as the published one when its records are.
-        if difference and mismatch(records.tobytes(), published) is None:
+        if difference and mismatch([records.tobytes()], published) is None:
             difference = None
         if records.nbytes not in [version.size for version in published]:
             raise _damaged(form, shown, f"{len(records):,} images; {difference}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, TypeVar
 
 from formats.downloads.fetch import DownloadFailed, exclusive
 from formats.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,80 @@ class Wanted:
         How much of the disk it takes.
     embedded
         What needs no file, with the option that names it.
+    folder
+        What Gluon calls its folder.
+    inside
+        Where in a folder that is named it may lie, for people.
+    below
+        The same as paths; the folder itself is looked at first.
     """
 
     title: str
     files: str
     room: str
     embedded: str
+    folder: str
+    inside: str
+    below: tuple[str, ...]
+
+    def places(self, data_dir: Optional[str] = None) -> list[str]:
+        """Folders to look in, in order: below ``data_dir`` (by default ``data``) or Gluon's.
+
+        Raises
+        ------
+        UserError
+            ``data_dir`` is given and is no folder. Nothing is downloaded into a mistyped name.
+        """
+        base = self._base(data_dir)
+        home = os.path.expanduser(os.environ.get("MXNET_HOME") or os.path.join("~", ".mxnet"))
+        own = [base, *(os.path.join(base, name) for name in self.below)]
+        return own if data_dir else [*own, os.path.join(home, "datasets", self.folder)]
+
+    def _base(self, data_dir: Optional[str]) -> str:
+        if not data_dir:
+            return "data"
+        base = os.path.expanduser(data_dir)
+        if not os.path.isdir(base):
+            state = "is not a folder" if os.path.exists(base) else "does not exist"
+            raise UserError(
+                f"the data folder {data_dir} {state}; expected a folder with {self.files}, "
+                f"{self.inside}. Create it to download {self.title} there, or leave the option out"
+            )
+        return base
+
+    def locate(
+        self,
+        data_dir: Optional[str],
+        download: bool,
+        find: Callable[[str], tuple[Optional[T], str]],
+        fetch: Callable[[str], object],
+    ) -> T:
+        """Return what `find` gives for the first place that has the data set, downloaded or not.
+
+        Parameters
+        ----------
+        data_dir
+            As for `places`.
+        download
+            Whether to download what is in none of them, into the first of ``data_dir``, else the
+            last.
+        find
+            Gives what is in a folder, and in words what is there instead where that is nothing.
+        fetch
+            Downloads into a folder; one process at a time does.
+        """
+        places, notes = self.places(data_dir), []
+        for place in places:
+            found, note = find(place)
+            if found:
+                return found
+            notes.append(f"  {place}: {note}")
+        folder = places[0] if data_dir else places[-1]
+        with self.downloading(folder, notes, download):
+            fetch(folder)
+        found, _ = find(folder)
+        assert found is not None
+        return found
 
     @contextmanager
     def downloading(self, folder: str, notes: Sequence[str], download: bool) -> Iterator[None]:
@@ -70,30 +140,3 @@ class Wanted:
             f"{self.files} into {folder}; or say where they are: --data-dir FOLDER or --mirror "
             f"URL; or use the {self.embedded}"
         )
-
-
-def base_folder(data_dir: Optional[str], expected: str, title: str) -> str:
-    """The folder that a search begins in: ``data_dir``, or ``data`` in the working directory.
-
-    Raises
-    ------
-    UserError
-        ``data_dir`` is given and is no folder; the message says what is ``expected`` in it. Nothing
-        is downloaded into a mistyped name.
-    """
-    if not data_dir:
-        return "data"
-    base = os.path.expanduser(data_dir)
-    if not os.path.isdir(base):
-        state = "is not a folder" if os.path.exists(base) else "does not exist"
-        raise UserError(
-            f"the data folder {data_dir} {state}; expected a folder with {expected}. Create it to "
-            f"download {title} there, or leave the option out"
-        )
-    return base
-
-
-def gluon_folder(name: str) -> str:
-    """Where Gluon keeps the data set: ``$MXNET_HOME/datasets/<name>``, ``~/.mxnet`` by default."""
-    home = os.environ.get("MXNET_HOME") or os.path.join("~", ".mxnet")
-    return os.path.join(os.path.expanduser(home), "datasets", name)

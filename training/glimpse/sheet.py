@@ -14,6 +14,7 @@ from training.augmentation.deform import Deformation
 from training.data.dataset import Dataset
 from training.glimpse.batches import GlimpseTrainBatches
 from training.glimpse.data import TASKS, GlimpseTask, draw_test, load_task
+from training.settings.exit_code import exits
 
 COLUMNS = 10
 GAP = 3
@@ -62,22 +63,19 @@ def _load(data_dir: Optional[str]) -> dict[str, Dataset]:
     return {name: load_task(name, data_dir).dataset for name in ("mnist", "digits")}
 
 
+@exits()
 def main() -> int:
     """Write the sheet to the file that the command line names."""
     from PIL import Image
 
-    try:
-        if len(sys.argv) not in (2, 3) or not sys.argv[1].endswith(".png"):
-            raise UserError(
-                "give the file to write: python -m training.glimpse.sheet FILE.png [DATA_DIR]"
-            )
-        sheet = contact_sheet(_load(sys.argv[2] if len(sys.argv) > 2 else None))
-        buffer = io.BytesIO()
-        Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
-        write_atomically(sys.argv[1], buffer.getvalue())
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if len(sys.argv) not in (2, 3) or not sys.argv[1].endswith(".png"):
+        raise UserError(
+            "give the file to write: python -m training.glimpse.sheet FILE.png [DATA_DIR]"
+        )
+    sheet = contact_sheet(_load(sys.argv[2] if len(sys.argv) > 2 else None))
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
+    write_atomically(sys.argv[1], buffer.getvalue())
     return 0
 
 

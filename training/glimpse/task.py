@@ -11,9 +11,9 @@ import mxnet as mx
 from formats.errors import UserError
 from formats.images.preprocessing import image_section
 from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
+from machine.processor import Unavailable
 from model import create_model
 from model.hybrid_loss import HybridLoss, LossWeights
-from model.native.processor import Unavailable
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import FAMILIES, spec_of
 from model.weights.file_match import find_model

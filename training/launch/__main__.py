@@ -27,10 +27,11 @@ from types import FrameType
 from typing import Any, Optional
 
 from formats.errors import UserError, quoted
-from training.compute.cores import physical_cores
+from machine.cores import physical_cores
 from training.compute.thread_choice import VARIABLE, set_threads, share_of
 from training.launch.peers import Plan, gather_machines, join_first_machine
 from training.launch.processes import Crew, Ended
+from training.settings.exit_code import exits
 from training.settings.run_config import DIST_SYNC, LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,45 +166,40 @@ class Supervisor:
         return failed.code if failed.code > 0 else 128 - failed.code
 
 
+@exits()
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     place = given.index("--") if "--" in given else len(given)
     options, words = _parser().parse_args(given[:place]), given[place + 1 :]
-    try:
-        command = worker_command(options.script, words)
-        local = options.workers if options.local is None else options.local
-        if not 1 <= local <= options.workers or options.servers < 1:
+    command = worker_command(options.script, words)
+    local = options.workers if options.local is None else options.local
+    if not 1 <= local <= options.workers or options.servers < 1:
+        raise UserError(
+            f"-n {options.workers} --local {local} --servers {options.servers}: give at least "
+            "one server, and of the workers at least one to this machine"
+        )
+    if options.join:
+        places = {
+            "--address": options.address,
+            "--port": options.port,
+            "--servers": options.servers != 1,
+        }
+        idle = [flag for flag, value in places.items() if value]
+        if idle:
             raise UserError(
-                f"-n {options.workers} --local {local} --servers {options.servers}: give at least "
-                "one server, and of the workers at least one to this machine"
+                f"{', '.join(idle)} with --join: the first machine says that; leave it out here"
             )
-        if options.join:
-            places = {
-                "--address": options.address,
-                "--port": options.port,
-                "--servers": options.servers != 1,
-            }
-            idle = [flag for flag, value in places.items() if value]
-            if idle:
-                raise UserError(
-                    f"{', '.join(idle)} with --join: the first machine says that; leave it out here"
-                )
-            plan = join_first_machine(options.join, options.workers, local)
-        else:
-            plan = gather_machines(
-                options.address or "127.0.0.1",
-                options.port,
-                options.workers,
-                local,
-                options.servers,
-            )
-        return Supervisor(plan, command).run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        plan = join_first_machine(options.join, options.workers, local)
+    else:
+        plan = gather_machines(
+            options.address or "127.0.0.1",
+            options.port,
+            options.workers,
+            local,
+            options.servers,
+        )
+    return Supervisor(plan, command).run()
 
 
 def worker_command(script: str, words: Sequence[str]) -> list[str]:

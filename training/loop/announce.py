@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from formats.atomic import PathLike
 from formats.errors import quoted
+from machine.processor import cpu_name, instructions
 from training.batches.in_memory import Loaders
 from training.compute.devices import device_names
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
-from training.compute.processor import cpu_name, instructions
 from training.compute.thread_choice import recorded_threads
 from training.distributed.group import Group
 from training.loop.fit import Result
 from training.records.environment import _warn, describe_threads, threads_text, warn_threads
-from training.records.run_folder import LAST_FILE, STATE_FILE, PathLike, read_env, weight_files
+from training.records.run_folder import LAST_FILE, STATE_FILE, read_env, weight_files
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
 from training.settings.run_config import DIST_SYNC, HOROVOD, NONE, RunConfig

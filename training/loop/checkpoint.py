@@ -28,11 +28,12 @@ from typing import Any, Optional
 import mxnet as mx
 import numpy as np
 
+from formats.atomic import PathLike
 from formats.errors import UserError
 from formats.param_file import write_params
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
-from training.records.state_file import FORMAT, PathLike, write_state
+from training.records.state_file import FORMAT, write_state
 
 EPOCH_FILE = "epoch-{:04d}.param"
 _EPOCH_FILES = re.compile(r"epoch-(\d{4,})\.param(\.sha256)?")

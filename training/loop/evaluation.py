@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional
 import mxnet as mx
 import numpy as np
 
-from formats.errors import UserError
+from formats.errors import UserError, last_line
 from training.batches.scores import Scores, check_labels, image_and_label
 
 
@@ -74,17 +74,11 @@ def _logits(net: Any, image: np.ndarray, contexts: Sequence[Any], full: int) -> 
         logits = np.concatenate([output.asnumpy()[:count] for output, count in outputs])
     except mx.MXNetError as error:
         raise UserError(
-            f"the network cannot compute images {image.shape} (N, C, H, W): {_last_line(error)}"
+            f"the network cannot compute images {image.shape} (N, C, H, W): {last_line(error)}"
         ) from error
     if logits.ndim != 2:
         raise UserError(f"the network gives {logits.shape}; needed are logits (N, classes)")
     return logits
-
-
-def _last_line(error: BaseException) -> str:
-    """Return the line of an MXNet error that says what was wrong, below its stack of calls."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from mxnet.gluon import Trainer, nn
 
 from formats.errors import UserError
 from training.batches.in_memory import Batch
-from training.compute.devices import device_names, probe_gpu, use_precision
+from training.compute.devices import device_names, gpu_count, probe_gpu, use_precision
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.compute.loss_scaling import with_loss_scaling
 from training.loop.engine import Updater, measure
@@ -259,11 +259,7 @@ def main(argv: Optional[Sequence[str]] = None, contexts: Optional[Sequence[Any]]
         return 0
     checks: list[Check] = []
     if contexts is None:
-        try:
-            count = int(mx.context.num_gpus())
-        except mx.MXNetError:
-            count = 0
-        faults = [probe_gpu(index) for index in range(count)]
+        faults = [probe_gpu(index) for index in range(gpu_count())]
         contexts = [mx.gpu(index) for index, fault in enumerate(faults) if fault is None]
         checks += [
             Check(f"computing on gpu({index})", fault is None, fault or "it computes")

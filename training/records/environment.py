@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
-from training.compute.cores import allowed_processors
-from training.compute.processor import cpu_name, instructions
+from machine.cores import allowed_processors
+from machine.processor import cpu_name, instructions
 from training.compute.thread_choice import VARIABLE, as_text, inherited_reason, local_workers
 
 PACKAGES = ("mxnet", "mxnet-cu117", "numpy", "gluoncv", "mxboard", "protobuf", "torch")
@@ -45,7 +45,7 @@ def describe() -> dict[str, Any]:
     dict
         JSON-serializable: ``time`` (UTC, ISO 8601), ``command``, ``python``, ``packages``
         (name to version), ``platform``, ``cpu`` and ``isa`` (its name and instruction sets, see
-        `training.compute.processor`), ``cores`` (of the machine), ``usable_cores`` (of this
+        `machine.processor`), ``cores`` (of the machine), ``usable_cores`` (of this
         process), ``threads`` (see `describe_threads`), ``variables``, ``git``, and what `remember`
         was told.
 

@@ -7,14 +7,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
-from formats.atomic import sync_folder, write_atomically
+from formats.atomic import PathLike, sync_folder, write_atomically
 from formats.errors import UserError
-
-PathLike = Union[str, "os.PathLike[str]"]
 
 METRICS_FILE = "metrics.jsonl"
 METRICS_ORDER = (

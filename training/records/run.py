@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Optional, Union
+from typing import IO, Any, Optional
 
 import numpy as np
 
-from formats.atomic import remove_leftovers, write_atomically
-from formats.errors import UserError, quoted
+from formats.atomic import PathLike, remove_leftovers, write_atomically
+from formats.errors import UserError, first_line, quoted
 from training.records.board import Board, NoBoard
 from training.records.environment import describe
 from training.records.event_file import cut_back_folder
@@ -39,7 +38,6 @@ from training.records.seed_log import write_seed_files
 
 __all__ = ["Run"]
 
-PathLike = Union[str, "os.PathLike[str]"]
 
 ELSEWHERE = "Name a folder that you may write to, on a disk with room, with --run-dir FOLDER."
 MAX_RESUMES = 100  # that are kept on record
@@ -217,8 +215,11 @@ class Run:
         except UserError:
             raise
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"warning: no graph for TensorBoard: {reason}", file=sys.stderr, flush=True)
+            print(
+                f"warning: no graph for TensorBoard: {first_line(error)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def write(self, name: str, content: bytes) -> None:
         """Put a further file into the folder."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import time
 from pathlib import Path
-from typing import IO, Any, Union
+from typing import IO, Any
 
+from formats.atomic import PathLike
 from formats.errors import UserError
 from training.records.metrics import METRICS_FILE
-
-PathLike = Union[str, "os.PathLike[str]"]
 
 CONFIG_FILE = "config.json"
 ENV_FILE = "env.json"

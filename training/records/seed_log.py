@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from formats.atomic import write_atomically
+from formats.atomic import PathLike, write_atomically
 from formats.errors import UserError
-from training.records.metrics import PathLike, read_metrics
+from training.records.metrics import read_metrics
 from training.records.run_folder import CONFIG_FILE
 
 LOG_FILE = "log.txt"

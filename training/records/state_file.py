@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import numpy as np
 
+from formats.atomic import PathLike
 from formats.digest import verify_digest
 from formats.errors import UserError, quoted
 from formats.param_file import read_params, write_params
@@ -19,7 +19,6 @@ from formats.param_reader import ParamFileError
 from training.records.run_folder import LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress, check_counters
 
-PathLike = Union[str, "os.PathLike[str]"]
 FORMAT = 1
 _NAME = re.compile(r"(param|average|(state|device):(0|[1-9]\d{0,8})):.+", re.ASCII)
 

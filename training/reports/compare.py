@@ -15,14 +15,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Optional
 
-from formats.atomic import write_atomically
+from formats.atomic import PathLike
 from formats.errors import UserError
-from training.records.metrics import PathLike
 from training.reports.compare_plot import draw_groups
+from training.reports.picture import write_named
 from training.reports.run_results import RunResult, Spread, find_runs, read_result, spread
+from training.settings.exit_code import exits
 from training.settings.run_config import RESUMABLE
 
 # Settings that say where a run is and what is recorded, not what is computed.
@@ -153,6 +153,7 @@ def compare(folders: Sequence[PathLike]) -> tuple[list[Group], list[RunResult]]:
     return group_runs(finished), [result for result in results if not result.finished]
 
 
+@exits()
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -164,17 +165,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--output", default="compare.png", metavar="FILE", help="curves, as PNG")
     parser.add_argument("--csv", metavar="FILE", help="write the table here too, unrounded")
     options = parser.parse_args(arguments)
-    try:
-        groups, unfinished = compare(options.runs)
-        print(comparison_table(groups))
-        for run in unfinished:
-            print(f"left out: {run.folder} stands at epoch {run.epoch} of {run.config['epochs']}")
-        _write(options.output, _picture(options.output, groups))
-        if options.csv:
-            _write(options.csv, comparison_csv(groups).encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    groups, unfinished = compare(options.runs)
+    print(comparison_table(groups))
+    for run in unfinished:
+        print(f"left out: {run.folder} stands at epoch {run.epoch} of {run.config['epochs']}")
+    print(write_named(options.output, _picture(options.output, groups)))
+    if options.csv:
+        print(write_named(options.csv, comparison_csv(groups).encode()))
     return 0
 
 
@@ -182,14 +179,6 @@ def _picture(path: str, groups: Sequence[Group]) -> bytes:
     if not path.lower().endswith(".png"):
         raise UserError(f"cannot write {path}: curves are PNG images. Name a .png file")
     return draw_groups([(group.label, [run.rows for run in group.runs]) for group in groups])
-
-
-def _write(path: str, content: bytes) -> None:
-    try:
-        write_atomically(Path(path), content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}. Name another file.") from error
-    print(path)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

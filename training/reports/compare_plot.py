@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from training.reports.picture import png
 from training.reports.plot import COLOURS, DPI
 
 Rows = Sequence[Mapping[str, Any]]
@@ -56,9 +56,7 @@ def draw_groups(groups: Sequence[tuple[str, Sequence[Rows]]]) -> bytes:
         text = f"{label} (n = {len(runs)})".replace("$", r"\$")
         handles.append(Line2D([], [], label=text, **_look(index)))
     figure.legend(handles=handles, loc="outside lower center", frameon=False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI)
-    return stream.getvalue()
+    return png(figure, DPI)
 
 
 def curves(runs: Sequence[Rows], key: str) -> tuple[np.ndarray, np.ndarray]:

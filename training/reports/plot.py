@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
-from formats.atomic import write_atomically
+from formats.atomic import PathLike
 from formats.errors import UserError
-from training.records.metrics import METRICS_FILE, PathLike, read_metrics
+from training.records.metrics import METRICS_FILE, read_metrics
 from training.records.run_folder import CURVES_FILE, read_config
+from training.reports.picture import plain_text, png, write_named
+from training.settings.exit_code import exits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,14 +84,10 @@ def plot_runs(folders: Sequence[PathLike], output: Optional[PathLike] = None) ->
         raise UserError(
             f"cannot write {path}: curves are PNG images. Name a file that ends in .png."
         )
-    picture = _png(_figure(runs))
-    try:
-        write_atomically(path, picture)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}. Name another file.") from error
-    return path
+    return write_named(path, png(_figure(runs), DPI))
 
 
+@exits()
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -100,11 +97,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder; several are compared")
     parser.add_argument("--output", metavar="FILE", help=f"PNG file (default: {CURVES_FILE})")
     options = parser.parse_args(arguments)
-    try:
-        print(plot_runs(options.runs, options.output))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(plot_runs(options.runs, options.output))
     return 0
 
 
@@ -148,7 +141,7 @@ def _figure(runs: Sequence[_Curves]) -> Figure:
     _draw_splits(error, runs, "acc", "Error (%)", 100.0)
     _draw_single(rate, runs, "lr", "Learning rate")
     _draw_single(speed, runs, "images_per_sec", "Training speed (images/s)")
-    figure.suptitle(f"{len(runs)} runs" if named else _plain_text(runs[0].title))
+    figure.suptitle(f"{len(runs)} runs" if named else plain_text(runs[0].title))
     _add_split_legend(loss, runs)
     if named:
         _add_run_legend(figure, runs)
@@ -232,7 +225,7 @@ def _add_run_legend(figure: Figure, runs: Sequence[_Curves]) -> None:
     handles = []
     for index, run in enumerate(runs):
         text = run.name if run.title == run.name else f"{run.name}: {run.title}"
-        handles.append(Line2D([], [], color=_colour(index, len(runs)), label=_plain_text(text)))
+        handles.append(Line2D([], [], color=_colour(index, len(runs)), label=plain_text(text)))
     figure.legend(handles=handles, loc="outside lower center", frameon=False)
 
 
@@ -249,19 +242,8 @@ def _style(epochs: Sequence[int]) -> dict[str, Any]:
     return {"linewidth": 1.6, "marker": "o" if marked else None, "markersize": 3.5}
 
 
-def _plain_text(text: str) -> str:
-    """Escape what matplotlib would read as a formula."""
-    return text.replace("$", r"\$")
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI)
-    return stream.getvalue()
 
 
 if __name__ == "__main__":

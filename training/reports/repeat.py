@@ -27,6 +27,7 @@ from formats.atomic import write_atomically
 from formats.errors import UserError
 from training.records.run_folder import CONFIG_FILE
 from training.reports.run_results import RunResult, read_result, spread
+from training.settings.exit_code import exits
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "train_cifar.py"
@@ -110,6 +111,7 @@ def summarize(results: Sequence[RunResult], seeds: Sequence[int], folder: Path) 
     )
 
 
+@exits()
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -125,26 +127,18 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--script", default=SCRIPT, help=f"training script (default: {SCRIPT})")
     parser.add_argument("--output", help="folder of the runs (default: runs/repeat-DIGEST)")
     options, words = parser.parse_args(given[:place]), given[place + 1 :]
-    try:
-        if "--" not in given:
-            raise UserError(
-                "what shall be repeated? Give its flags after --, as: -- --recipe quick"
-            )
-        if options.seeds < 1 or options.first_seed < 0:
-            raise UserError("--seeds must be 1 or more and --first-seed 0 or more")
-        script = Path(options.script)
-        if not script.exists() and not script.is_absolute():
-            script = ROOT / script
-        folder = Path(options.output or _default_folder(script, words))
-        seeds = range(options.first_seed, options.first_seed + options.seeds)
-        results = repeat(script, words, seeds, folder)
-        print(summarize(results, seeds, folder))
-        print(f"wrote {folder / SUMMARY_FILE}, {folder / TABLE_FILE}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if "--" not in given:
+        raise UserError("what shall be repeated? Give its flags after --, as: -- --recipe quick")
+    if options.seeds < 1 or options.first_seed < 0:
+        raise UserError("--seeds must be 1 or more and --first-seed 0 or more")
+    script = Path(options.script)
+    if not script.exists() and not script.is_absolute():
+        script = ROOT / script
+    folder = Path(options.output or _default_folder(script, words))
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    results = repeat(script, words, seeds, folder)
+    print(summarize(results, seeds, folder))
+    print(f"wrote {folder / SUMMARY_FILE}, {folder / TABLE_FILE}")
     return 0
 
 

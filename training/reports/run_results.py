@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from formats.atomic import PathLike
 from formats.errors import UserError
-from training.records.metrics import METRICS_FILE, PathLike, read_metrics
+from training.records.metrics import METRICS_FILE, read_metrics
 from training.records.run_folder import CONFIG_FILE, CURVES_FILE, read_config
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from formats.atomic import write_atomically
 from formats.errors import UserError
 from training.data.shapes import CLASS_NAMES, draw_shapes
+from training.settings.exit_code import exits
 
 ENLARGED = 3
 GAP = 4
@@ -43,21 +44,16 @@ def _tile(picture: np.ndarray) -> np.ndarray:
     return np.pad(large, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
 
 
+@exits()
 def main() -> int:
     """Write the sheet to the file that the command line names."""
     from PIL import Image
 
-    try:
-        if len(sys.argv) != 2 or not sys.argv[1].endswith(".png"):
-            raise UserError(
-                "give the file to write: python -m training.reports.shapes_sheet FILE.png"
-            )
-        buffer = io.BytesIO()
-        Image.fromarray(contact_sheet()).save(buffer, "PNG", optimize=True)
-        write_atomically(sys.argv[1], buffer.getvalue())
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if len(sys.argv) != 2 or not sys.argv[1].endswith(".png"):
+        raise UserError("give the file to write: python -m training.reports.shapes_sheet FILE.png")
+    buffer = io.BytesIO()
+    Image.fromarray(contact_sheet()).save(buffer, "PNG", optimize=True)
+    write_atomically(sys.argv[1], buffer.getvalue())
     return 0
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
-from typing import Callable
+from collections.abc import Callable
 
 from formats.errors import UserError
 from formats.param_reader import ParamFileError
+from machine.processor import Unavailable
 
 WRONG_INPUT_EXIT = 2
 PATCHED = ("mxnet", "gluoncv", "mxboard")  # what compat/ makes run on newer Pythons and NumPy
@@ -38,14 +40,14 @@ def escape_unprintable() -> None:
 
 
 def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
-    """Return what `action` returns; for UserError, ParamFileError and `errors` print one line.
+    """Return what `action` returns; for what users can mend, and `errors`, print one line.
 
     So does what the system refuses (a full disk, a folder that has gone) and nobody has explained.
 
     Ctrl-C outside of the training loop, which saves first, ends without a word.
     """
     escape_unprintable()
-    handled: tuple[type[Exception], ...] = (UserError, ParamFileError, *errors)
+    handled: tuple[type[Exception], ...] = (UserError, ParamFileError, Unavailable, *errors)
     try:
         return action()
     except KeyboardInterrupt:
@@ -71,3 +73,12 @@ def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
             file=sys.stderr,
         )
     return WRONG_INPUT_EXIT
+
+
+def exits(*errors: type[Exception]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorate a ``main`` whose exit code is that of `exit_code`, which also takes `errors`."""
+
+    def decorate(main: Callable[..., int]) -> Callable[..., int]:
+        return functools.wraps(main)(lambda *given: exit_code(lambda: main(*given), *errors))
+
+    return decorate

@@ -20,7 +20,7 @@ SHAPES = {"x": (2, 3, 4, 5), "y": (2, 3, 4, 5), "z": (1, 3, 1, 1)}
 
 @pytest.fixture(scope="module")
 def pair(torch_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    command = [torch_python, "benchmarks/bridge/torch_symbol.py"]
+    command = [torch_python, "-m", "benchmarks.bridge.torch_symbol"]
     folder = str(tmp_path_factory.mktemp("pair"))
     with Worker("PyTorch", command, {"OMP_NUM_THREADS": "1"}, timeout_sec=250) as worker:
         yield Pair(worker, folder)

@@ -15,6 +15,7 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
+from machine.processor import Unavailable
 from model import create_model
 from model.execution.fused_graph import training_graph
 from model.execution.fused_limits import Unsupported
@@ -22,7 +23,6 @@ from model.execution.fused_training import fuse
 from model.layers.basic_layer import ResidualBlock
 from model.layers.network import Network
 from model.native.build import block_channels
-from model.native.processor import Unavailable
 from tests.model import golden_runs as golden
 from tests.model.test_golden_runs import errors as golden_errors
 

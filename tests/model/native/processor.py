@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Optional
 
+from machine.processor import Unavailable, cpu_identity
 from model.execution.quantization import DOT_PRODUCTS
 from model.native.build import UNITS, load
-from model.native.processor import Unavailable, cpu_identity
 
 INSTRUCTIONS = frozenset(cpu_identity().split())
 # oneDNN's convolutions in bfloat16 take these; avx512_bf16 makes them faster.

@@ -11,19 +11,19 @@ from pathlib import Path
 import mxnet as mx
 import pytest
 
+from machine import processor
+from machine.processor import Unavailable
 from model import create_model
 from model.execution import quantization
 from model.native import build as operators
-from model.native import processor
 from model.native.build import UNITS, block_channels, load
-from model.native.processor import Unavailable
 
 ROOT = Path(__file__).resolve().parents[3]
 AVX512 = "model name\t: one\nflags\t\t: fpu fma avx2 avx512f avx512bw avx512vl avx512dq avx512_bf16"
 # What shows that the operators compute what they should, and what they refuse.
 TESTS = ("fused_training", "fused_inference", "fused_update")
 LIMITED = """
-from model.native.processor import limit_onednn
+from machine.processor import limit_onednn
 
 limit_onednn()
 import mxnet as mx

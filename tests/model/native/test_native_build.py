@@ -11,10 +11,10 @@ from typing import Any
 import mxnet as mx
 import pytest
 
+from machine.processor import Unavailable
 from model.native import build as operators
 from model.native.build import UNITS, Operators
 from model.native.onednn import OneDNN, find_onednn
-from model.native.processor import Unavailable
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -9,9 +9,9 @@ import mxnet as mx
 import pytest
 
 from formats.errors import UserError
+from machine.processor import Unavailable
 from model.layers import attention_module
 from model.layers.resnet_unit import Unit
-from model.native.processor import Unavailable
 from tests.model.native.processor import BFLOAT16
 from training.classifier import graph_choice
 from training.classifier.config import TrainConfig

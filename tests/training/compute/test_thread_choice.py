@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from formats.errors import UserError
+from machine.cores import Cores
 from training.compute import thread_choice
-from training.compute.cores import Cores
 from training.compute.thread_choice import (
     WAIT_POLICY,
     choose_threads,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.atomic import write_atomically
+from formats.atomic import PathLike
 from formats.errors import UserError
 from training.glimpse.pictures.overlay import (
     INK,
@@ -22,12 +21,11 @@ from training.glimpse.pictures.overlay import (
     step_colours,
 )
 from training.glimpse.pictures.path import GlimpsePath
+from training.reports.picture import write_named
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
-
-PathLike = Union[str, "os.PathLike[str]"]
 
 RIGHT: Colour = (0, 130, 80)
 WRONG: Colour = (200, 60, 20)
@@ -90,7 +88,7 @@ def animate_paths(path: GlimpsePath, output: PathLike, frames_per_second: float 
         loop=0,
         optimize=False,
     )
-    return write_picture(output, stream.getvalue())
+    return write_named(output, stream.getvalue())
 
 
 def check_picture(path: GlimpsePath, output: PathLike, ending: str, most: int) -> None:
@@ -101,15 +99,6 @@ def check_picture(path: GlimpsePath, output: PathLike, ending: str, most: int) -
         raise UserError(
             f"{len(path.images)} images do not fit in one picture. Choose at most {most}."
         )
-
-
-def write_picture(output: PathLike, data: bytes) -> Path:
-    """Write a file as a whole; UserError when that fails."""
-    try:
-        write_atomically(output, data)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}. Name another file.") from error
-    return Path(output)
 
 
 def short_name(name: str) -> str:

@@ -10,20 +10,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.glimpse.pictures.gif import (
-    RIGHT,
-    WRONG,
-    PathLike,
-    check_picture,
-    short_name,
-    write_picture,
-)
+from formats.atomic import PathLike
+from training.glimpse.pictures.gif import RIGHT, WRONG, check_picture, short_name
 from training.glimpse.pictures.overlay import (
     OUTSIDE,
     Colour,
@@ -31,6 +24,7 @@ from training.glimpse.pictures.overlay import (
     step_colours,
 )
 from training.glimpse.pictures.path import GlimpsePath
+from training.reports.picture import plain_text, png, write_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,9 +65,7 @@ def plot_paths(path: GlimpsePath, output: PathLike) -> Path:
         There are too many images, or the file cannot be written.
     """
     check_picture(path, output, ".png", MOST_IMAGES)
-    stream = io.BytesIO()
-    _figure(path).savefig(stream, format="png", dpi=DPI)
-    return write_picture(output, stream.getvalue())
+    return write_named(output, png(_figure(path), DPI))
 
 
 def _figure(path: GlimpsePath) -> Figure:
@@ -182,7 +174,7 @@ def _draw_markers(axes: Axes, centres: np.ndarray, boxes: np.ndarray, colours: l
 def _draw_title(axes: Axes, path: GlimpsePath, index: int) -> None:
     label, guess = int(path.labels[index]), int(path.predictions[index, -1])
     sure = path.probabilities[index, -1, guess]
-    said, true = (_plain(short_name(path.class_names[number])) for number in (guess, label))
+    said, true = (plain_text(short_name(path.class_names[number])) for number in (guess, label))
     text = f"label {true}, prediction {said} ({sure:.0%}): "
     text += "right" if guess == label else "wrong"
     colour = RIGHT if guess == label else WRONG
@@ -237,7 +229,7 @@ def _draw_probabilities(axes: Axes, path: GlimpsePath, index: int) -> None:
         axes.text(step, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=ink)
     numbers = [str(step + 1) for step in range(path.glimpses)]
     axes.set_xticks(np.arange(path.glimpses), numbers, fontsize=8, color="0.35")
-    names = [_plain(short_name(path.class_names[number])) for number in classes]
+    names = [plain_text(short_name(path.class_names[number])) for number in classes]
     axes.set_yticks(np.arange(len(classes)), names, fontsize=8, color="0.35")
     tick = axes.get_yticklabels()[classes.index(label)]
     tick.set(color=_share(RIGHT), fontweight="bold")
@@ -264,8 +256,3 @@ def _share(colour: Colour) -> tuple[float, float, float]:
     """Turn bytes into matplotlib's numbers between 0 and 1."""
     red, green, blue = (value / 255 for value in colour)
     return red, green, blue
-
-
-def _plain(text: str) -> str:
-    """Escape what matplotlib would read as a formula."""
-    return text.replace("$", r"\$")

@@ -14,15 +14,14 @@ import pytest
 
 from benchmarks.harness import interleave, report
 from benchmarks.networks import bench_train_variants
-from formats.errors import UserError
-from model.native import processor as networks
+from machine import processor
+from machine.processor import Processor, Unavailable
 from train_cifar import CifarConfig
 from training.batches.in_memory import Loaders
-from training.compute import processor
-from training.compute.processor import Processor
 from training.loop.announce import announce
 from training.records.environment import describe
 from training.records.run_progress import Progress
+from training.settings.exit_code import exits
 
 AVX512 = "avx avx2 avx512f avx512bw avx512vl avx512dq"
 VARIABLES = (
@@ -116,9 +115,6 @@ def test_the_cap_leaves_out_what_operators_leave_out(
     assert processor.instructions() == "capped to AVX2 (ATTENTION_ISA)"
     assert describe()["isa"] == "capped to AVX2 (ATTENTION_ISA)"
     assert describe()["variables"]["ATTENTION_ISA"] == "avx2"
-    # What tells of a processor loads no MXNet, so that both have the list.
-    assert dict(processor.LEFT_OUT) == {networks.AVX2: networks.BEYOND_AVX2}
-    assert processor.ISA_VARIABLE == networks.ISA_VARIABLE
 
 
 def test_libraries_that_are_capped_by_hand_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +127,9 @@ def test_an_unknown_cap_is_refused(
 ) -> None:
     monkeypatch.setenv("ATTENTION_ISA", "sse")
     for action in (processor.cpu_name, processor.instructions, processor.library_caps, describe):
-        with pytest.raises(UserError, match="ATTENTION_ISA=sse is unknown; choose avx2"):
+        with pytest.raises(Unavailable, match="ATTENTION_ISA=sse is unknown: avx2 leaves"):
             action()
-    assert report.exits()(lambda: bool(report.begin()))() == 2  # as every benchmark does
+    assert exits()(lambda: bool(report.begin()))() == 2  # as every benchmark does
     assert "error: ATTENTION_ISA=sse" in capsys.readouterr().err
 
 

@@ -9,8 +9,8 @@ from typing import Optional
 
 import pytest
 
-from training.compute import cores
-from training.compute.cores import allowed_processors, cpu_quota, idle_cores, physical_cores
+from machine import cores
+from machine.cores import allowed_processors, cpu_quota, idle_cores, physical_cores
 
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1_MOUNT = "33 32 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"

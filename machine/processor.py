@@ -1,8 +1,10 @@
 """Which processor this is: its name with the generation, and its instruction sets.
 
-Linux' /proc/cpuinfo tells; elsewhere there is a name at most. ``ATTENTION_ISA=avx2`` leaves out
-what a processor without AVX-512 has not, as `model.native.build` does, and `library_caps` are the
-variables by which the libraries do so too. Needs the standard library alone.
+Linux' /proc/cpuinfo tells; elsewhere there is a name at most. ``ATTENTION_ISA=avx2`` makes a
+processor with AVX-512 compute as one without: the project's own operators are compiled for AVX2,
+and the oneDNN that they call stops there. So do MXNet's own oneDNN, where a program calls
+`limit_onednn` at its start as the scripts and the tests do, and other libraries by `library_caps`.
+Nothing here changes a setting by being imported. Needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -12,25 +14,24 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional
-
-from formats.errors import UserError
 
 CPUINFO = "/proc/cpuinfo"
 ISA_VARIABLE = "ATTENTION_ISA"
-# What a processor that is capped so has not: beginnings of the names that Linux gives.
-LEFT_OUT: Mapping[str, tuple[str, ...]] = {"avx2": ("avx512", "amx", "avx_vnni")}
-# oneDNN 3 and PyTorch's, MXNet's oneDNN 2, PyTorch's own kernels and its compiler, MKL, OpenBLAS.
-CAPS: Mapping[str, Mapping[str, str]] = {
-    "avx2": {
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "DNNL_MAX_CPU_ISA": "AVX2",
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        "OPENBLAS_CORETYPE": "Haswell",
-    }
-}
+AVX2 = "avx2"
+BEYOND_AVX2 = ("avx512", "amx", "avx_vnni")  # beginnings of the names that Linux gives
+# What oneDNN's convolutions of blocks of 16 channels and of bfloat16 take.
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
+# What keeps libraries to AVX2: oneDNN 2, MXNet's, and oneDNN 3; then PyTorch's own kernels and its
+# compiler, MKL, OpenBLAS.
+ONEDNN_LIMITS = {"DNNL_MAX_CPU_ISA": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+LIMITS = {
+    **ONEDNN_LIMITS,
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+}
 # Families and models of AMD's generations, as in Linux' arch/x86/kernel/cpu/amd.c; first and last.
 ZEN: Mapping[int, tuple[tuple[int, int, str], ...]] = {
     0x17: (
@@ -43,6 +44,10 @@ ZEN: Mapping[int, tuple[tuple[int, int, str], ...]] = {
     ),
     0x1A: ((0x00, 0x2F, "Zen 5"), (0x40, 0x4F, "Zen 5"), (0x60, 0x7F, "Zen 5")),
 }
+
+
+class Unavailable(Exception):
+    """What was asked for cannot be had on this machine; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -106,43 +111,55 @@ class Processor:
         return self.level + (f" with {' and '.join(has)}" if has else "")
 
 
-def this_processor() -> Processor:
-    """Return the processor of this machine, without what ``ATTENTION_ISA`` leaves out.
+def is_limited() -> bool:
+    """Return whether ``ATTENTION_ISA`` keeps this process to AVX2.
 
     Raises
     ------
-    UserError
-        When that variable has an unknown value.
+    Unavailable
+        When the variable says anything else; so do all functions below.
     """
-    left_out = LEFT_OUT.get(_cap(), ())
+    value = os.environ.get(ISA_VARIABLE, "")
+    if value not in ("", AVX2):
+        raise Unavailable(
+            f"{ISA_VARIABLE}={value} is unknown: {AVX2} leaves instructions beyond AVX2 unused, "
+            "unset or empty it leaves out none"
+        )
+    return value == AVX2
+
+
+def _cpuinfo() -> list[str]:
+    """Return what Linux says of the first processor, without what ``ATTENTION_ISA`` leaves out."""
+    left_out = BEYOND_AVX2 if is_limited() else ()
     try:
-        with open(CPUINFO, encoding="utf-8", errors="replace") as file:
-            lines = file.read().partition("\n\n")[0].splitlines()
+        text = Path(CPUINFO).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        lines = []
-    pairs = (line.partition(":") for line in lines)
+        return []
+    lines = (line.split(" ") for line in text.partition("\n\n")[0].splitlines())
+    return [" ".join(word for word in words if not word.startswith(left_out)) for words in lines]
+
+
+def cpu_identity() -> str:
+    """Return the processor's name and instruction sets, as Linux names them."""
+    lines = [line for line in _cpuinfo() if line.startswith(("model name", "flags"))]
+    return "\n".join(lines) or platform.processor()
+
+
+def this_processor() -> Processor:
+    """Return the processor of this machine."""
+    pairs = (line.partition(":") for line in _cpuinfo())
     found = {key.strip(): value.strip() for key, _, value in pairs}
-    flags = found.get("flags", "").split()
     return Processor(
         found.get("model name") or platform.processor() or platform.machine() or None,
         found.get("vendor_id", ""),
         _number(found.get("cpu family")),
         _number(found.get("model")),
-        frozenset(flag for flag in flags if not flag.startswith(left_out or ("\0",))),
+        frozenset(found.get("flags", "").split()),
     )
 
 
 def _number(text: Optional[str]) -> int:
     return int(text) if text and text.isdigit() else 0
-
-
-def _cap() -> str:
-    named = os.environ.get(ISA_VARIABLE, "")
-    if named not in ("", *LEFT_OUT):
-        raise UserError(
-            f"{ISA_VARIABLE}={named} is unknown; choose {', '.join(LEFT_OUT)}, or set it to nothing"
-        )
-    return named
 
 
 def cpu_name() -> Optional[str]:
@@ -153,7 +170,7 @@ def cpu_name() -> Optional[str]:
 def instructions() -> str:
     """Return the instruction sets in words, and what caps them, where something does."""
     text = this_processor().instructions
-    if _cap():
+    if is_limited():
         return f"capped to {text} ({ISA_VARIABLE})"
     capped = [f"{name}={value}" for name, value in _set_by_hand().items()]
     return f"{text}, libraries capped by {' and '.join(capped)}" if capped else text
@@ -177,5 +194,15 @@ def library_caps() -> dict[str, str]:
     They are for the environment of a process, before it loads the libraries; none without that
     variable. What is set by hand stays as it is.
     """
-    caps = CAPS.get(_cap(), {})
+    caps = LIMITS if is_limited() else {}
     return {name: value for name, value in caps.items() if not os.environ.get(name)}
+
+
+def limit_onednn() -> None:
+    """Keep oneDNN, MXNet's own too, to what ``ATTENTION_ISA`` says; nothing where it is not set.
+
+    Call it at the start of a program: oneDNN reads its limit once, when it is first called.
+    Processes that this one starts inherit it.
+    """
+    if is_limited():
+        os.environ.update(ONEDNN_LIMITS)
