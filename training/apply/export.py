@@ -1,13 +1,11 @@
-"""Export a trained network: ``python -m training.apply.export FILE --to symbol|onnx``.
+"""Export a trained network: ``python export_model.py FILE --to symbol|onnx``.
 
 - ``symbol``: ``OUT-symbol.json`` and ``OUT-0000.params``, which ``gluon.SymbolBlock.imports`` runs
   without this project's code, and ``OUT.json``, which says what the inputs are;
 - ``onnx``: ``OUT.onnx`` with the same in its metadata, for onnxruntime, with free batch and, but
   for glimpse models, free image size.
 
-What was written is run and compared with the network before it gets its name. ``export_model.py``
-takes the same options and knows the data sets too: it stores how published files want their
-images normalized, and has ``--int8``.
+What was written is run and compared with the network before it gets its name.
 """
 
 from __future__ import annotations
@@ -19,14 +17,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Optional
 
 import mxnet as mx
 
-from formats.errors import UserError
 from formats.images.preprocessing import Preprocessing, figures_of
-from formats.param_reader import ParamFileError
-from machine.processor import Unavailable, limit_onednn
+from machine.processor import limit_onednn
 from model.execution.gate_folding import fold_gates
 from model.export.export_files import (
     Found,
@@ -43,32 +39,19 @@ from model.ram_resnet import ResNet
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import ModelError
 from model.weights.file_match import LoadError
-from training.apply.int8 import INT8_IMAGES, INT8_LIMIT
+from training.apply.int8 import INT8_IMAGES, INT8_LIMIT, quantize_file
 from training.classifier.config import TrainConfig
 from training.classifier.opening import Source, expected_of
+from training.settings.exit_code import exits
 from training.settings.run_config import flags_of
 
 SHOWN = 5  # names in a message
 INT8_DEFAULTS = {"int8_limit": INT8_LIMIT, "int8_images": INT8_IMAGES, "int8_test": 0, "seed": 0}
 
 
-class Knowledge(NamedTuple):
-    """What a caller knows of data sets, which networks do not.
-
-    ``expected(FILE, found, arguments)`` says how a file's images are normalized, None where it
-    cannot tell. ``quantize(FILE, model, metadata, arguments)`` gives a serialized int8 model.
-    ``options(parser)`` adds what it wants to be told.
-    """
-
-    expected: Optional[Callable[[Path, Found, argparse.Namespace], Optional[Preprocessing]]] = None
-    quantize: Optional[Callable[[Path, bytes, argparse.Namespace], bytes]] = None
-    options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None
-
-
-def parser_of(knowledge: Knowledge) -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python export_model.py" if knowledge.quantize else "python -m training.apply.export",
+        prog="python export_model.py",
         description="Write a trained network as MXNet symbol or ONNX, and check what was written.",
         allow_abbrev=False,
     )
@@ -99,13 +82,37 @@ def parser_of(knowledge: Knowledge) -> argparse.ArgumentParser:
         "--fold-gates", action="store_true", help="fold the recurrent gates of a RAM ResNet"
     )
     parser.add_argument("--force", action="store_true", help="replace files that exist")
+    parser.add_argument("--int8", action="store_true", help="quantize to 8 bits")
     parser.add_argument(
-        "--int8",
-        action="store_true",
-        help="quantize to 8 bits (export_model.py, which knows data to calibrate on)",
+        "--threads",
+        metavar="N",
+        help="threads of the CPU (default: $OMP_NUM_THREADS, else all idle cores)",
     )
-    knowledge.options(parser)
+    _add_int8_options(parser)
     return parser
+
+
+def _add_int8_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("8 bits")
+    group.add_argument("--data-dir", help="folder with the data set's files")
+    group.add_argument(
+        "--int8-limit",
+        type=float,
+        default=INT8_LIMIT,
+        help="accuracy that may be lost, as a share (default: %(default)s)",
+    )
+    group.add_argument(
+        "--int8-images",
+        type=int,
+        default=INT8_IMAGES,
+        help="training images to calibrate on (default: %(default)s)",
+    )
+    group.add_argument(
+        "--int8-test", type=int, default=0, help="test images to compare on; 0: all (default)"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="of the choice of both, from all classes (default: 0)"
+    )
 
 
 def _settings(words: Sequence[str]) -> dict[str, Any]:
@@ -121,7 +128,7 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
+def run(args: argparse.Namespace) -> None:
     """Export what the command line says and print what was written.
 
     Raises
@@ -129,12 +136,12 @@ def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
     ExportError, LoadError, ModelError, ParamFileError, UserError
         When it cannot be done; nothing is then written.
     """
-    if args.int8 and (args.to != "onnx" or knowledge.quantize is None):
+    if args.int8 and args.to != "onnx":
         raise ExportError(
             "--int8 is for --to onnx, and needs images to calibrate on: use python "
             "export_model.py FILE --to onnx --int8"
         )
-    idle = [name for name, value in INT8_DEFAULTS.items() if getattr(args, name, value) != value]
+    idle = [name for name, value in INT8_DEFAULTS.items() if getattr(args, name) != value]
     if idle and not args.int8:
         raise ExportError(f"{', '.join(flags_of(idle))}: for --int8, which is not given")
     path = Path(args.file)
@@ -151,7 +158,7 @@ def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
     if args.fold_gates:
         found = _folded(found)
     traced = trace(found.net)
-    expected = (knowledge.expected or as_recorded)(path, found, args)
+    expected = _expected(path, found, args)
     if expected:
         expected = replace(expected, class_names=_class_names(path, found, expected, args.classes))
     sections = expected.card_sections() if expected else {}
@@ -164,8 +171,8 @@ def run(args: argparse.Namespace, knowledge: Knowledge) -> None:
         names = [f"{output}.onnx"]
         content = to_onnx(traced, metadata).SerializeToString()
         print(f"onnxruntime differs from MXNet by at most {check_onnx(traced, content):.1e}")
-        if args.int8 and knowledge.quantize:
-            content = knowledge.quantize(path, content, args)
+        if args.int8:
+            content = quantize_file(path, content, args)
         write(names[0], content)
     print("wrote", ", ".join(names))
     if not preprocessing and "H" in traced.inputs["image"]:
@@ -205,7 +212,24 @@ def _class_names(
     return tuple(names)
 
 
-def as_recorded(path: Path, found: Found, args: argparse.Namespace) -> Optional[Preprocessing]:
+def _expected(path: Path, found: Found, args: argparse.Namespace) -> Optional[Preprocessing]:
+    """Return what a file's network expects of an image; None where nothing says so.
+
+    That is what its card, the index or its run folder have; of a classifier also what follows from
+    its data set, or from the names of its tensors.
+    """
+    if found.name in GLIMPSE:
+        return _recorded(found, args)
+    given = {"normalization": args.normalization} if args.normalization else {}
+    classes = int(class_layer(found.net).shape[0])
+    dataset = found.known.recorded.get("dataset", "cifar10")
+    config = TrainConfig(dataset=dataset, classes=classes, data_dir=args.data_dir)
+    source = Source(str(path), found.known, found.dialect, found.name, found.net, config, given)
+    known = expected_of(source)
+    return None if known.assumed else known.preprocessing
+
+
+def _recorded(found: Found, args: argparse.Namespace) -> Optional[Preprocessing]:
     """Return what card, index or run folder say of a file's images; None where nothing does."""
     known, figures = found.known, figures_of(args.normalization) if args.normalization else None
     image = known.card.get("image", {})
@@ -226,62 +250,14 @@ def _folded(found: Found) -> Found:
         raise ExportError(f"--fold-gates: {error}") from error
 
 
-def main(argv: Optional[Sequence[str]] = None, knowledge: Optional[Knowledge] = None) -> int:
-    """Run the command line; returns 0, or 2 after printing what is wrong."""
-    knowledge = knowledge or Knowledge()
-    args = parser_of(knowledge).parse_args(argv)
-    try:
-        limit_onednn()
-        run(args, knowledge)
-    except (ExportError, LoadError, ModelError, ParamFileError, Unavailable, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@exits(ExportError, LoadError, ModelError)
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; return the exit code."""
+    args = _parser().parse_args(argv)
+    limit_onednn()
+    run(args)
     return 0
 
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `quantize_file` wants to be told, and what `take_threads` reads before MXNet is
-    there.
-    """
-    parser.add_argument(
-        "--threads",
-        metavar="N",
-        help="threads of the CPU (default: $OMP_NUM_THREADS, else all idle cores)",
-    )
-    group = parser.add_argument_group("8 bits")
-    group.add_argument("--data-dir", help="folder with the data set's files")
-    group.add_argument(
-        "--int8-limit",
-        type=float,
-        default=INT8_LIMIT,
-        help="accuracy that may be lost, as a share (default: %(default)s)",
-    )
-    group.add_argument(
-        "--int8-images",
-        type=int,
-        default=INT8_IMAGES,
-        help="training images to calibrate on (default: %(default)s)",
-    )
-    group.add_argument(
-        "--int8-test", type=int, default=0, help="test images to compare on; 0: all (default)"
-    )
-    group.add_argument(
-        "--seed", type=int, default=0, help="of the choice of both, from all classes (default: 0)"
-    )
-
-
-def expected(path: Path, found: Found, args: argparse.Namespace) -> Optional[Preprocessing]:
-    """Return what a file's network expects, by `as_recorded`, or by its data set or its names."""
-    if found.name in GLIMPSE:
-        return as_recorded(path, found, args)
-    given = {"normalization": args.normalization} if args.normalization else {}
-    classes = int(class_layer(found.net).shape[0])
-    dataset = found.known.recorded.get("dataset", "cifar10")
-    config = TrainConfig(dataset=dataset, classes=classes, data_dir=args.data_dir)
-    source = Source(str(path), found.known, found.dialect, found.name, found.net, config, given)
-    known = expected_of(source)
-    return None if known.assumed else known.preprocessing

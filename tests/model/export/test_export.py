@@ -304,7 +304,6 @@ def test_folded_gates_give_the_same_logits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--to", "onnx", "--int8"], "python export_model.py FILE --to onnx --int8"),
         (["--to", "symbol", "--int8"], "--int8 is for --to onnx"),
         (["--to", "onnx", "--set", "wiring"], "give FIELD=VALUE"),
         (["--to", "onnx", "--set", "colour=1"], "unknown override"),
