@@ -183,16 +183,5 @@ class ResNet(Network):
         return {key: gate.reshape((0, -1)) for key, gate in zip(keys, found)}
 
 
-def build(
-    spec: ResNetSpec,
-    classes: int,
-    *,
-    norm_layer: Optional[Callable[..., nn.HybridBlock]] = None,
-    norm_kwargs: Optional[dict[str, Any]] = None,
-) -> ResNet:
-    """Return the network of `spec`; `norm_layer` and `norm_kwargs` reach every normalisation."""
-    return ResNet(spec, classes, norm_layer, norm_kwargs)
-
-
 # What `model.registry` reads.
-FAMILY = {name: (spec, build) for name, spec in SPECS.items()}
+FAMILY = {name: (spec, ResNet) for name, spec in SPECS.items()}

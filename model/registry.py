@@ -80,8 +80,8 @@ def create_model(name: str, classes: Optional[int] = None, **overrides: Any) -> 
 def overrides_of(name: str) -> tuple[list[str], list[str]]:
     """Return what can be replaced in a network of `list_models`: fields of its spec, options."""
     spec, build = FAMILIES[name]
-    parameters = inspect.signature(build).parameters.values()
-    options = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    _, _, *parameters = inspect.signature(build).parameters.values()  # beside spec and classes
+    options = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
     return [field.name for field in dataclasses.fields(spec)], options
 
 

@@ -224,19 +224,8 @@ class ResidualAttentionNetwork(Network):
         return dict(zip(self.module_names(), self.observe(SOFT_MASK, image)))
 
 
-def build(
-    spec: AttentionSpec,
-    classes: int,
-    *,
-    norm_layer: Optional[NormLayer] = None,
-    norm_kwargs: Optional[dict[str, Any]] = None,
-) -> ResidualAttentionNetwork:
-    """Return the network of `spec`; `norm_layer` and `norm_kwargs` reach every normalisation."""
-    return ResidualAttentionNetwork(spec, classes, norm_layer, norm_kwargs)
-
-
 # What `model.registry` reads.
-FAMILY = {name: (spec, build) for name, spec in SPECS.items()}
+FAMILY = {name: (spec, ResidualAttentionNetwork) for name, spec in SPECS.items()}
 
 
 def _depth(additional_stage: bool) -> int:

@@ -64,9 +64,8 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 50, 7
 CALLED_BY_GLUON = {"hybrid_forward", "forward"}
 # The readers behind this file are inner workings, and are documented at their entrance only.
 INNER_WORKINGS, ENTRANCE = ("bridge/", "formats/"), "formats/param_file.py"
-# What takes more: a schedule's and a block's settings, and MXNet's attributes, by name only.
+# What takes more: a block's settings, and MXNet's attributes, by name only.
 MANY_PARAMETERS = {
-    "training/settings/schedules.py build_schedule",
     "model/layers/attention_module.py __init__",
     "bridge/graph/symbol_layers.py batch_norm",
     "bridge/graph/symbol_layers.py bilinear_resize",

@@ -29,6 +29,7 @@ DTYPES = {
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
+    "BlockGrad": torch.Tensor.detach,
     "ceil": torch.ceil,
     "cos": torch.cos,
     "erf": torch.erf,
@@ -40,6 +41,8 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "log2": torch.log2,
     "log10": torch.log10,
     "negative": torch.neg,
+    "ones_like": torch.ones_like,
+    "reciprocal": lambda x: 1 / x,
     "relu": torch.relu,
     "rsqrt": torch.rsqrt,
     "sigmoid": torch.sigmoid,
@@ -48,8 +51,10 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "softsign": functional.softsign,
     "sqrt": torch.sqrt,
     "square": torch.square,
+    "stop_gradient": torch.Tensor.detach,
     "tanh": torch.tanh,
     "trunc": torch.trunc,
+    "zeros_like": torch.zeros_like,
 }
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -75,16 +80,6 @@ def identity(x: Tensor, _: Tensor = None) -> Tensor:
     return x
 
 
-@operator("BlockGrad", "stop_gradient")
-def block_grad(x: Tensor) -> Tensor:
-    return x.detach()
-
-
-@operator("reciprocal")
-def reciprocal(x: Tensor) -> Tensor:
-    return 1 / x
-
-
 @operator("Activation")
 def activation(x: Tensor, *, act_type: str) -> Tensor:
     return ACTIVATIONS[act_type](x)
@@ -93,16 +88,6 @@ def activation(x: Tensor, *, act_type: str) -> Tensor:
 @operator("Cast", "cast")
 def cast(x: Tensor, *, dtype: str) -> Tensor:
     return x.to(DTYPES[dtype])
-
-
-@operator("ones_like")
-def ones_like(x: Tensor) -> Tensor:
-    return torch.ones_like(x)
-
-
-@operator("zeros_like")
-def zeros_like(x: Tensor) -> Tensor:
-    return torch.zeros_like(x)
 
 
 @operator("clip")
@@ -150,7 +135,18 @@ BINARY_NAMES = {
     "minimum": ("_minimum", "_Minimum", "broadcast_minimum"),
     "power": ("_power", "_Power", "_pow", "broadcast_power"),
 }
-SCALAR_NAMES = {"add": "_plus_scalar", "sub": "_minus_scalar"}
+# An array and a number, which is of the array's type.
+SCALARS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "_plus_scalar": torch.add,
+    "_minus_scalar": torch.sub,
+    "_rminus_scalar": lambda x, value: value - x,
+    "_mul_scalar": torch.mul,
+    "_div_scalar": divide,
+    "_rdiv_scalar": lambda x, value: divide(torch.full_like(x, value), x),
+    "_maximum_scalar": lambda x, value: torch.clamp(x, min=value),
+    "_minimum_scalar": lambda x, value: torch.clamp(x, max=value),
+    "_power_scalar": torch.pow,
+}
 
 
 def number(x: Tensor, scalar: float) -> Any:
@@ -163,10 +159,9 @@ def _register_binary(name: str, function: Callable[[Tensor, Tensor], Tensor]) ->
     def binary(a: Tensor, b: Tensor) -> Tensor:
         return function(a, b)
 
-    if name in ("maximum", "minimum", "power"):
-        return
 
-    @operator(SCALAR_NAMES.get(name, f"_{name}_scalar"))
+def _register_scalar(name: str, function: Callable[[Tensor, Any], Tensor]) -> None:
+    @operator(name)
     def with_scalar(x: Tensor, *, scalar: float, is_int: bool = True) -> Tensor:
         return function(x, number(x, scalar))
 
@@ -183,33 +178,10 @@ def _register_comparison(name: str, function: Callable[[Tensor, Tensor], Tensor]
 
 for _name, _pair in BINARY.items():
     _register_binary(_name, _pair)
+for _name, _pair in SCALARS.items():
+    _register_scalar(_name, _pair)
 for _name, _pair in COMPARISONS.items():
     _register_comparison(_name, _pair)
-
-
-@operator("_maximum_scalar")
-def maximum_scalar(x: Tensor, *, scalar: float, is_int: bool = True) -> Tensor:
-    return torch.clamp(x, min=number(x, scalar))
-
-
-@operator("_minimum_scalar")
-def minimum_scalar(x: Tensor, *, scalar: float, is_int: bool = True) -> Tensor:
-    return torch.clamp(x, max=number(x, scalar))
-
-
-@operator("_power_scalar")
-def power_scalar(x: Tensor, *, scalar: float, is_int: bool = True) -> Tensor:
-    return torch.pow(x, number(x, scalar))
-
-
-@operator("_rminus_scalar")
-def reverse_subtract(x: Tensor, *, scalar: float, is_int: bool = True) -> Tensor:
-    return number(x, scalar) - x
-
-
-@operator("_rdiv_scalar")
-def reverse_divide(x: Tensor, *, scalar: float, is_int: bool = True) -> Tensor:
-    return divide(torch.full_like(x, number(x, scalar)), x)
 
 
 @operator("add_n", "ElementWiseSum", "_sum")

@@ -6,6 +6,7 @@ MXNet has no array without axes: a sum over everything has shape (1,).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch  # type: ignore[import-not-found]
@@ -69,24 +70,18 @@ def l2_normalization(x: Tensor, *, eps: float = 1e-10, mode: str = "instance") -
     return x / (x.square().sum(axes, keepdim=True) + eps).sqrt()
 
 
-@operator("softmax")
-def softmax(
-    x: Tensor, *, axis: int = -1, temperature: Optional[float] = None, use_length: bool = False
-) -> Tensor:
-    return functional.softmax(_cooled(x, temperature, use_length), axis)
+def _register_softmax(name: str, function: Callable[[Tensor, int], Tensor]) -> None:
+    @operator(name)
+    def softmax(
+        x: Tensor, *, axis: int = -1, temperature: Optional[float] = None, use_length: bool = False
+    ) -> Tensor:
+        if use_length:
+            raise ValueError("softmax with use_length is not known here")
+        return function(x if temperature is None else x / temperature, axis)
 
 
-@operator("log_softmax")
-def log_softmax(
-    x: Tensor, *, axis: int = -1, temperature: Optional[float] = None, use_length: bool = False
-) -> Tensor:
-    return functional.log_softmax(_cooled(x, temperature, use_length), axis)
-
-
-def _cooled(x: Tensor, temperature: Optional[float], use_length: bool) -> Tensor:
-    if use_length:
-        raise ValueError("softmax with use_length is not known here")
-    return x if temperature is None else x / temperature
+_register_softmax("softmax", functional.softmax)
+_register_softmax("log_softmax", functional.log_softmax)
 
 
 @operator("take")

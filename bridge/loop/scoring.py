@@ -11,7 +11,7 @@ import numpy as np
 import torch  # type: ignore[import-not-found]
 
 from bridge.loop.device_batches import DeviceImages
-from training.batches.scores import Scores, check_labels
+from training.batches.scores import Scores, cross_entropy
 
 EVAL_BATCH = 500  # divides the 10,000 test images of CIFAR
 
@@ -31,14 +31,9 @@ def scores_of(logits: np.ndarray, labels: np.ndarray) -> Scores:
     UserError
         When a label is none of the network's classes.
     """
-    check_labels(labels, logits.shape[1])
-    logits = logits.astype(np.float64)
-    top = logits.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # not finite in, not finite out: for the caller to judge
-        log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+    losses = cross_entropy(logits, labels)
     if not np.isfinite(logits).all():
         return Scores(math.nan, math.nan, len(labels))
-    losses = log_sum - logits[np.arange(len(labels)), labels]
     return Scores(float(losses.mean()), float((logits.argmax(1) == labels).mean()), len(labels))
 
 

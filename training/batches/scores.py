@@ -58,3 +58,20 @@ def check_labels(label: np.ndarray, classes: int) -> None:
 
 def _array(value: Any) -> np.ndarray:
     return value.asnumpy() if hasattr(value, "asnumpy") else np.asarray(value)
+
+
+def cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return the cross-entropy (N,) in nats, in float64, of logits (N, classes).
+
+    Raises
+    ------
+    UserError
+        When a label is none of the classes.
+    """
+    check_labels(label, logits.shape[1])
+    logits = logits.astype(np.float64)
+    top = logits.max(axis=1)
+    with np.errstate(invalid="ignore"):  # not finite in, not finite out: for the caller to judge
+        log_sum = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
+        result: np.ndarray = log_sum - logits[np.arange(len(label)), label]
+    return result

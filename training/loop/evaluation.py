@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 
 from formats.errors import UserError, last_line
-from training.batches.scores import Scores, check_labels, image_and_label
+from training.batches.scores import Scores, cross_entropy, image_and_label
 
 
 def evaluate(
@@ -46,7 +46,7 @@ def evaluate(
         full = max(full, math.ceil(count / len(contexts)))
         logits = _logits(net, image, contexts, full)
         finite = finite and bool(np.isfinite(logits).all())
-        loss_sum += float(_cross_entropy(logits, label).sum())
+        loss_sum += float(cross_entropy(logits, label).sum())
         correct += int((logits.argmax(axis=1) == label).sum())
         images += count
         if advance:
@@ -79,14 +79,3 @@ def _logits(net: Any, image: np.ndarray, contexts: Sequence[Any], full: int) -> 
     if logits.ndim != 2:
         raise UserError(f"the network gives {logits.shape}; needed are logits (N, classes)")
     return logits
-
-
-def _cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Return the cross-entropy (N,) in nats in float64."""
-    check_labels(label, logits.shape[1])
-    logits = logits.astype(np.float64)
-    top = logits.max(axis=1)
-    with np.errstate(invalid="ignore"):  # not finite in, not finite out: for the caller to judge
-        log_sum = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
-    result: np.ndarray = log_sum - logits[np.arange(len(label)), label]
-    return result

@@ -202,15 +202,7 @@ class RunConfig:
                 "--schedule step and --lr-steps belong together, for example "
                 "--schedule step --lr-steps 80 120"
             )
-        check_schedule(
-            self.schedule,
-            self.lr,
-            self.epochs,
-            self.warmup_epochs,
-            self.lr_steps,
-            self.lr_factor,
-            self.final_lr,
-        )
+        check_schedule(self)
 
 
 def flags_of(names: Iterable[str]) -> list[str]:

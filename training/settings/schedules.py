@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 from formats.errors import UserError
 
@@ -65,24 +65,14 @@ class Schedule:
         return self.parts[-1].rate(update)
 
 
-def build_schedule(
-    kind: str,
-    *,
-    base_lr: float,
-    epochs: int,
-    steps_per_epoch: int,
-    warmup_epochs: float = 0,
-    lr_steps: Sequence[int] = (),
-    lr_factor: float = 0.1,
-    final_lr: float = 0.0,
-) -> Schedule:
-    """The whole schedule: ``schedule(num_update)`` is the rate of that update.
+def schedule_of(config: Any, steps_per_epoch: int) -> Schedule:
+    """The whole schedule of a training: ``schedule(num_update)`` is the rate of that update.
 
     The warm-up of ``W = warmup_epochs * steps_per_epoch`` updates gives update ``n`` the rate
-    ``base_lr * n / (W - 1)`` and so reaches ``base_lr`` one update before its end. In the same way
+    ``lr * n / (W - 1)`` and so reaches ``lr`` one update before its end. In the same way
     ``cosine`` and ``linear`` reach ``final_lr`` at the last update but one, and the last one
     repeats it: gluoncv counts from 0, MXNet from 1. The logs of the published CIFAR runs show these
-    rates. What is too short to fall or rise runs at ``base_lr``: a warm-up of one update (gluoncv
+    rates. What is too short to fall or rise runs at ``lr``: a warm-up of one update (gluoncv
     divides by zero) and a main part of one or two (which would run at ``final_lr``, often 0,
     throughout).
 
@@ -91,87 +81,66 @@ def build_schedule(
 
     Parameters
     ----------
-    kind
-        ``cosine``, ``linear`` (from ``base_lr`` to ``final_lr``), ``step``, ``constant``, or
-        ``plateau``, which is constant here: what lowers it is not a function of the update.
-    base_lr
-        Rate after the warm-up, positive.
-    epochs, steps_per_epoch
-        Length of the whole training, warm-up included.
-    warmup_epochs
-        Length of the warm-up from 0, shorter than ``epochs``; may be a fraction.
-    lr_steps
-        For ``step``: the epochs (from 0, counted from the start of training) whose first update is
-        the first with the rate multiplied by ``lr_factor``; after the warm-up, rising, below
-        ``epochs``.
-    lr_factor
-        Positive.
-    final_lr
-        0 to ``base_lr``.
+    config
+        A `training.settings.run_config.RunConfig`, of which these are looked at:
+
+        ``schedule`` is ``cosine``, ``linear`` (from ``lr`` to ``final_lr``), ``step``,
+        ``constant``, or ``plateau``, which is constant here: what lowers it is not a function of
+        the update. ``lr`` is the rate after the warm-up, positive; ``final_lr`` 0 to ``lr``.
+        ``epochs`` is the length of the whole training, the ``warmup_epochs`` from 0 included,
+        which are fewer and may be a fraction. ``lr_steps`` for ``step``: the epochs (from 0,
+        counted from the start of training) whose first update is the first with the rate multiplied
+        by ``lr_factor``, which is positive; after the warm-up, rising, below ``epochs``.
+    steps_per_epoch
+        Updates of an epoch.
 
     Raises
     ------
     UserError
         When a value is outside its range; the message gives the value and the range.
     """
+    epochs = config.epochs
     if epochs < 1 or steps_per_epoch < 1:
         raise UserError(f"{epochs} epochs of {steps_per_epoch} steps; both must be 1 or more")
-    check_schedule(kind, base_lr, epochs, warmup_epochs, lr_steps, lr_factor, final_lr)
-    base_lr, final_lr = float(base_lr), float(final_lr)
-    warmup = round(warmup_epochs * steps_per_epoch)
+    check_schedule(config)
+    lr, final_lr = float(config.lr), float(config.final_lr)
+    warmup = round(config.warmup_epochs * steps_per_epoch)
     parts = []
     if warmup:
         mode = "linear" if warmup > 1 else "constant"
-        start = 0.0 if warmup > 1 else base_lr
-        parts.append(Part(mode, start, base_lr, warmup))
+        start = 0.0 if warmup > 1 else lr
+        parts.append(Part(mode, start, lr, warmup))
     main = epochs * steps_per_epoch - warmup
-    if kind == "step":
+    if config.schedule == "step":
         # Counted from the end of the warm-up; + 1 because MXNet counts from 1.
-        places = tuple(epoch * steps_per_epoch + 1 - warmup for epoch in lr_steps)
-        parts.append(Part("step", base_lr, final_lr, main, places, lr_factor))
+        places = tuple(epoch * steps_per_epoch + 1 - warmup for epoch in config.lr_steps)
+        parts.append(Part("step", lr, final_lr, main, places, config.lr_factor))
     else:
-        mode = "constant" if kind == "plateau" or main <= 2 else kind
-        parts.append(Part(mode, base_lr, final_lr, main))
+        mode = "constant" if config.schedule == "plateau" or main <= 2 else config.schedule
+        parts.append(Part(mode, lr, final_lr, main))
     return Schedule(tuple(parts))
 
 
-def schedule_of(config: Any, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning rate of update ``n`` as a function of ``n``, which counts from 1."""
-    return build_schedule(
-        config.schedule,
-        base_lr=config.lr,
-        epochs=config.epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=config.warmup_epochs,
-        lr_steps=config.lr_steps,
-        lr_factor=config.lr_factor,
-        final_lr=config.final_lr,
-    )
-
-
-def check_schedule(
-    kind: str,
-    base_lr: float,
-    epochs: int,
-    warmup_epochs: float,
-    lr_steps: Sequence[int],
-    lr_factor: float,
-    final_lr: float,
-) -> None:
-    """Raise UserError for what `build_schedule` would refuse."""
-    if kind not in KINDS:
-        raise UserError(f"unknown learning rate schedule {kind!r}; choose from {', '.join(KINDS)}")
-    if not base_lr > 0:
-        raise UserError(f"learning rate {base_lr}; choose a positive number")
+def check_schedule(config: Any) -> None:
+    """Raise UserError for what `schedule_of` would refuse."""
+    epochs, warmup_epochs = config.epochs, config.warmup_epochs
+    if config.schedule not in KINDS:
+        raise UserError(
+            f"unknown learning rate schedule {config.schedule!r}; choose from {', '.join(KINDS)}"
+        )
+    if not config.lr > 0:
+        raise UserError(f"learning rate {config.lr}; choose a positive number")
     if not 0 <= warmup_epochs < epochs:
         raise UserError(
             f"a warm-up of {warmup_epochs} epochs does not fit into {epochs} epochs; "
             f"choose 0 or more and less than {epochs}"
         )
-    if not 0 <= final_lr <= base_lr:
-        raise UserError(f"final learning rate {final_lr}; choose 0 to {base_lr}, the base rate")
-    if kind == "step":
-        _check_steps(lr_steps, lr_factor, epochs, warmup_epochs)
+    if not 0 <= config.final_lr <= config.lr:
+        raise UserError(
+            f"final learning rate {config.final_lr}; choose 0 to {config.lr}, the base rate"
+        )
+    if config.schedule == "step":
+        _check_steps(config.lr_steps, config.lr_factor, epochs, warmup_epochs)
 
 
 def _check_steps(

@@ -26,7 +26,7 @@ namespace attn {
 constexpr int kLanes = BLOCK;
 static_assert(kLanes == 16 || kLanes == 8, "vectors have 64 or 32 bytes");
 // oneDNN convolves bfloat16 by AVX-512 alone.
-constexpr bool kHalves = kLanes == 16;
+constexpr bool kHasBfloat16 = kLanes == 16;
 typedef float Lanes __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
@@ -45,16 +45,16 @@ inline float real(const std::string& text) {
 
 // oneDNN has no code for bfloat16 without AVX-512 but its reference.
 inline void check_precision(const std::string& precision) {
-  if (!kHalves && precision != "float32")
+  if (!kHasBfloat16 && precision != "float32")
     throw std::invalid_argument(precision + " takes a processor with AVX-512");
 }
 
-struct Half {  // a bfloat16
+struct Bfloat16 {
   uint16_t bits;
 };
 
 // Rounded to the nearest, ties to even; NaN stays NaN.
-inline void store(Half* p, Lanes v) {
+inline void store(Bfloat16* p, Lanes v) {
 #if defined(__AVX512BF16__) && BLOCK == 16
   const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
   std::memcpy(p, &rounded, sizeof rounded);
@@ -67,7 +67,7 @@ inline void store(Half* p, Lanes v) {
   std::memcpy(p, &halves, sizeof halves);
 #endif
 }
-inline Lanes load(const Half* p) {
+inline Lanes load(const Bfloat16* p) {
   typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
   Halves halves;
   std::memcpy(&halves, p, sizeof halves);
@@ -96,8 +96,8 @@ inline Lanes where(Bits bits, Lanes v) {
 #if defined(__AVX512F__) && BLOCK == 16
   return reinterpret_cast<Lanes>(_mm512_maskz_mov_ps(bits, reinterpret_cast<__m512>(v)));
 #elif BLOCK == 8
-  const Ints each = {1, 2, 4, 8, 16, 32, 64, 128};
-  return ((Ints{} + bits) & each) != 0 ? v : Lanes{};
+  const Ints place = {1, 2, 4, 8, 16, 32, 64, 128};
+  return ((Ints{} + bits) & place) != 0 ? v : Lanes{};
 #else
   for (int k = 0; k < kLanes; ++k) v[k] = bits >> k & 1 ? v[k] : 0.0f;
   return v;
@@ -135,26 +135,29 @@ class Buffer {
 // Maps of all images that wait for another pass, float32 or bfloat16.
 class Kept {
  public:
-  void get(size_t count, bool half) {
-    half_ = half;
-    half ? static_cast<void>(buffer_.as<Half>(count)) : static_cast<void>(buffer_.get(count));
+  void get(size_t count, bool bfloat16) {
+    bfloat16_ = bfloat16;
+    if (bfloat16)
+      buffer_.as<Bfloat16>(count);
+    else
+      buffer_.get(count);
   }
   void* at(size_t offset) const {
     char* bytes = reinterpret_cast<char*>(buffer_.data());
-    return bytes + offset * (half_ ? sizeof(Half) : sizeof(float));
+    return bytes + offset * (bfloat16_ ? sizeof(Bfloat16) : sizeof(float));
   }
   // body(pointer of their type to the numbers from an offset on).
   template <class Body>
   auto with(size_t offset, Body body) const {
     void* from = at(offset);
-    if constexpr (kHalves)
-      if (half_) return body(static_cast<Half*>(from));
+    if constexpr (kHasBfloat16)
+      if (bfloat16_) return body(static_cast<Bfloat16*>(from));
     return body(static_cast<float*>(from));
   }
 
  private:
   Buffer buffer_;
-  bool half_ = false;
+  bool bfloat16_ = false;
 };
 
 struct Shape {  // of blocked maps

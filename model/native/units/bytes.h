@@ -65,15 +65,15 @@ class ByteConvolution : public PreparedConvolution {
 
  private:
   std::vector<int8_t> rounded(const std::vector<float>& weight) {
-    const size_t each = weight.size() / weight_steps_.size();
+    const size_t one = weight.size() / weight_steps_.size();
     std::vector<int8_t> found(weight.size());
     for (size_t c = 0; c < weight_steps_.size(); ++c) {
-      const float* from = weight.data() + c * each;
+      const float* from = weight.data() + c * one;
       float most = 0.0f;
-      for (size_t i = 0; i < each; ++i) most = std::max(most, std::abs(from[i]));
+      for (size_t i = 0; i < one; ++i) most = std::max(most, std::abs(from[i]));
       weight_steps_[c] = most > 0.0f ? most / 127.0f : 1.0f;
-      for (size_t i = 0; i < each; ++i)
-        found[c * each + i] = static_cast<int8_t>(std::lrint(from[i] / weight_steps_[c]));
+      for (size_t i = 0; i < one; ++i)
+        found[c * one + i] = static_cast<int8_t>(std::lrint(from[i] / weight_steps_[c]));
     }
     return found;
   }
@@ -91,9 +91,9 @@ class ByteUnit : private FoldedUnit {
     std::vector<float> steps;
     for (float range : ranges) steps.push_back(range > 0.0f ? range / 255.0f : 1.0f);
     for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
-      const bool inner = i + 1 < spec.convolutions, side = i == spec.convolutions;
+      const bool inner = i + 1 < spec.convolutions, projection = i == spec.convolutions;
       convolutions_.emplace_back(
-          new ByteConvolution(layers_[i], steps[side ? 0 : i], inner ? steps[i + 1] : 0.0f));
+          new ByteConvolution(layers_[i], steps[projection ? 0 : i], inner ? steps[i + 1] : 0.0f));
     }
     layers_.clear();
     if (spec.version == 1) first_ = {std::vector<float>(in.c, 1.0f), std::vector<float>(in.c, 0.0f)};
@@ -101,36 +101,36 @@ class ByteUnit : private FoldedUnit {
       for (float& number : *v) number /= steps[0];
   }
 
-  void run(const Half* x, Half* y) {
+  void run(const Bfloat16* x, Bfloat16* y) {
     for (int first = 0; first < in_.n; first += chunk_)
       run_chunk(x + first * in_.image(), y + first * out_.image());
   }
 
  private:
-  void run_chunk(const Half* x, Half* y) {
+  void run_chunk(const Bfloat16* x, Bfloat16* y) {
     Byte* source = buffers_[2].as<Byte>(part(in_).size());
     read(x, source);
-    View<Half> beside;
+    View<Bfloat16> beside;
     if (spec_.projected) {
-      Half* to = buffers_[3].as<Half>(part(out_).size());
+      Bfloat16* to = buffers_[3].as<Bfloat16>(part(out_).size());
       convolutions_.back()->run(source, to);
-      beside = View<Half>::rows(to, out_);
+      beside = View<Bfloat16>::rows(to, out_);
     } else if (spec_.shortcut) {
-      beside = View<Half>::blocks(x, out_);
+      beside = View<Bfloat16>::blocks(x, out_);
     }
     for (int i = 0; i + 1 < spec_.convolutions; ++i) {
       Byte* to = buffers_[i % 2].as<Byte>(convolutions_[i]->out.size());
       convolutions_[i]->run(source, to);
       source = to;
     }
-    Half* to = buffers_[4].as<Half>(part(out_).size());
+    Bfloat16* to = buffers_[4].as<Bfloat16>(part(out_).size());
     convolutions_[spec_.convolutions - 1]->run(source, to);
-    close(View<Half>::rows(to, out_), beside, y);
+    close(View<Bfloat16>::rows(to, out_), beside, y);
   }
 
   // Bytes of relu(x), or of relu(norm(x)) in version 2. Threads share pixels, not channels: these
   // lie in the same lines of the cache.
-  void read(const Half* x, Byte* to) const {
+  void read(const Bfloat16* x, Byte* to) const {
     const int blocks = in_.blocks(), pixels = in_.pixels(), parts = (pixels + kPart - 1) / kPart;
 #pragma omp parallel for collapse(2)
     for (int n = 0; n < chunk_; ++n)
@@ -138,7 +138,7 @@ class ByteUnit : private FoldedUnit {
         for (int b = 0; b < blocks; ++b) {
           const Lanes k = load(first_.scale.data() + b * kLanes);
           const Lanes t = load(first_.shift.data() + b * kLanes);
-          const Half* from = x + (static_cast<size_t>(n) * blocks + b) * pixels * kLanes;
+          const Bfloat16* from = x + (static_cast<size_t>(n) * blocks + b) * pixels * kLanes;
           Byte* out = to + n * in_.image() + b * kLanes;
           for (int p = part * kPart; p < std::min(pixels, (part + 1) * kPart); ++p)
             store_bytes(out + static_cast<size_t>(p) * in_.c, load(from + p * kLanes) * k + t);

@@ -25,10 +25,10 @@ constexpr dnnl::memory::format_tag blocks() {
 }
 
 struct Types {
-  bool half = false;           // what it multiplies is bfloat16: maps, weights, gradients of its output
-  bool half_output = false;    // its output is stored as bfloat16
-  bool half_gradient = false;  // the gradient of the maps is
-  int number() const { return half + 2 * half_output + 4 * half_gradient; }
+  bool bfloat16 = false;           // what it multiplies: maps, weights, gradients of its output
+  bool bfloat16_output = false;    // its output is stored so
+  bool bfloat16_gradient = false;  // the gradient of the maps is
+  int number() const { return bfloat16 + 2 * bfloat16_output + 4 * bfloat16_gradient; }
 };
 
 // Sums are made in float32 in any case; the gradient of the weights is float32.
@@ -39,15 +39,15 @@ class Convolution {
       : in(in), out(in.convolved(channels, stride)) {
     using dnnl::memory;
     const auto f32 = memory::data_type::f32;
-    const auto type = [=](bool half) { return half ? memory::data_type::bf16 : f32; };
-    const auto factor = type(types.half);
+    const auto type = [=](bool bfloat16) { return bfloat16 ? memory::data_type::bf16 : f32; };
+    const auto factor = type(types.bfloat16);
     const auto blocked = blocks();
     const memory::dims strides{stride, stride}, pad{kernel / 2, kernel / 2};
     const memory::dims weight{channels, in.c, kernel, kernel};
     const auto direct = dnnl::algorithm::convolution_direct;
     src_ = {{in.n, in.c, in.h, in.w}, factor, blocked};
-    dst_ = {{out.n, out.c, out.h, out.w}, type(types.half_output), blocked};
-    src_gradient_ = {src_.get_dims(), type(types.half_gradient), blocked};
+    dst_ = {{out.n, out.c, out.h, out.w}, type(types.bfloat16_output), blocked};
+    src_gradient_ = {src_.get_dims(), type(types.bfloat16_gradient), blocked};
     dst_gradient_ = {dst_.get_dims(), factor, blocked};
     plain_ = {weight, f32, memory::format_tag::oihw};
     const memory::desc any(weight, factor, memory::format_tag::any);

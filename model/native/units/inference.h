@@ -1,6 +1,6 @@
 // Inference of blocked maps with stored statistics: whole residual units, and what lies between.
 //
-// Maps are float32, or bfloat16 (`Half`). Normalisations go into the convolutions before them; a gate
+// Maps are float32, or bfloat16. Normalisations go into the convolutions before them; a gate
 // that does not look at the image goes into the last convolution.
 #pragma once
 #include "maps.h"
@@ -58,12 +58,12 @@ class FixedConvolution : public PreparedConvolution {
   };
 
   // `weight` is plain (channels, in.c, kernel, kernel).
-  FixedConvolution(const Shape& in, int channels, int kernel, int stride, bool half, Ending ending,
-                   const std::vector<float>& weight, const std::vector<float>& bias)
+  FixedConvolution(const Shape& in, int channels, int kernel, int stride, bool bfloat16,
+                   Ending ending, const std::vector<float>& weight, const std::vector<float>& bias)
       : PreparedConvolution(in.convolved(channels, stride), bias) {
     using dnnl::memory;
     const auto f32 = memory::data_type::f32;
-    const auto type = half ? memory::data_type::bf16 : f32;
+    const auto type = bfloat16 ? memory::data_type::bf16 : f32;
     const auto blocked = blocks();
     const memory::dims dims{channels, in.c, kernel, kernel};
     const memory::dims strides{stride, stride}, pad{kernel / 2, kernel / 2};
@@ -140,16 +140,17 @@ class FoldedUnit {
       const bool last = i + 1 == spec.convolutions;
       Affine after = identity(kernels[i].n);
       if (spec.version == 1 || !last)  // that of version 2 is the next layer's
-        after = affine_of(norm(arrays, 2 + 5 * (i + (spec.version == 1 ? 0 : 1))), kernels[i].n,
-                          spec.epsilon);
+        after = affine_of(norm(arrays, spec.layer_begin(i + (spec.version == 1 ? 0 : 1)) + 1),
+                          kernels[i].n, spec.epsilon);
       if (last && !gate_.scale.empty() && !gated_)
         for (int c = 0; c < kernels[i].n; ++c)
           after.scale[c] *= gate_.scale[c], after.shift[c] *= gate_.scale[c];
-      layers_.push_back(folded(s, kernels[i], spec.stride_of(i + 1), arrays[1 + 5 * i], after));
+      const float* weight = arrays[spec.layer_begin(i)];
+      layers_.push_back(folded(s, kernels[i], spec.stride_of(i + 1), weight, after));
       s = s.convolved(kernels[i].n, spec.stride_of(i + 1));
     }
     if (spec.projected) {
-      const int at = 1 + 5 * spec.convolutions;
+      const int at = spec.layer_begin(spec.convolutions);
       const Shape& k = kernels.back();
       const Affine after = spec.version == 1 ? affine_of(norm(arrays, at + 1), k.n, spec.epsilon)
                                              : identity(k.n);
@@ -196,9 +197,9 @@ class FoldedUnit {
 
   static Folded folded(const Shape& in, const Shape& kernel, int stride, const float* weight,
                        const Affine& after) {
-    const size_t each = static_cast<size_t>(in.c) * kernel.h * kernel.h;
-    std::vector<float> scaled(weight, weight + each * kernel.n);
-    for (size_t i = 0; i < scaled.size(); ++i) scaled[i] *= after.scale[i / each];
+    const size_t one = static_cast<size_t>(in.c) * kernel.h * kernel.h;  // of a channel's numbers
+    std::vector<float> scaled(weight, weight + one * kernel.n);
+    for (size_t i = 0; i < scaled.size(); ++i) scaled[i] *= after.scale[i / one];
     return {in, kernel, stride, scaled, after.shift};
   }
 
@@ -246,11 +247,11 @@ class FixedUnit : private FoldedUnit {
       : FoldedUnit(spec, in, kernels, arrays) {
     for (int i = 0; i < static_cast<int>(layers_.size()); ++i) {
       const Folded& l = layers_[i];
-      const bool last = i + 1 == spec.convolutions, side = i == spec.convolutions;
+      const bool last = i + 1 == spec.convolutions, projection = i == spec.convolutions;
       const FixedConvolution::Ending ending{last && spec.shortcut && !gated_,
-                                            !side && (!last || (spec.version == 1 && !gated_))};
+                                            !projection && (!last || (spec.version == 1 && !gated_))};
       convolutions_.emplace_back(new FixedConvolution(l.in, l.kernel.n, l.kernel.h, l.stride,
-                                                      std::is_same<T, Half>::value, ending, l.weight,
+                                                      std::is_same<T, Bfloat16>::value, ending, l.weight,
                                                       l.bias));
     }
     for (Folded& l : layers_) l.weight.clear(), l.weight.shrink_to_fit();
@@ -314,36 +315,15 @@ class FixedUnit : private FoldedUnit {
 
 template <class T>
 void max_pool(const T* x, T* y, const Shape& in, const Shape& out) {
-  const int maps = in.n * in.blocks();
-#pragma omp parallel for
-  for (int m = 0; m < maps; ++m)
-    for (int i = 0; i < out.h; ++i)
-      for (int j = 0; j < out.w; ++j) {
-        const int top = std::max(0, 2 * i - 1), left = std::max(0, 2 * j - 1);
-        const T* from = x + static_cast<size_t>(m) * in.pixels() * kLanes;
-        Lanes best = load(from + (static_cast<size_t>(top) * in.w + left) * kLanes);
-        for (int k = top; k < std::min(in.h, 2 * i + 2); ++k)
-          for (int l = left; l < std::min(in.w, 2 * j + 2); ++l) {
-            const Lanes v = load(from + (static_cast<size_t>(k) * in.w + l) * kLanes);
-            best = v > best ? v : best;
-          }
-        store(y + (static_cast<size_t>(m) * out.pixels() + i * out.w + j) * kLanes, best);
+  windows(in, out, [&](size_t from, size_t to, int top, int bottom, int left, int right) {
+    Lanes best = load(x + from + (static_cast<size_t>(top) * in.w + left) * kLanes);
+    for (int i = top; i < bottom; ++i)
+      for (int j = left; j < right; ++j) {
+        const Lanes v = load(x + from + (static_cast<size_t>(i) * in.w + j) * kLanes);
+        best = v > best ? v : best;
       }
-}
-
-// y (N, C) = mean over the pixels of x, or of relu(scale x + shift).
-template <class T>
-void mean_of(const T* x, const Shape& s, const Affine& norm, float* y) {
-  std::vector<float> unused(static_cast<size_t>(s.n) * s.c);
-  const bool normed = !norm.scale.empty();
-  sums(s, y, unused.data(), [&](int, int b) {
-    const Lanes k = normed ? load(norm.scale.data() + b * kLanes) : Lanes{};
-    const Lanes t = normed ? load(norm.shift.data() + b * kLanes) : Lanes{};
-    return [=](size_t i, Lanes& a, Lanes&) {
-      a += normed ? positive(load(x + i) * k + t) : load(x + i);
-    };
+    store(y + to, best);
   });
-  for (size_t i = 0; i < unused.size(); ++i) y[i] /= s.pixels();
 }
 
 }  // namespace attn

@@ -7,8 +7,8 @@
 
 namespace {
 
-bool is_half(const Attributes& attributes) {
-  return attn::kHalves && attributes.at("precision") != "float32";
+bool is_bfloat16(const Attributes& attributes) {
+  return attn::kHasBfloat16 && attributes.at("precision") != "float32";
 }
 
 template <class T>
@@ -35,8 +35,8 @@ class InferenceOperator : public ForwardOperator {
  protected:
   void forward(Tensors* in, Tensors* out) override {
     auto* self = static_cast<Self*>(this);
-    if constexpr (attn::kHalves)
-      if (is_half(attributes_)) return self->template run<attn::Half>(in, &(*out)[0]);
+    if constexpr (attn::kHasBfloat16)
+      if (is_bfloat16(attributes_)) return self->template run<attn::Bfloat16>(in, &(*out)[0]);
     self->template run<float>(in, &(*out)[0]);
   }
 };
@@ -76,12 +76,12 @@ class FixedUnitOperator : public ForwardOperator {
     }
     attn::check_precision(precision);
 #if BLOCK == 16
-    const auto* x = (*in)[0].data<attn::Half>();
-    auto* y = (*out)[0].data<attn::Half>();
+    const auto* x = (*in)[0].data<attn::Bfloat16>();
+    auto* y = (*out)[0].data<attn::Bfloat16>();
     if (precision == "int8")
       bytes_.of(in, attributes_, ranges_).run(x, y);
     else
-      half_.of(in, attributes_).run(x, y);
+      bfloat16_.of(in, attributes_).run(x, y);
 #endif
   }
 
@@ -89,7 +89,7 @@ class FixedUnitOperator : public ForwardOperator {
   std::vector<float> ranges_;
   Made<attn::FixedUnit<float>> wide_;
 #if BLOCK == 16
-  Made<attn::FixedUnit<attn::Half>> half_;
+  Made<attn::FixedUnit<attn::Bfloat16>> bfloat16_;
   Made<attn::ByteUnit> bytes_;
 #endif
 };
@@ -103,7 +103,7 @@ class RangesOperator : public ForwardOperator {
   void forward(Tensors* in, Tensors* out) override {
     const attn::UnitSpec spec(attributes_);
     const attn::Shape s = shape_of((*in)[0].shape);
-    const int last = 1 + 5 * (spec.convolutions - 1);
+    const int last = spec.layer_begin(spec.convolutions - 1);
     unused_.resize(static_cast<size_t>(s.n) * (*in)[last].shape[0] * s.pixels());
     unit_.of(in, attributes_).run((*in)[0].data<float>(), unused_.data(), (*out)[0].data<float>());
   }
@@ -167,7 +167,7 @@ class FixedMeanOperator : public InferenceOperator<FixedMeanOperator> {
       const attn::Arrays a = arrays(in, 1, 4);
       norm = attn::affine_of({a[0], a[1], a[2], a[3]}, s.c, attn::real(attributes_.at("epsilon")));
     }
-    attn::mean_of((*in)[0].data<T>(), s, norm, out->data<float>());
+    attn::mean_of((*in)[0].data<T>(), s, norm.scale, norm.shift, out->data<float>());
   }
 };
 
@@ -175,7 +175,7 @@ class FixedMeanOperator : public InferenceOperator<FixedMeanOperator> {
 template <int maps, bool out_too>
 MXReturnValue inference_types(const Attributes& attributes, std::vector<int>* in,
                               std::vector<int>* out) {
-  const int type = is_half(attributes) ? mxnet::ext::kFloat16 : mxnet::ext::kFloat32;
+  const int type = is_bfloat16(attributes) ? mxnet::ext::kFloat16 : mxnet::ext::kFloat32;
   for (size_t i = 0; i < in->size(); ++i)
     (*in)[i] = static_cast<int>(i) < maps ? type : mxnet::ext::kFloat32;
   (*out)[0] = out_too ? type : mxnet::ext::kFloat32;

@@ -183,7 +183,22 @@ inline void mask_backward(const Mask& mask, const float* m, const float* t, cons
   }
 }
 
-// Maximum of 3x3 pixels at every second one; `which` (one byte a number) is where it was.
+// body(from, to, top, bottom, left, right) for the 3x3 pixels at every second one: the first numbers
+// of the map that is read and of the pixel that is written, and the window in the map.
+template <class Body>
+void windows(const Shape& in, const Shape& out, Body body) {
+  const int maps = in.n * in.blocks();
+#pragma omp parallel for
+  for (int m = 0; m < maps; ++m)
+    for (int i = 0; i < out.h; ++i)
+      for (int j = 0; j < out.w; ++j)
+        body(static_cast<size_t>(m) * in.pixels() * kLanes,
+             (static_cast<size_t>(m) * out.pixels() + i * out.w + j) * kLanes,
+             std::max(0, 2 * i - 1), std::min(in.h, 2 * i + 2), std::max(0, 2 * j - 1),
+             std::min(in.w, 2 * j + 2));
+}
+
+// Their maximum; `which` (one byte a number) is where it was.
 class MaxPool {
  public:
   MaxPool(const Shape& in) : in(in), out{in.n, in.c, (in.h - 1) / 2 + 1, (in.w - 1) / 2 + 1} {
@@ -192,8 +207,8 @@ class MaxPool {
   const Shape in, out;
 
   void forward(const float* x, float* y) {
-    windows([&](size_t from, size_t to, int top, int bottom, int left, int right) {
-          Lanes best = load(x + from + (static_cast<size_t>(top) * in.w + left) * kLanes);
+    windows(in, out, [&](size_t from, size_t to, int top, int bottom, int left, int right) {
+      Lanes best = load(x + from + (static_cast<size_t>(top) * in.w + left) * kLanes);
       Ints at = Ints{} + (top << 16 | left);
       for (int i = top; i < bottom; ++i)
         for (int j = left; j < right; ++j) {
@@ -210,7 +225,7 @@ class MaxPool {
 
   void backward(const float* dy, float* dx) {
     std::memset(dx, 0, in.size() * sizeof(float));
-    windows([&](size_t from, size_t to, int top, int, int left, int) {
+    windows(in, out, [&](size_t from, size_t to, int top, int, int left, int) {
       for (int k = 0; k < kLanes; ++k) {
         const int i = top + which_[to + k] / 3, j = left + which_[to + k] % 3;
         dx[from + (static_cast<size_t>(i) * in.w + j) * kLanes + k] += dy[to + k];
@@ -219,18 +234,6 @@ class MaxPool {
   }
 
  private:
-  template <class Body>
-  void windows(Body body) {
-    const int maps = in.n * in.blocks();
-#pragma omp parallel for
-    for (int m = 0; m < maps; ++m)
-      for (int i = 0; i < out.h; ++i)
-        for (int j = 0; j < out.w; ++j)
-          body(static_cast<size_t>(m) * in.pixels() * kLanes,
-               (static_cast<size_t>(m) * out.pixels() + i * out.w + j) * kLanes,
-               std::max(0, 2 * i - 1), std::min(in.h, 2 * i + 2), std::max(0, 2 * j - 1),
-               std::min(in.w, 2 * j + 2));
-  }
   std::vector<uint8_t> which_;
 };
 
@@ -326,20 +329,27 @@ inline void from_blocks(const float* x, float* y, const Shape& s) {
   }
 }
 
-// y (N, C) = mean over the pixels of x, or of relu(bn(x)).
+// y (N, C) = mean over the pixels of x, or of relu(scale x + shift) where there is a scale.
+template <class T>
+void mean_of(const T* x, const Shape& s, const std::vector<float>& scale,
+             const std::vector<float>& shift, float* y) {
+  std::vector<float> unused(static_cast<size_t>(s.n) * s.c);
+  const bool normed = !scale.empty();
+  sums(s, y, unused.data(), [&](int, int b) {
+    const Lanes k = normed ? load(scale.data() + b * kLanes) : Lanes{};
+    const Lanes t = normed ? load(shift.data() + b * kLanes) : Lanes{};
+    return [=](size_t i, Lanes& a, Lanes&) {
+      a += normed ? positive(load(x + i) * k + t) : load(x + i);
+    };
+  });
+  for (size_t i = 0; i < unused.size(); ++i) y[i] /= s.pixels();
+}
+
+// That of relu(bn(x)), forward and backward.
 class Mean {
  public:
   void forward(const float* x, const Shape& s, float* y) {
-    std::vector<float> unused(static_cast<size_t>(s.n) * s.c);
-    sums(s, y, unused.data(), [&](int, int b) {
-      const bool normed = !norm.scale.empty();
-      const Lanes k = normed ? load(norm.scale.data() + b * kLanes) : Lanes{};
-      const Lanes t = normed ? load(norm.shift.data() + b * kLanes) : Lanes{};
-      return [=](size_t i, Lanes& a, Lanes&) {
-        a += normed ? positive(load(x + i) * k + t) : load(x + i);
-      };
-    });
-    for (size_t i = 0; i < unused.size(); ++i) y[i] /= s.pixels();
+    mean_of(x, s, norm.scale, norm.shift, y);
   }
 
   void backward(const float* dy, const float* x, const Shape& s, float* dx, float* gamma_gradient,

@@ -30,7 +30,7 @@ attn::Arrays arrays(Tensors* tensors, size_t begin, size_t count) {
 std::vector<attn::Shape> kernels_of(const attn::UnitSpec& spec, const Tensors& in) {
   std::vector<attn::Shape> found;
   for (int i = 0; i < spec.convolutions + (spec.projected ? 1 : 0); ++i)
-    found.push_back(shape_of(in[1 + 5 * i].shape));
+    found.push_back(shape_of(in[spec.layer_begin(i)].shape));
   return found;
 }
 
@@ -217,7 +217,7 @@ MXReturnValue unit_shape(const Attributes& attributes, Shapes* in, Shapes* out) 
   const unsigned stride = std::stoi(attributes.at("stride"));
   const auto& x = (*in)[0];
   if (x.size() != 4) return mxnet::ext::MX_FAIL;
-  const unsigned last = 1 + 5 * (std::stoi(attributes.at("convolutions")) - 1);
+  const int last = attn::UnitSpec::layer_begin(std::stoi(attributes.at("convolutions")) - 1);
   (*out)[0] = {x[0], (*in)[last][0], (x[2] - 1) / stride + 1, (x[3] - 1) / stride + 1};
   return mxnet::ext::MX_SUCCESS;
 }
@@ -244,7 +244,7 @@ MXReturnValue mean_shape(const Attributes&, Shapes* in, Shapes* out) {
 MXReturnValue unit_writes(const Attributes& attributes, std::vector<int>* indices) {
   const attn::UnitSpec spec(attributes);
   for (int i = 0; i < spec.convolutions + (spec.projected && spec.version == 1 ? 1 : 0); ++i)
-    for (int k : {4, 5}) indices->push_back(5 * i + k);
+    for (int k : {3, 4}) indices->push_back(spec.layer_begin(i) + k);
   for (int step = 1; spec.recurrent && step < spec.steps; ++step)
     for (int k : {4, 5}) indices->push_back(spec.gate_begin() + 4 * (step - 1) + k);
   return mxnet::ext::MX_SUCCESS;

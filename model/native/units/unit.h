@@ -18,7 +18,7 @@ namespace attn {
 struct UnitSpec {
   int version = 1, convolutions = 0, strided = 0, stride = 1;
   bool projected = false, shortcut = true, gated = false, recurrent = false;
-  bool half = false;  // convolutions multiply bfloat16, and maps within the unit are stored so
+  bool bfloat16 = false;  // convolutions multiply bfloat16, and maps within the unit are stored so
   int steps = 1;
   float epsilon = 1e-5f, momentum = 0.9f;
 
@@ -31,15 +31,17 @@ struct UnitSpec {
     shortcut = a.at("shortcut") != "none";
     gated = a.at("gate") != "none";
     recurrent = a.at("gate") == "recurrent";
-    half = a.at("precision") == "bfloat16";
+    bfloat16 = a.at("precision") == "bfloat16";
     check_precision(a.at("precision"));
     steps = std::stoi(a.at("steps"));
     epsilon = real(a.at("epsilon"));
     momentum = real(a.at("momentum"));
   }
   int stride_of(int index) const { return index == strided ? stride : 1; }
+  // Place of a convolution's weight in the arrays; gamma, beta, mean and variance follow it.
+  static int layer_begin(int index) { return 1 + 5 * index; }
   int gate_begin() const {
-    return 1 + 5 * convolutions + (projected ? (version == 1 ? 5 : 1) : 0);
+    return layer_begin(convolutions) + (projected ? (version == 1 ? 5 : 1) : 0);
   }
   int inputs() const {
     return gate_begin() + (gated ? (recurrent ? 2 + 4 * (steps - 1) : 1) : 0);
@@ -50,8 +52,8 @@ typedef std::vector<float*> Arrays;
 
 // Memory that no unit keeps from one call to the next; a thread works on one unit at a time.
 struct Scratch {
-  Buffer source, gradient, other, side;  // of one chunk: what convolutions read, and one's output
-  Kept above, below;                     // of all images: gradients on both sides of a convolution
+  Buffer source, gradient, other, projection;  // of one chunk: what convolutions read or give
+  Kept above, below;                           // of all images: gradients on both sides of a convolution
 };
 
 inline Scratch& scratch() {
@@ -97,16 +99,16 @@ class Unit {
     for (size_t i = 0; i < layers_.size(); ++i) {
       if (!layers_[i]) layers_[i].reset(new Layer);
       Layer& l = *layers_[i];
-      const bool side = static_cast<int>(i) == spec_.convolutions;
-      l.in = side ? in_ : s;
+      const bool projection = static_cast<int>(i) == spec_.convolutions;
+      l.in = projection ? in_ : s;
       l.kernel = kernels_[i].h;
-      l.stride = side ? spec_.stride : spec_.stride_of(static_cast<int>(i) + 1);
+      l.stride = projection ? spec_.stride : spec_.stride_of(static_cast<int>(i) + 1);
       l.out = l.in.convolved(kernels_[i].n, l.stride);
-      l.at = 1 + 5 * static_cast<int>(i);
-      l.slot = side;
+      l.at = spec_.layer_begin(static_cast<int>(i));
+      l.slot = projection;
       l.types = types(static_cast<int>(i));
       largest = std::max({largest, l.in.image(), l.out.image()});
-      s = side ? s : l.out;
+      s = projection ? s : l.out;
     }
     out_ = s;
     chunk_ = chunk_of(in_.n, largest);
@@ -117,16 +119,18 @@ class Unit {
   }
   // Outputs and gradients that are kept within the unit have its type, what leaves it is float32.
   Types types(int i) const {
-    const bool side = i == spec_.convolutions, last = i + 1 == spec_.convolutions;
-    if (spec_.version == 1) return {spec_.half, spec_.half, spec_.half && i && !side};
-    return {spec_.half, spec_.half && !side && (!last || spec_.gated), spec_.half && !side};
+    const bool projection = i == spec_.convolutions, last = i + 1 == spec_.convolutions;
+    if (spec_.version == 1)
+      return {spec_.bfloat16, spec_.bfloat16, spec_.bfloat16 && i && !projection};
+    return {spec_.bfloat16, spec_.bfloat16 && !projection && (!last || spec_.gated),
+            spec_.bfloat16 && !projection};
   }
   Shape part(Shape s) const {
     s.n = chunk_;
     return s;
   }
   Layer& last() { return *layers_[spec_.convolutions - 1]; }
-  Layer* side() { return spec_.projected ? layers_.back().get() : nullptr; }
+  Layer* projection() { return spec_.projected ? layers_.back().get() : nullptr; }
   NormArrays norm_arrays(const Arrays& a, int at) const {
     return {a[at], a[at + 1], a[at + 2], a[at + 3]};
   }
@@ -159,8 +163,8 @@ class Unit {
   // The same of body(n, b), which returns what is written for the numbers of a vector at an offset.
   template <class Body>
   const void* written(const Shape& s, Buffer* to, Body body) const {
-    if constexpr (kHalves)
-      if (spec_.half) return written_as<Half>(s, to, body);
+    if constexpr (kHasBfloat16)
+      if (spec_.bfloat16) return written_as<Bfloat16>(s, to, body);
     return written_as<float>(s, to, body);
   }
   template <class T, class Body>
@@ -186,7 +190,7 @@ class Unit {
   void tail_sums_of(const Layer& l, const float* dy, float* sum, float* product) const;
   void tail_sums(const float* dy);
   const void* tail_backward(const float* dy, int first);
-  const void* side_backward(const float* dy, int first);
+  const void* projection_backward(const float* dy, int first);
   void shortcut_backward_1(const float* dy, const void* source, int first);
   const void* source_1(int i, int first) const;
   const void* source_2(int i, int first) const;
@@ -206,7 +210,7 @@ class Unit {
   std::vector<Bits> active_;  // version 1: where the last relu lets through
   Norm last_norm_;  // version 2 with a gate: its sums alone are used
   Kept ungated_;  // version 2 with a gate: what it multiplies
-  std::vector<float> sum_, product_, side_product_, ones_;
+  std::vector<float> sum_, product_, projection_product_, projection_sum_;
 };
 
 template <class T>
@@ -218,7 +222,7 @@ const void* Unit::activated(const Norm& norm, const T* x, const Shape& s, Buffer
 }
 
 inline const void* Unit::operand(const float* x, const Shape& s, Buffer* to) const {
-  if (!spec_.half) return x;
+  if (!spec_.bfloat16) return x;
   return written(s, to, [&](int, int) { return [=](size_t i) { return load(x + i); }; });
 }
 

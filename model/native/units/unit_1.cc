@@ -24,9 +24,9 @@ void Unit::convolve(Layer* l, const void* src, int first) {
 void Unit::forward_1(float* y) {
   for (auto& l : layers_) {
     l->norm.begin(l->out);
-    l->before.get(l->out.size(), spec_.half);
+    l->before.get(l->out.size(), spec_.bfloat16);
   }
-  if (side()) conv(*side()).set_forward_weight(arrays_[side()->at]);
+  if (projection()) conv(*projection()).set_forward_weight(arrays_[projection()->at]);
   for (int i = 0; i < spec_.convolutions; ++i) {
     Layer& l = *layers_[i];
     // Layers of equal shape share the place of the weight.
@@ -34,11 +34,11 @@ void Unit::forward_1(float* y) {
     for (int first = 0; first < in_.n; first += chunk_) {
       const void* src = source_1(i, first);
       convolve(&l, src, first);
-      if (i == 0 && side()) convolve(side(), src, first);
+      if (i == 0 && projection()) convolve(projection(), src, first);
     }
     finish(&l);
   }
-  if (side()) finish(side());
+  if (projection()) finish(projection());
   tail(y);
 }
 
@@ -61,7 +61,8 @@ void Unit::tail_of(const T* c, float* y) {
   const float* x = arrays_[0];
   active_.resize(out_.size() / kLanes);
   Bits* active = active_.data();
-  const T* side_maps = side() ? static_cast<const T*>(side()->before.at(0)) : nullptr;
+  const Layer* beside = projection();
+  const T* projected = beside ? static_cast<const T*>(beside->before.at(0)) : nullptr;
   each(out_, [&](int n, int b) {
     const int at = b * kLanes;
     Lanes k = load(norm.scale.data() + at), t = load(norm.shift.data() + at), ks{};
@@ -70,12 +71,12 @@ void Unit::tail_of(const T* c, float* y) {
       k *= a;
       t *= a;
     }
-    if (side_maps) {
-      ks = load(side()->norm.scale.data() + at);
-      t += load(side()->norm.shift.data() + at);
+    if (projected) {
+      ks = load(beside->norm.scale.data() + at);
+      t += load(beside->norm.shift.data() + at);
     }
     return [=](size_t i) {
-      const Lanes s = side_maps ? ks * load(side_maps + i) : load(x + i);
+      const Lanes s = projected ? ks * load(projected + i) : load(x + i);
       const Lanes v = k * load(c + i) + t + s;
       active[i / kLanes] = positive_bits(v);
       store(y + i, positive(v));
@@ -104,11 +105,12 @@ void Unit::tail_sums(const float* dy) {
   const size_t count = static_cast<size_t>(out_.n) * out_.c;
   sum_.resize(count), product_.resize(count);
   tail_sums_of(last(), dy, sum_.data(), product_.data());
-  if (side()) {
-    Layer& l = *side();
-    side_product_.resize(count), ones_.resize(count);
-    tail_sums_of(l, dy, ones_.data(), side_product_.data());
-    l.norm.backward(ones_, side_product_, gradients_[l.at + 1], gradients_[l.at + 2]);
+  if (projection()) {
+    Layer& l = *projection();
+    projection_product_.resize(count), projection_sum_.resize(count);
+    tail_sums_of(l, dy, projection_sum_.data(), projection_product_.data());
+    l.norm.backward(projection_sum_, projection_product_, gradients_[l.at + 1],
+                    gradients_[l.at + 2]);
   }
   if (spec_.gated) {
     const float* beta = arrays_[last().at + 2];
@@ -154,12 +156,12 @@ const void* Unit::tail_backward(const float* dy, int first) {
 }
 
 // The same of what the shortcut's convolution gave.
-const void* Unit::side_backward(const float* dy, int first) {
-  const Norm& norm = side()->norm;
+const void* Unit::projection_backward(const float* dy, int first) {
+  const Norm& norm = projection()->norm;
   const size_t offset = first * out_.image();
   const Bits* active = active_.data() + offset / kLanes;
   dy += offset;
-  return side()->before.with(offset, [&](auto* s) {
+  return projection()->before.with(offset, [&](auto* s) {
     return written(part(out_), &scratch().other, [&](int, int b) {
       const int at = b * kLanes;
       const Lanes k = load(norm.scale.data() + at), p = load(norm.p.data() + at);
@@ -176,10 +178,10 @@ const void* Unit::side_backward(const float* dy, int first) {
 void Unit::shortcut_backward_1(const float* dy, const void* source, int first) {
   const size_t offset = first * in_.image();
   float* dx = gradients_[0] + offset;
-  if (side()) {
-    Layer& s = *side();
-    float* more = scratch().side.get(part(in_).size());
-    const void* ds = side_backward(dy, first);
+  if (projection()) {
+    Layer& s = *projection();
+    float* more = scratch().projection.get(part(in_).size());
+    const void* ds = projection_backward(dy, first);
     conv(s).backward_weight(source, ds, first == 0);
     conv(s).backward_data(ds, more);
     each(part(in_), [&](int, int) {
@@ -201,9 +203,9 @@ void Unit::backward_1(const float* dy) {
     Layer& l = *layers_[i];
     Layer* previous = i ? layers_[i - 1].get() : nullptr;
     conv(l).set_backward_weight(arrays_[l.at]);
-    if (i == 0 && side()) conv(*side()).set_backward_weight(arrays_[side()->at]);
+    if (i == 0 && projection()) conv(*projection()).set_backward_weight(arrays_[projection()->at]);
     if (previous) {
-      below->get(l.in.size(), spec_.half);
+      below->get(l.in.size(), spec_.bfloat16);
       sum_.resize(static_cast<size_t>(in_.n) * l.in.c);
       product_.resize(sum_.size());
     }
@@ -224,7 +226,7 @@ void Unit::backward_1(const float* dy) {
         shortcut_backward_1(dy, src, first);
     }
     conv(l).weight_gradient(gradients_[l.at]);
-    if (i == 0 && side()) conv(*side()).weight_gradient(gradients_[side()->at]);
+    if (i == 0 && projection()) conv(*projection()).weight_gradient(gradients_[projection()->at]);
     if (previous)
       previous->norm.backward(sum_, product_, gradients_[previous->at + 1],
                               gradients_[previous->at + 2]);

@@ -33,23 +33,23 @@ void Unit::forward_2(float* y) {
     Layer& l = *layers_[i];
     Layer* next = i + 1 < spec_.convolutions ? layers_[i + 1].get() : nullptr;
     conv(l).set_forward_weight(arrays_[l.at]);
-    if (i == 0 && side()) conv(*side()).set_forward_weight(arrays_[side()->at]);
+    if (i == 0 && projection()) conv(*projection()).set_forward_weight(arrays_[projection()->at]);
     if (next) next->norm.begin(l.out);
     if (!next && spec_.gated) last_norm_.begin(l.out);
-    if (next) next->before.get(l.out.size(), spec_.half);
-    if (!next && spec_.gated) ungated_.get(l.out.size(), spec_.half);
+    if (next) next->before.get(l.out.size(), spec_.bfloat16);
+    if (!next && spec_.gated) ungated_.get(l.out.size(), spec_.bfloat16);
     for (int first = 0; first < in_.n; first += chunk_) {
       const size_t into = first * l.out.image();
       const void* src = source_2(i, first);
       // The shortcut's maps wait in y.
-      if (i == 0 && side()) conv(*side()).forward(src, y + first * out_.image());
+      if (i == 0 && projection()) conv(*projection()).forward(src, y + first * out_.image());
       if (next || spec_.gated) {
         const Kept& kept = next ? next->before : ungated_;
         Norm& norm = next ? next->norm : last_norm_;
         conv(l).forward(src, kept.at(into));
         kept.with(into, [&](auto* maps) { norm.take(maps, first, part(l.out)); });
-      } else if (side()) {
-        float* part_of_y = scratch().side.get(part(l.out).size());
+      } else if (projection()) {
+        float* part_of_y = scratch().projection.get(part(l.out).size());
         conv(l).forward(src, part_of_y);
         add(y + into, part_of_y, part(l.out));
       } else {
@@ -68,7 +68,7 @@ void Unit::tail_2(float* y) {
     for (int c = 0; c < out_.c; ++c)
       means[static_cast<size_t>(n) * out_.c + c] = last_norm_.image_mean(n, c);
   open_gate(means);
-  const float* other = side() ? y : arrays_[0];
+  const float* other = projection() ? y : arrays_[0];
   ungated_.with(0, [&](auto* c) {
     each(out_, [&](int n, int b) {
       const Lanes a = load(gate_.value.data() + static_cast<size_t>(n) * out_.c + b * kLanes);
@@ -112,8 +112,8 @@ void Unit::backward_2(const float* dy) {
     Layer& l = *layers_[i];
     Layer* next = i + 1 < spec_.convolutions ? layers_[i + 1].get() : nullptr;
     conv(l).set_backward_weight(arrays_[l.at]);
-    if (i == 0 && side()) conv(*side()).set_backward_weight(arrays_[side()->at]);
-    below->get(l.in.size(), spec_.half);
+    if (i == 0 && projection()) conv(*projection()).set_backward_weight(arrays_[projection()->at]);
+    below->get(l.in.size(), spec_.bfloat16);
     sum_.resize(static_cast<size_t>(in_.n) * l.in.c);
     product_.resize(sum_.size());
     for (int first = 0; first < in_.n; first += chunk_) {
@@ -123,11 +123,11 @@ void Unit::backward_2(const float* dy) {
       const void* src = source_2(i, first);
       conv(l).backward_weight(src, d, first == 0);
       conv(l).backward_data(d, below->at(from));
-      if (i == 0 && side()) {
+      if (i == 0 && projection()) {
         const void* ds = operand(dy + first * out_.image(), part(out_), &scratch().other);
-        float* more = scratch().side.get(part(in_).size());
-        conv(*side()).backward_weight(src, ds, first == 0);
-        conv(*side()).backward_data(ds, more);
+        float* more = scratch().projection.get(part(in_).size());
+        conv(*projection()).backward_weight(src, ds, first == 0);
+        conv(*projection()).backward_data(ds, more);
         below->with(from, [&](auto* da) { add(da, more, part(in_)); });
       }
       below->with(from, [&](auto* da) {
@@ -138,11 +138,11 @@ void Unit::backward_2(const float* dy) {
       });
     }
     conv(l).weight_gradient(gradients_[l.at]);
-    if (i == 0 && side()) conv(*side()).weight_gradient(gradients_[side()->at]);
+    if (i == 0 && projection()) conv(*projection()).weight_gradient(gradients_[projection()->at]);
     l.norm.backward(sum_, product_, gradients_[l.at + 1], gradients_[l.at + 2]);
     std::swap(above, below);
   }
-  input_backward_2(*above, spec_.shortcut && !side() ? dy : nullptr);
+  input_backward_2(*above, spec_.shortcut && !projection() ? dy : nullptr);
 }
 
 // The gradient of x from that of what the first convolution read, and from the shortcut.

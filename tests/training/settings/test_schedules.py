@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.errors import UserError
-from training.settings.schedules import KINDS, build_schedule
+from training.settings.schedules import KINDS, Schedule, schedule_of
+
+UNUSED = {"warmup_epochs": 0, "lr_steps": (), "lr_factor": 0.1, "final_lr": 0.0}
+
+
+def build_schedule(kind: str, *, base_lr: float, steps_per_epoch: int, **more: Any) -> Schedule:
+    """The schedule of a training with these settings."""
+    config = SimpleNamespace(**{**UNUSED, "schedule": kind, "lr": base_lr, **more})
+    return schedule_of(config, steps_per_epoch)
 
 
 def rates(schedule: Any, count: int) -> list[float]:
