@@ -7,7 +7,7 @@ a package; ``ATTENTION_ONEDNN=FOLDER`` names another one, with ``lib`` and ``inc
 was built is kept in ``model/native/build`` or, where that cannot be written, in the user's cache
 folder, under a name that tells sources, options, compiler, processor, MXNet and oneDNN: a library
 for another one of them is not found and so never loaded. ``ATTENTION_ISA=avx2`` builds and loads
-what a processor without AVX-512 gets; see `model.native.processor`.
+what a processor without AVX-512 gets; see `machine.processor`.
 """
 
 from __future__ import annotations
