@@ -7,7 +7,7 @@ import os
 import re
 from typing import Optional
 
-from formats.atomic import PathLike
+from formats.atomic import PathLike, write_together
 from formats.param_reader import ParamFileError
 
 # A digest file has a line of some hundred bytes; more is another file with that name.
@@ -71,6 +71,26 @@ def verify_digest(path: PathLike) -> bool:
             "file only if you changed it on purpose."
         )
     return True
+
+
+def write_with_digest(path: PathLike, data: bytes, digest: bool = True) -> str:
+    """Write a file and the digest beside it, both or neither; return its SHA-256.
+
+    Without `digest` one that is left from an older file is removed. ParamFileError when that fails;
+    the file that was there is then unchanged.
+    """
+    hexdigest = sha256_hex(data)
+    try:
+        side = digest_line(path, hexdigest) if digest else None
+        write_together([(path, data), (digest_path(path), side)])
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ParamFileError(
+            f"{os.fspath(path)}: cannot be written: {reason}. Expected a writable folder with "
+            f"{len(data):,} bytes free. The old file, if any, is unchanged; make room or choose "
+            "another folder."
+        ) from error
+    return hexdigest
 
 
 def _read_digest(path: PathLike, side: str) -> Optional[str]:

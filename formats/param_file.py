@@ -9,16 +9,15 @@ checksum: flipped bits in the elements can only be found with the digest beside 
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from collections.abc import Mapping
 from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
 
-from formats.atomic import PathLike, write_together
+from formats.atomic import PathLike
 from formats.card import TRAILER, CardError, block_length, decode_block, encode_block
-from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
+from formats.digest import verify_digest, write_with_digest
 from formats.param_reader import (
     ARRAY_V2,
     CPU,
@@ -27,11 +26,13 @@ from formats.param_reader import (
     TYPE_FLAGS,
     ParamFileError,
     ParamReader,
+    opened,
 )
 
 __all__ = ["read_block", "read_params", "read_shapes", "write_block", "write_params"]
 
 T = TypeVar("T")
+WHAT = "an MXNet parameter file"
 
 
 def read_params(path: PathLike) -> dict[str, np.ndarray]:
@@ -83,7 +84,7 @@ def read_block(path: PathLike) -> tuple[Optional[dict[str, Any]], int]:
         When the file cannot be read or the card is damaged.
     """
     try:
-        with open(path, "rb") as stream:
+        with opened(path, WHAT) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(size - TRAILER.size, 0))
             length = block_length(stream.read(TRAILER.size))
@@ -99,8 +100,6 @@ def read_block(path: PathLike) -> tuple[Optional[dict[str, Any]], int]:
             "wrote. Copy or download the file again, or take the card off: "
             f"python -m model.weights.card {os.fspath(path)} --strip."
         ) from error
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
 
 
 def write_params(
@@ -135,7 +134,7 @@ def write_params(
         When an array, a name or the card cannot be stored, or the file cannot be written. The file
         that was there is then unchanged.
     """
-    return _write(path, b"".join([*_encode(path, params), _block(path, card)]), digest)
+    return write_with_digest(path, b"".join([*_encode(path, params), _block(path, card)]), digest)
 
 
 def write_block(path: PathLike, card: Optional[Mapping[str, Any]]) -> None:
@@ -156,7 +155,7 @@ def write_block(path: PathLike, card: Optional[Mapping[str, Any]]) -> None:
         reader.stream.seek(0)
         return reader.stream.read(end)
 
-    _write(path, _open(path, arrays) + block, known)
+    write_with_digest(path, _open(path, arrays) + block, known)
 
 
 def _block(path: PathLike, card: Optional[Mapping[str, Any]]) -> bytes:
@@ -167,21 +166,6 @@ def _block(path: PathLike, card: Optional[Mapping[str, Any]]) -> bytes:
             f"{os.fspath(path)}: its card cannot be written: {error}. Expected the fields of "
             "docs/files.md. Correct what it was made from."
         ) from error
-
-
-def _write(path: PathLike, data: bytes, digest: bool) -> str:
-    hexdigest = sha256_hex(data)
-    try:
-        side = digest_line(path, hexdigest) if digest else None
-        write_together([(path, data), (digest_path(path), side)])
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ParamFileError(
-            f"{os.fspath(path)}: cannot be written: {reason}. Expected a writable folder with "
-            f"{len(data):,} bytes free. The old file, if any, is unchanged; make room or choose "
-            "another folder."
-        ) from error
-    return hexdigest
 
 
 def _encode(path: PathLike, params: Mapping[str, np.ndarray]) -> list[bytes]:
@@ -219,29 +203,5 @@ def _encode(path: PathLike, params: Mapping[str, np.ndarray]) -> list[bytes]:
 
 
 def _open(path: PathLike, read: Callable[[ParamReader], T]) -> T:
-    """Open the file, read it, and turn whatever the system reports into a ParamFileError."""
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
-            raise ParamFileError(
-                f"{os.fspath(path)}: this is {kind}. Expected an MXNet parameter file. Give the "
-                "path of the file itself."
-            )
-        with open(path, "rb") as stream:
-            return read(ParamReader(path, stream))
-    except FileNotFoundError as error:
-        raise ParamFileError(
-            f"{os.fspath(path)}: no such file. Expected an MXNet parameter file. Check the path "
-            "and the current folder."
-        ) from error
-    except (OSError, ValueError, MemoryError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: PathLike, error: Exception) -> ParamFileError:
-    reason = getattr(error, "strerror", None) or error or type(error).__name__
-    return ParamFileError(
-        f"{os.fspath(path)}: cannot be read: {reason}. Expected a readable MXNet parameter file. "
-        "Check the path, its permissions and the disk."
-    )
+    with opened(path, WHAT) as stream:
+        return read(ParamReader(path, stream))

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from typing import NamedTuple, Optional
 
@@ -221,3 +224,32 @@ class ParamFileError(Exception):
 
     The message says which file, what was found, what was expected and what to do.
     """
+
+
+@contextmanager
+def opened(path: PathLike, what: str) -> Iterator[BufferedReader]:
+    """Open a file; what the system then reports, while it is read too, is a `ParamFileError`.
+
+    `what` is expected there, such as "a safetensors file".
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            kind = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
+            raise ParamFileError(
+                f"{os.fspath(path)}: this is {kind}. Expected {what}. Give the path of the file "
+                "itself."
+            )
+        with open(path, "rb") as stream:
+            yield stream
+    except FileNotFoundError as error:
+        raise ParamFileError(
+            f"{os.fspath(path)}: no such file. Expected {what}. Check the path and the current "
+            "folder."
+        ) from error
+    except (OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or error or type(error).__name__
+        raise ParamFileError(
+            f"{os.fspath(path)}: cannot be read: {reason}. Expected a readable "
+            f"{what.partition(' ')[2]}. Check the path, its permissions and the disk."
+        ) from error

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import struct
 from collections.abc import Mapping
 from typing import Any, Optional
 
 import numpy as np
 
-from formats.atomic import PathLike, write_together
-from formats.digest import digest_line, digest_path, sha256_hex, verify_digest
-from formats.param_reader import DAMAGED, ParamFileError
+from formats.atomic import PathLike
+from formats.digest import verify_digest, write_with_digest
+from formats.param_reader import DAMAGED, ParamFileError, opened
 
 LENGTH_BYTES = 8  # the header's length, before the header
 MAX_HEADER = 16 << 20  # the names and shapes of 100,000 arrays fit
@@ -68,7 +67,8 @@ def read_safetensors(path: PathLike) -> dict[str, np.ndarray]:
     """
     from safetensors import SafetensorError, deserialize
 
-    data = _read_bytes(path)
+    with opened(path, "a safetensors file") as stream:
+        data = stream.read()
     _check_header(path, data)
     try:
         entries = deserialize(data)
@@ -105,14 +105,15 @@ def write_metadata(path: PathLike, metadata: Mapping[str, str]) -> None:
     The digest beside the file, where there is one, follows. Raises as `write_safetensors`.
     """
     known = verify_digest(path)
-    data = _read_bytes(path)
+    with opened(path, "a safetensors file") as stream:
+        data = stream.read()
     header = _check_header(path, data)
     (length,) = struct.unpack("<Q", data[:LENGTH_BYTES])
     header["__metadata__"] = dict(metadata)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)  # arrays begin where numbers of 8 bytes may lie
     content = struct.pack("<Q", len(text)) + text + data[LENGTH_BYTES + length :]
-    _write(path, content, known)
+    write_with_digest(path, content, known)
 
 
 def write_safetensors(
@@ -155,39 +156,7 @@ def write_safetensors(
             )
         # The library stores the memory as it lies there: rows first, lowest byte first.
         stored[name] = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-    return _write(path, save(stored, metadata))
-
-
-def _write(path: PathLike, data: bytes, side: bool = True) -> str:
-    digest = sha256_hex(data)
-    try:
-        line = digest_line(path, digest) if side else None
-        write_together([(path, data), (digest_path(path), line)])
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise _problem(
-            path,
-            f"cannot be written: {reason}",
-            f"a writable folder with {len(data):,} bytes free",
-            "The old file, if any, is unchanged; make room or choose another folder.",
-        ) from error
-    return digest
-
-
-def _read_bytes(path: PathLike) -> bytes:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("not a file but a folder, device or pipe")
-        with open(path, "rb") as stream:
-            return stream.read()
-    except (OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or error or type(error).__name__
-        raise _problem(
-            path,
-            f"cannot be read: {reason}",
-            "a readable safetensors file",
-            "Check the path, its permissions and the disk.",
-        ) from error
+    return write_with_digest(path, save(stored, metadata))
 
 
 def _check_header(path: PathLike, data: bytes) -> dict[str, Any]:

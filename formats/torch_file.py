@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import struct
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ import numpy as np
 
 from formats.atomic import PathLike
 from formats.file_kinds import HEAD_BYTES, describe_kind
-from formats.param_reader import DAMAGED, ParamFileError
+from formats.param_reader import DAMAGED, ParamFileError, opened
 from formats.torch_legacy import is_legacy, read_legacy
 from formats.torch_objects import Refusal, Resolver
 from formats.torch_pickle import SAVE_STATE_DICT, PickleSource, Unpickler
@@ -62,27 +61,10 @@ def read_torch(path: PathLike) -> object:
         a whole network instead of its state dict.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
-            raise Refusal(f"this is {kind}", "a PyTorch checkpoint", "Give the path of the file.")
-        with _BoundedReader(io.FileIO(path)) as stream:
+        with opened(path, "a PyTorch checkpoint") as file, _BoundedReader(file.raw) as stream:
             return _read(path, stream, os.fstat(stream.fileno()).st_size)
-    except FileNotFoundError as error:
-        missing = Refusal(
-            "no such file", "a PyTorch checkpoint", "Check the path and the current folder."
-        )
-        raise _error(path, missing) from error
     except Refusal as refusal:
         raise _error(path, refusal) from refusal
-    except (OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or error or type(error).__name__
-        unreadable = Refusal(
-            f"cannot be read: {reason}",
-            "a readable PyTorch checkpoint",
-            "Check the path, its permissions and the disk.",
-        )
-        raise _error(path, unreadable) from error
 
 
 def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:

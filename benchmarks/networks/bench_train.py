@@ -1,115 +1,173 @@
-"""Speed of a training step and of inference: ``python -m benchmarks.networks.bench_train``.
+"""Training steps by fused operators against MXNet's own, in turn: ``bench_train_variants.py``.
 
-Random images, the real network, loss, backward pass and NAG update; the input pipeline is measured
-by ``bench_input.py``. Median over steps, after two to warm up. Run it on a quiet machine.
+Random images, the real network, loss, backward pass and NAG update. Both variants run in one
+process on the same parameters, A B A B ..., and what counts is the process's CPU time divided by
+its threads' number: with one thread it is right beside other busy processes too.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.report import begin, headline
-from formats.errors import UserError
-from training.compute.thread_choice import take_threads
-from training.settings.config import parse, to_dict
+if __name__ == "__main__":  # before MXNet is loaded, which reads it once
+    from training.compute.thread_choice import take_threads
+
+    take_threads([])
+
+import mxnet as mx
+from mxnet import autograd, gluon
+
+from benchmarks.harness.report import begin, headline, store
+from machine.processor import Unavailable
+from model import create_model
+from model.execution.fused_training import fuse
+from training.compute.devices import hybridize_options
+from training.settings.config import parse
 from training.settings.exit_code import exits
 from training.settings.fields import option
 
-WARM_UP = 2
+MODELS = (
+    "attention56_small",
+    "attention56_paper",
+    "attention92",
+    "attention92_paper",
+    "resnet164",
+    "resnet164_ram",
+    "resnet20_ram",
+)
+PARTS = ("forward", "backward", "update")
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the benchmark."""
 
-    models: tuple[str, ...] = option(
-        ("attention56_small", "attention56", "attention92"), "networks, by name"
-    )
+    models: tuple[str, ...] = option(MODELS, "networks, by name")
     batch_size: int = option(64, "images per step", flags=("-b",))
     size: int = option(32, "height and width of the images, pixels")
-    steps: int = option(5, "steps measured")
-    precision: str = option("float32", "arithmetic", choices=("float32", "bfloat16"))
-    json: bool = option(False, "print one line of JSON instead of the table")
+    rounds: int = option(3, "steps of each variant that are measured, after one to warm up")
+    variants: tuple[str, ...] = option(
+        ("own", "fused", "bfloat16"), "what is measured: own, fused, bfloat16 (fused too)"
+    )
+    out: str = option("runs/bench/train_variants.json", "file that the figures are stored in")
 
 
-def measure(name: str, config: Config) -> dict[str, float]:
-    """Median images/s of training and inference of one network on the CPU."""
-    import mxnet as mx
-    from mxnet import autograd, gluon
+Step = Callable[[], list[tuple[float, float]]]
 
-    from model import create_model
-    from training.compute.devices import hybridize_options
 
-    net = create_model(name)
+def steps(name: str, config: Config) -> tuple[dict[str, Step], dict[str, str]]:
+    """Return a training step of each variant, and why others cannot be had here.
+
+    A step gives (CPU seconds, seconds) of its parts.
+    """
+    net = create_model(name, classes=10)
     net.initialize(mx.init.MSRAPrelu())
-    net.hybridize(**hybridize_options(config.precision))
-    trainer = gluon.Trainer(net.collect_params(), "nag", {"learning_rate": 0.01, "momentum": 0.9})
+    net.hybridize(**hybridize_options("float32"))
+    trainer = gluon.Trainer(
+        net.collect_params(),
+        "nag",
+        {"learning_rate": 0.001, "momentum": 0.9},
+        update_on_kvstore=False,
+    )
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     image = mx.nd.random.normal(shape=(config.batch_size, 3, config.size, config.size))
     label = mx.nd.array(np.arange(config.batch_size) % 10)
+    fused: dict[str, Any] = {"own": None}
+    left_out: dict[str, str] = {}
+    for variant, precision in (("fused", "float32"), ("bfloat16", "bfloat16")):
+        if variant in config.variants:
+            try:
+                fuse(net, precision)
+            except Unavailable as error:
+                left_out[variant] = str(error)
+            else:
+                fused[variant] = net.fused
 
-    def train_step() -> None:
+    def step(variant: str) -> list[tuple[float, float]]:
+        net.fused = fused[variant]
+        marks = [(time.process_time(), time.perf_counter())]
+
+        def mark() -> None:
+            mx.nd.waitall()
+            marks.append((time.process_time(), time.perf_counter()))
+
         with autograd.record():
-            loss = loss_function(net(image).astype("float32"), label)
+            loss = loss_function(net(image), label)
+        mark()
         loss.backward()
+        mark()
         trainer.step(config.batch_size)
-        mx.nd.waitall()
+        mark()
+        return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:])]
 
-    def infer_step() -> None:
-        net(image).wait_to_read()
+    able = [variant for variant in config.variants if variant not in left_out]
+    return {variant: partial(step, variant) for variant in able}, left_out
 
-    rates = {}
-    for key, step in (("train_images_per_sec", train_step), ("infer_images_per_sec", infer_step)):
-        seconds = []
-        for _ in range(WARM_UP + config.steps):
-            start = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - start)
-        rates[key] = round(config.batch_size / statistics.median(seconds[WARM_UP:]), 1)
-    return rates
+
+def measure(name: str, config: Config) -> dict[str, Any]:
+    """Return medians, over the rounds, of each variant's parts, in seconds.
+
+    A variant that cannot be had here has its reason, as ``left_out``.
+    """
+    variants, left_out = steps(name, config)
+    found: dict[str, list[list[tuple[float, float]]]] = {variant: [] for variant in variants}
+    for number in range(config.rounds + 1):
+        for variant, step in variants.items():
+            parts = step()
+            if number:
+                found[variant].append(parts)
+    rows: dict[str, Any] = {variant: {"left_out": why} for variant, why in left_out.items()}
+    for variant, rounds in found.items():
+        cpu = {part: statistics.median(one[i][0] for one in rounds) for i, part in enumerate(PARTS)}
+        totals = [sum(cpu_seconds for cpu_seconds, _ in one) for one in rounds]
+        wall = statistics.median(sum(seconds for _, seconds in one) for one in rounds)
+        rows[variant] = {"cpu": cpu, "cpu_total": totals, "seconds": wall}
+    return {variant: rows[variant] for variant in config.variants}
+
+
+def lines(name: str, rows: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line of the table for each variant; ratios are to the first that was measured."""
+    measured = [found["cpu_total"] for found in rows.values() if "left_out" not in found]
+    for variant, found in rows.items():
+        if "left_out" in found:
+            yield f"{name:<20}{variant:<10}  left out: {found['left_out']}"
+            continue
+        totals = found["cpu_total"]
+        ratios = sorted(a / b for a, b in zip(measured[0], totals))
+        ratio = statistics.median(measured[0]) / statistics.median(totals)
+        cells = "".join(f"{found['cpu'][part]:>9.3f}" for part in PARTS)
+        yield (
+            f"{name:<20}{variant:<10}{cells}{statistics.median(totals):>9.3f}"
+            f"  {ratio:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+        )
 
 
 @exits()
 def main() -> int:
-    """Measure all networks and print the figures with what they depend on; 2 for bad input."""
+    """Measure all networks, print a table and store the figures."""
     config = parse(Config, sys.argv[1:], description=__doc__)
     known = begin()
-    import mxnet as mx
-
-    from training.compute.devices import use_precision
-
-    try:
-        use_precision(config.precision, [mx.cpu()])
-    except UserError as error:  # the processor cannot
-        print(f"{headline(known)}\nleft out: {error}")
-        return 0
-    about = {
-        **{key: known[key] for key in ("cpu", "isa", "cores")},
-        "load": known["load"][0],
-        "python": platform.python_version(),
-        "mxnet": mx.__version__,
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        **to_dict(config),
-    }
-    rows = {name: measure(name, config) for name in config.models}
-    if config.json:
-        print(json.dumps({**about, "rows": rows}))
-        return 0
-    print(", ".join(f"{key} {value}" for key, value in about.items() if key != "json"))
-    print(f"{'network':<24}{'train images/s':>16}{'infer images/s':>16}")
-    for name, row in rows.items():
-        print(f"{name:<24}{row['train_images_per_sec']:>16}{row['infer_images_per_sec']:>16}")
+    print(headline(known) + f", batch {config.batch_size}, {config.size}x{config.size}\n")
+    print("CPU seconds of a step, median; the ratio is that of the medians, [least, most]")
+    header = f"{'network':<20}{'variant':<10}{'forward':>9}{'backward':>9}{'update':>9}{'step':>9}"
+    print(header + "  ratio")
+    table = {}
+    for name in config.models:
+        table[name] = measure(name, config)
+        print(*lines(name, table[name]), sep="\n", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    store(config.out, {"environment": known, "networks": table, "peak_mib": peak})
     return 0
 
 
 if __name__ == "__main__":
-    take_threads([])  # before MXNet is loaded, which reads it once
     sys.exit(main())
