@@ -157,10 +157,10 @@ class TrainBatches:
             yield Plan(rows, draws)
 
     def _parts(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
-        order = _rng(self.seed, epoch).permutation(len(self.data.images))
+        order = generator(self.seed, epoch).permutation(len(self.data.images))
         for k in range(start, len(self)):
             rows = order[k * self.batch_size : (k + 1) * self.batch_size]
-            yield rows, _rng(self.seed, epoch, (k,))
+            yield rows, generator(self.seed, epoch, (k,))
 
     def _mirrored(self, rows: np.ndarray, epoch: int) -> Optional[np.ndarray]:
         """Return which images are mirrored, where that is not drawn anew for each batch."""
@@ -173,13 +173,8 @@ class TrainBatches:
             pixels = shrink(pixels, chosen.small_size)
         image = normalize(pixels, self.mean, self.std)
         label = self.data.labels[rows].astype(np.int32)
-        mix = mix and chosen.mixup_alpha > 0
-        if not mix and not chosen.label_smoothing:
-            return Batch(image, label)
-        soft = smooth_labels(label, self.classes, chosen.label_smoothing)
-        if mix:  # drawn last, so that switching it off leaves the other draws as they are
-            image, soft = mixup(image, soft, chosen.mixup_alpha, rng)
-        return Batch(image, label, soft)
+        alpha = chosen.mixup_alpha if mix else 0.0
+        return labelled(image, label, self.classes, alpha, chosen.label_smoothing, rng)
 
 
 class EvalBatches:
@@ -215,6 +210,23 @@ class EvalBatches:
             rows = slice(start, start + self.batch_size)
             image = normalize(self.data.images[rows], self.mean, self.std)
             yield Batch(image, self.data.labels[rows].astype(np.int32))
+
+
+def labelled(
+    image: np.ndarray,
+    label: np.ndarray,
+    classes: int,
+    mixup_alpha: float,
+    label_smoothing: float,
+    rng: np.random.Generator,
+) -> Batch:
+    """Return the batch of these images, mixed and with soft labels where that is wanted."""
+    if mixup_alpha <= 0 and not label_smoothing:
+        return Batch(image, label)
+    soft = smooth_labels(label, classes, label_smoothing)
+    if mixup_alpha > 0:  # drawn last, so that switching it off leaves the other draws as they are
+        image, soft = mixup(image, soft, mixup_alpha, rng)
+    return Batch(image, label, soft)
 
 
 def parts_of_batch(images: int, devices: int, micro_batch: int) -> int:
@@ -275,7 +287,8 @@ def _fill(items: Iterable[T], buffer: queue.Queue, stop: threading.Event) -> Non
         buffer.put((False, None))
 
 
-def _rng(seed: int, epoch: int, child: tuple[int, ...] = ()) -> np.random.Generator:
+def generator(seed: int, epoch: int, child: tuple[int, ...] = ()) -> np.random.Generator:
+    """Return what draws for an epoch, or for a part of it that `child` numbers."""
     # spawn_key=(k,) is what SeedSequence.spawn gives its k-th child, without making the children
     # before it.
     return np.random.Generator(

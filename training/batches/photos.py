@@ -18,9 +18,8 @@ import numpy as np
 from formats.errors import UserError
 from formats.images.decode import centre_square, check_file, open_rgb
 from formats.images.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD, Figures
-from training.augmentation.augment import mixup, smooth_labels
 from training.augmentation.photo_augment import PhotoAugmentation, augment_photo, normalize_photo
-from training.batches.in_memory import Batch, prefetched
+from training.batches.in_memory import Batch, generator, labelled, prefetched
 from training.data.image_folder import Files
 
 READERS = min(16, os.cpu_count() or 1)
@@ -186,7 +185,7 @@ class PhotoTrainBatches(_Photos):
         return prefetched(batches, prefetch) if prefetch else batches
 
     def _epoch(self, epoch: int, mix: bool, start: int) -> Iterator[Batch]:
-        order = self._rng(epoch).permutation(len(self.data))
+        order = generator(self.seed, epoch).permutation(len(self.data))
         with ThreadPoolExecutor(READERS) as pool:
             for k in range(start, len(self)):
                 rows = order[k * self.batch_size : (k + 1) * self.batch_size]
@@ -195,27 +194,14 @@ class PhotoTrainBatches(_Photos):
                 def prepare(
                     image: object, place: int, k: int = k, begin: int = own.start
                 ) -> np.ndarray:
-                    rng = self._rng(epoch, (k, begin + place))
+                    rng = generator(self.seed, epoch, (k, begin + place))
                     return augment_photo(image, self.size, self.augmentation, rng)
 
                 image, label = self._load(rows[own], pool, prepare)
-                batch = self._labelled(image, label, mix, self._rng(epoch, (k,)))
+                alpha, rng = self.mixup_alpha if mix else 0.0, generator(self.seed, epoch, (k,))
+                classes, smoothing = self.shape.classes, self.label_smoothing
+                batch = labelled(image, label, classes, alpha, smoothing, rng)
                 yield _widened(batch, own, len(rows))
-
-    def _labelled(
-        self, image: np.ndarray, label: np.ndarray, mix: bool, rng: np.random.Generator
-    ) -> Batch:
-        mix = mix and self.mixup_alpha > 0
-        if not mix and not self.label_smoothing:
-            return Batch(image, label)
-        soft = smooth_labels(label, self.shape.classes, self.label_smoothing)
-        if mix:
-            image, soft = mixup(image, soft, self.mixup_alpha, rng)
-        return Batch(image, label, soft)
-
-    def _rng(self, epoch: int, child: tuple[int, ...] = ()) -> np.random.Generator:
-        seeds = np.random.SeedSequence([self.seed, epoch], spawn_key=child)
-        return np.random.Generator(np.random.PCG64(seeds))
 
 
 class PhotoEvalBatches(_Photos):
