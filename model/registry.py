@@ -90,19 +90,6 @@ def spec_of(name: str, **overrides: Any) -> Any:
     return create_model(name, **overrides).spec
 
 
-def parameter_count(net: nn.HybridBlock) -> tuple[int, int]:
-    """Return (trainable parameters, tensors in a parameter file) of an initialized or known net."""
-    trainable = tensors = 0
-    for parameter in net.collect_params().values():
-        tensors += 1
-        if parameter.grad_req != "null":
-            size = 1
-            for length in parameter.shape:
-                size *= length
-            trainable += size
-    return trainable, tensors
-
-
 def _unknown(what: str, given: str, available: list[str]) -> str:
     close = difflib.get_close_matches(str(given), available, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."

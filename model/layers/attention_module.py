@@ -8,7 +8,8 @@ class for every stage; here one class takes the number of poolings in the mask, 
 from __future__ import annotations
 
 import re
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -33,6 +34,8 @@ OLD_NAMES_DEPTH_2 = {
 # Called as unit(channels), unit(channels, in_channels, stride).
 Unit = Callable[..., nn.HybridBlock]
 NormLayer = Callable[..., nn.HybridBlock]
+Run = Callable[[nn.HybridBlock, Any], Any]
+Up = Callable[[Any, Any, list[Any]], Any]
 
 
 class Activation(NamedTuple):
@@ -241,38 +244,40 @@ class AttentionModule(nn.HybridBlock):
             head.add(pointwise(self._channels, self._channels))
         return head
 
-    def _soft_mask(self, F: Any, x: Any, trunk: Any) -> Any:
-        """Return M (N, C, H, W) for the module's input after the first units."""
+    def _mask_way(self, x: Any, trunk: Any, run: Run, pool: Callable[[Any], Any], up: Up) -> Any:
+        """Go down and up again from the module's input after the first units, by these operators.
+
+        ``up(y, like, added)`` resizes ``y`` to the size of ``like`` and adds all of ``added``.
+        """
         depth, legacy = self._mask_depth, self._wiring == "legacy"
         down: list[Any] = []  # maps of the way down, largest first
         skips: list[Any] = []
         y = x
         for level in range(1, max(depth, 1) + 1):
-            if depth:
-                y = F.Pooling(y, kernel=(3, 3), stride=(2, 2), pad=(1, 1), pool_type="max")
-            y = self._child(f"softmax{level}_blocks")(y)
+            y = run(self._child(f"softmax{level}_blocks"), pool(y) if depth else y)
             if level < depth:
                 down.append(y)
-                skips.append(self._child(f"skip{level}_connection_residual_block")(y))
+                skips.append(run(self._child(f"skip{level}_connection_residual_block"), y))
         for level in range(depth - 1, 0, -1):
-            y = upsample_like(F, y, skips[level - 1]) + skips[level - 1]
-            if legacy:
-                y = y + down[level - 1]
-            y = self._child(f"softmax{2 * depth - level}_blocks")(y)
-        if depth:
-            y = upsample_like(F, y, x)
-            if legacy:
-                y = y + trunk
-        y = self._child(f"softmax{2 * max(depth, 1)}_blocks")(y)
-        return soft_mask(F, y, self._attention)
+            added = [skips[level - 1], *([down[level - 1]] if legacy else [])]
+            y = up(y, skips[level - 1], added)
+            y = run(self._child(f"softmax{2 * depth - level}_blocks"), y)
+        return up(y, x, [trunk] if legacy else []) if depth else y
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
         x = self.first_residual_blocks(x)
         trunk = self.trunk_branches(x)
 
-        mask = self._soft_mask(F, x, trunk)
+        y = self._mask_way(
+            x,
+            trunk,
+            run=lambda block, y: block(y),
+            pool=lambda y: F.Pooling(y, kernel=(3, 3), stride=(2, 2), pad=(1, 1), pool_type="max"),
+            up=lambda y, like, added: reduce(add, added, upsample_like(F, y, like)),
+        )
+        y = self._child(f"softmax{2 * max(self._mask_depth, 1)}_blocks")(y)
 
-        attended = F.elemwise_mul(mask, trunk)
+        attended = F.elemwise_mul(soft_mask(F, y, self._attention), trunk)
         if self._learning == "arl":
             attended = trunk + attended
         return self.last_blocks(attended)
@@ -281,24 +286,10 @@ class AttentionModule(nn.HybridBlock):
         """Return blocked maps by fused operators; see `model.execution.fused_graph.Trace`."""
         x = ops.run(self.first_residual_blocks, x)
         trunk = ops.run(self.trunk_branches, x)
-        depth, legacy = self._mask_depth, self._wiring == "legacy"
-        down: list[Any] = []
-        skips: list[Any] = []
-        y = x
-        for level in range(1, max(depth, 1) + 1):
-            if depth:
-                y = ops.emit("pool", y)
-            y = ops.run(self._child(f"softmax{level}_blocks"), y)
-            if level < depth:
-                down.append(y)
-                skips.append(ops.run(self._child(f"skip{level}_connection_residual_block"), y))
-        for level in range(depth - 1, 0, -1):
-            added = [skips[level - 1], *([down[level - 1]] if legacy else [])]
-            y = ops.upsample(y, skips[level - 1], added)
-            y = ops.run(self._child(f"softmax{2 * depth - level}_blocks"), y)
-        if depth:
-            y = ops.upsample(y, x, [trunk] if legacy else [])
-        norm1, _, conv1, norm2, _, conv2 = self._child(f"softmax{2 * max(depth, 1)}_blocks")
+        y = self._mask_way(x, trunk, ops.run, partial(ops.emit, "pool"), ops.upsample)
+        norm1, _, conv1, norm2, _, conv2 = self._child(
+            f"softmax{2 * max(self._mask_depth, 1)}_blocks"
+        )
         y = ops.unit(2, [conv1, conv2], [norm1, norm2], y, shortcut="none")
         attended = ops.emit("mask", y, trunk, attention=self._attention, learning=self._learning)
         return ops.run(self.last_blocks, attended)

@@ -1,8 +1,8 @@
 """Variants of the Residual Attention Network: one table of specs.
 
 Source: Wang et al. 2017, "Residual Attention Network for Image Classification", arXiv 1704.06904.
-The number in a name counts the layers of the trunk, `trunk_layers`: ``36 m + 20`` with m modules
-per stage on average.
+The number in a name counts the layers of the trunk, on the longest way that avoids the masks:
+``36 m + 20`` with m modules per stage on average.
 
 - ``attentionD``: widths and mask depths of PistonY and gluoncv for 32x32 images. Their files load.
 - ``attentionD_paper``: 64/128/256 channels, m modules in each stage and the authors' wiring. The
@@ -87,19 +87,6 @@ class AttentionSpec:
                 f"tail_units and tail_stride must be 1 or more, got {self.tail_units} and "
                 f"{self.tail_stride}"
             )
-
-
-def trunk_layers(spec: AttentionSpec) -> int:
-    """Count the layers on the longest way that avoids the masks (Wang et al. 2017, section 4.1).
-
-    Counted are the first convolution, the three convolutions of each residual unit and the
-    classifier, as in the names of the networks: ``36 m + 20`` for m modules in each of three
-    stages, p = 1 and t = 2.
-    """
-    p, t, _ = spec.ptr
-    post = p if spec.post_units is None else spec.post_units
-    units = len(spec.channels) + sum(spec.modules) * (p + t + post) + spec.tail_units
-    return 1 + 3 * units + 1
 
 
 # Modules per stage in the networks of PistonY, gluoncv and the authors' Caffe models.

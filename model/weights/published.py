@@ -38,8 +38,3 @@ def find_row(param_file: Path, *indices: Path) -> Optional[dict[str, str]]:
     except (OSError, CardError):
         return None  # reading the parameters reports it, with what to do
     return next((row for row in rows if row["arrays"] == digest), None)
-
-
-def find_result(param_file: Path, index: Path = INDEX) -> Optional[dict[str, str]]:
-    """Return the row of a parameter file in one index, as `find_row`."""
-    return find_row(param_file, index)

@@ -13,8 +13,7 @@ from gluoncv import model_zoo
 from mxnet import gluon
 
 from model import create_model
-from model.layers.attention_presets import SPECS, AttentionSpec, trunk_layers
-from model.registry import parameter_count
+from model.layers.attention_presets import SPECS, AttentionSpec
 from model.residual_attention_network import (
     ResidualAttentionModel,
     ResidualAttentionModel_448input,
@@ -22,6 +21,7 @@ from model.residual_attention_network import (
 )
 from model.summary import summarize, summary_rows
 from model.weights.dialects import rename
+from tests.model.counts import parameter_count, trunk_layers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -15,8 +15,8 @@ from model import ModelError, create_model, list_models
 from model.layers.basic_layer import ResidualBlock
 from model.layers.resnet_spec import SPECS, ResNetSpec
 from model.layers.resnet_unit import Unit
-from model.registry import parameter_count
 from model.weights.file_match import find_model
+from tests.model.counts import parameter_count
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 THIN: dict[str, Any] = {"channels": (8, 8, 16)}

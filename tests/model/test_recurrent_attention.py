@@ -12,7 +12,8 @@ import pytest
 
 from model import ModelError, create_model
 from model.recurrent_attention import Rollouts
-from model.registry import parameter_count, spec_of
+from model.registry import spec_of
+from tests.model.counts import parameter_count
 
 SMALL = {
     "height": 14,

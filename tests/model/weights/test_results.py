@@ -24,7 +24,7 @@ from formats.weight_file import read_card, write_card
 from model.execution.inference import prepare_inference
 from model.weights.file_match import find_model
 from model.weights.known import THE_INDEX, known_of
-from model.weights.published import INDEX, find_result, read_index
+from model.weights.published import INDEX, find_row, read_index
 from training.batches.in_memory import EvalBatches
 from training.batches.scores import Scores
 from training.classifier.loaders import evaluation_batches, open_dataset
@@ -71,7 +71,7 @@ def test_rows_describe_their_files(row: dict[str, str]) -> None:
     assert hashlib.sha256(without_block(path.read_bytes())).hexdigest() == row["arrays"]
     assert path.stem.endswith(f"_{row['arrays'][:8]}")
     assert verify_digest(path)
-    assert find_result(path) == row
+    assert find_row(path, INDEX) == row
     shapes = {name: shape for name, (shape, _) in read_shapes(path).items()}
     assert find_model(shapes) == (row["model"], int(row["classes"]))
     assert re.fullmatch(r"[0-9a-f]{7,40}", row["commit"])
@@ -126,15 +126,15 @@ def test_the_page_of_weights_describes_every_file() -> None:
 def test_only_a_file_of_the_same_arrays_is_found(tmp_path: Path) -> None:
     copy = tmp_path / "renamed.param"
     copy.write_bytes((INDEX.parent / FILES[0]).read_bytes())
-    assert find_result(copy) == ROWS[0]
+    assert find_row(copy, INDEX) == ROWS[0]
     write_card(copy, {"card": 1, "licence": "another"})
-    assert find_result(copy) == ROWS[0]
+    assert find_row(copy, INDEX) == ROWS[0]
     write_card(copy, None)
-    assert find_result(copy) == ROWS[0]
+    assert find_row(copy, INDEX) == ROWS[0]
     assert known_of(copy).sources["network"] == THE_INDEX
     copy.write_bytes(copy.read_bytes() + b"x")
-    assert find_result(copy) is None
-    assert find_result(tmp_path / "missing.param") is None
+    assert find_row(copy, INDEX) is None
+    assert find_row(tmp_path / "missing.param", INDEX) is None
     assert read_index(tmp_path / "index.csv") == []
 
 

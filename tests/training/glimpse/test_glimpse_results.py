@@ -18,7 +18,7 @@ from formats.param_file import read_shapes
 from formats.weight_file import read_card
 from model.registry import create_model
 from model.weights.known import known_of
-from model.weights.published import GLIMPSE_INDEX, find_result, read_index
+from model.weights.published import GLIMPSE_INDEX, find_row, read_index
 from training.glimpse import (
     loaders as glimpse_loaders,  # its `test_batches` by name would be taken for a test
 )
@@ -47,7 +47,7 @@ def test_rows_describe_their_files(row: dict[str, str]) -> None:
     assert hashlib.sha256(without_block(path.read_bytes())).hexdigest() == row["arrays"]
     assert path.stem.endswith(f"_{row['arrays'][:8]}")
     assert verify_digest(path)
-    assert find_result(path, GLIMPSE_INDEX) == row
+    assert find_row(path, GLIMPSE_INDEX) == row
     assert glimpse_loaders.known_settings(known_of(path))["model"] == row["model"]
     net = create_model(row["model"], int(row["classes"]))
     expected = {n: tuple(p.shape) for n, p in net._collect_params_with_prefix().items()}
