@@ -64,8 +64,8 @@ bench: setup  ## measure all networks against PyTorch, one table (BENCH_ARGS="--
 	$(VENV)/bin/python -m benchmarks.networks.bench_networks $(BENCH_ARGS)
 
 bench-parts: setup  ## measure input pipeline, training, glimpse model and export, each by itself
-	@failed=0; for name in pipeline/bench_input networks/bench_train networks/bench_train_variants glimpse/bench_glimpse export/bench_export; do \
-	(set -x; $(VENV)/bin/python benchmarks/$$name.py) || failed=1; done; exit $$failed
+	@failed=0; for name in pipeline.bench_input networks.bench_train glimpse.bench_glimpse export.bench_export; do \
+	(set -x; $(VENV)/bin/python -m benchmarks.$$name) || failed=1; done; exit $$failed
 
 board: setup  ## show the curves of all runs in TensorBoard (PORT=6006)
 	$(VENV)/bin/python -m tensorboard.main --logdir runs --port $(PORT)

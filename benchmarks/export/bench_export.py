@@ -15,12 +15,9 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -97,26 +94,6 @@ def open_model(name: str) -> tuple[Any, str]:
     return net, "random"
 
 
-def symbol_difference(traced: Any) -> float:
-    """Return how much ``SymbolBlock`` differs; ExportError when it is too much."""
-    import mxnet as mx
-
-    from model.export.export_files import compare, export_symbol
-
-    with tempfile.TemporaryDirectory() as folder:
-        symbol, params, _ = export_symbol(traced, str(Path(folder) / "x"), {})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that types of inputs are guessed; all are float32
-            block = mx.gluon.SymbolBlock.imports(symbol, list(traced.inputs), params)
-
-        def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-            found = block(*(mx.nd.array(value) for value in inputs.values()))
-            several = found if isinstance(found, (list, tuple)) else [found]
-            return [value.asnumpy() for value in several]
-
-        return compare(traced, run)
-
-
 def original(net: Any, inputs: dict[str, np.ndarray]) -> Callable[[], Any]:
     """Return what computes a batch with MXNet."""
     import mxnet as mx
@@ -169,7 +146,7 @@ def rates(batch: int, jobs: Sequence[Callable[[], Any]], config: Config) -> list
 
 def measure(name: str, config: Config) -> dict[str, Any]:
     """Return all figures of one network."""
-    from model.export.export_files import check_onnx
+    from model.export.export_files import check_onnx, check_symbol
     from model.export.onnx_graph import to_onnx
     from model.export.tracing import trace
 
@@ -183,7 +160,7 @@ def measure(name: str, config: Config) -> dict[str, Any]:
         speeds[batch] = dict(zip(("mxnet", "onnx"), rates(batch, jobs, config)))
     return {
         "parameters": source,
-        "symbol_difference": symbol_difference(traced),
+        "symbol_difference": check_symbol(traced),
         "onnx_difference": check_onnx(traced, model),
         "images_per_sec": speeds,
     }

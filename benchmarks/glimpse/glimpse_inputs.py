@@ -6,9 +6,13 @@ that one file of arrays serves every worker.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from benchmarks.harness.worker import Action, serve
 
 HIDDEN, GLIMPSE_HIDDEN, LOC_HIDDEN, LOCATOR_HIDDEN, CLASSES = 256, 128, 128, 128, 10
 STD = 0.05  # of the policy, as the seed's default
@@ -105,3 +109,16 @@ def parity_inputs(
     noise = rng.normal(0, 0.5, (task.batch_size, task.num_glimpses, 2)).astype(np.float32)
     image, _ = random_images(task, task.batch_size, seed)
     return {**arrays, "image": image, "first_location": first, "noise": noise}
+
+
+def work(
+    make: Callable[[Any], tuple[Mapping[str, Any], Mapping[str, Action]]], config: Any
+) -> None:
+    """Serve as the worker that `make` gives for a configuration, or measure a little alone."""
+    if config.worker:
+        serve(lambda: make(config))
+    about, actions = make(config)
+    print(about)
+    for case in ("train", "evaluate"):
+        actions["time"](case=case, repeat=3)
+        print(case, {k: round(v, 5) for k, v in actions["time"](case=case, repeat=20).items()})

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.glimpse import glimpse_inputs
 from benchmarks.glimpse.glimpse_inputs import TASKS
-from benchmarks.harness.worker import Action, serve, timed
+from benchmarks.harness.worker import Action, timed
 from training.compute.thread_choice import take_threads
 from training.settings.config import parse
 from training.settings.fields import option
@@ -151,18 +151,6 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     return about, {"time": timed(steps, mx.nd.waitall), "forward": forward_action(config)}
 
 
-def main() -> None:
-    """Serve, or measure a little alone."""
-    config = parse(Config, sys.argv[1:], "mxnet_glimpse.py", __doc__)
-    if config.worker:
-        serve(lambda: make(config))
-    about, actions = make(config)
-    print(about)
-    for case in ("train", "evaluate"):
-        actions["time"](case=case, repeat=3)
-        print(case, {k: round(v, 5) for k, v in actions["time"](case=case, repeat=20).items()})
-
-
 if __name__ == "__main__":
     take_threads([])  # before MXNet is loaded, which reads it once
-    main()
+    glimpse_inputs.work(make, parse(Config, sys.argv[1:], "mxnet_glimpse.py", __doc__))

@@ -25,7 +25,7 @@ from torch.nn import functional  # type: ignore[import-not-found]
 
 from benchmarks.glimpse import glimpse_inputs
 from benchmarks.glimpse.glimpse_inputs import TASKS, Task
-from benchmarks.harness.worker import Action, serve, timed
+from benchmarks.harness.worker import Action, timed
 from formats.errors import UserError
 from training.settings.config import parse
 from training.settings.fields import option
@@ -280,17 +280,5 @@ def make(config: Config) -> tuple[dict[str, Any], dict[str, Action]]:
     return about, actions
 
 
-def main() -> None:
-    """Serve, or measure a little alone."""
-    config = parse(Config, sys.argv[1:], "torch_glimpse.py", __doc__)
-    if config.worker:
-        serve(lambda: make(config))
-    about, actions = make(config)
-    print(about)
-    for case in ("train", "evaluate"):
-        actions["time"](case, 3)
-        print(case, {k: round(v, 5) for k, v in actions["time"](case, 20).items()})
-
-
 if __name__ == "__main__":
-    main()
+    glimpse_inputs.work(make, parse(Config, sys.argv[1:], "torch_glimpse.py", __doc__))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,26 +58,20 @@ def images(count: int, size: int) -> np.ndarray:
     return np.random.RandomState(1).normal(size=(count, 3, size, size)).astype(np.float32)
 
 
-class Steps(Mapping[str, Step]):
+class Steps(dict[str, Step]):
     """The steps by name, ``kind_precision_batch``, each made when it is first asked for."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self._made = config, dict[str, Step]()
+        super().__init__()
+        self.config = config
         self._prepared: dict[tuple[str, int], Any] = {}
         self.trained_by = ""
 
-    def __getitem__(self, name: str) -> Step:
-        if name not in self._made:
-            kind, precision, batch = name.split("_")
-            make = {"train": self._train, "infer": self._infer, "peak": peak_step}[kind]
-            self._made[name] = make(precision, int(batch))
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
-
-    def __len__(self) -> int:
-        return len(self._made)
+    def __missing__(self, name: str) -> Step:
+        kind, precision, batch = name.split("_")
+        make = {"train": self._train, "infer": self._infer, "peak": peak_step}[kind]
+        self[name] = make(precision, int(batch))
+        return self[name]
 
     def _train(self, precision: str, batch: int) -> Step:
         import mxnet as mx

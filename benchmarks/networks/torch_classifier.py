@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -45,25 +45,19 @@ def autocast(precision: str) -> Any:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
 
 
-class Steps(Mapping[str, Step]):
+class Steps(dict[str, Step]):
     """The steps by name, ``form/kind_precision_batch``, each made when it is first asked for."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self._made = config, dict[str, Step]()
+        super().__init__()
+        self.config = config
 
-    def __getitem__(self, name: str) -> Step:
-        if name not in self._made:
-            form, _, case = name.partition("/")
-            kind, precision, batch = case.split("_")
-            make = {"train": self._train, "infer": self._infer, "peak": peak_step}[kind]
-            self._made[name] = make(form, precision, int(batch))
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
-
-    def __len__(self) -> int:
-        return len(self._made)
+    def __missing__(self, name: str) -> Step:
+        form, _, case = name.partition("/")
+        kind, precision, batch = case.split("_")
+        make = {"train": self._train, "infer": self._infer, "peak": peak_step}[kind]
+        self[name] = make(form, precision, int(batch))
+        return self[name]
 
     def _network(self, form: str) -> Any:
         net = create(self.config)

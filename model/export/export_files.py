@@ -146,15 +146,7 @@ def export_symbol(traced: Traced, output: str, metadata: Mapping[str, str]) -> l
         When they cannot be written.
     """
     names = [f"{output}-symbol.json", f"{output}-0000.params", f"{output}.json"]
-    text = traced.symbol.tojson()
-    with tempfile.TemporaryDirectory() as folder:
-        symbol, params = f"{folder}/x-symbol.json", f"{folder}/x-0000.params"
-        Path(symbol).write_text(text, encoding="utf-8")
-        write_params(params, traced.parameter_file(), digest=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that types of inputs are guessed; all are float32
-            block = mx.gluon.SymbolBlock.imports(symbol, list(traced.inputs), params)
-        compare(traced, lambda inputs: _run_block(block, inputs))
+    check_symbol(traced)
     card = parse_card(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
     write_params(names[1], traced.parameter_file(), card=card)
     about = {**metadata, "inputs": traced.inputs, "outputs": traced.outputs}
@@ -162,9 +154,21 @@ def export_symbol(traced: Traced, output: str, metadata: Mapping[str, str]) -> l
         about[METADATA_KEY] = card
     if "preprocessing" in metadata:
         about["preprocessing"] = json.loads(metadata["preprocessing"])
-    for name, content in ((names[0], text), (names[2], json.dumps(about, indent=1) + "\n")):
-        write(name, content.encode())
+    write(names[0], traced.symbol.tojson().encode())
+    write(names[2], (json.dumps(about, indent=1) + "\n").encode())
     return names
+
+
+def check_symbol(traced: Traced) -> float:
+    """Return the largest difference of ``SymbolBlock`` from MXNet, as `compare` does and raises."""
+    with tempfile.TemporaryDirectory() as folder:
+        symbol, params = f"{folder}/x-symbol.json", f"{folder}/x-0000.params"
+        Path(symbol).write_text(traced.symbol.tojson(), encoding="utf-8")
+        write_params(params, traced.parameter_file(), digest=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that types of inputs are guessed; all are float32
+            block = mx.gluon.SymbolBlock.imports(symbol, list(traced.inputs), params)
+        return compare(traced, lambda inputs: _run_block(block, inputs))
 
 
 def _run_block(block: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import mxnet as mx
 import pytest
 
 from benchmarks.harness import interleave, report
-from benchmarks.networks import bench_train_variants
+from benchmarks.networks import bench_train
 from machine import processor
 from machine.processor import Processor, Unavailable
 from train_cifar import CifarConfig
@@ -172,16 +172,17 @@ def test_a_benchmark_caps_itself() -> None:
 
 def test_variants_that_cannot_be_had_are_lines_of_the_table() -> None:
     part = {"forward": 1.0, "backward": 2.0, "update": 3.0}
+    rates = {"train": 64.0, "infer": 200.0}
     found = {
         "fused": {"left_out": "no C++ compiler"},
-        "own": {"cpu": part, "cpu_total": [6.0, 8.0], "seconds": 6.0},
-        "bfloat16": {"cpu": part, "cpu_total": [3.0, 4.0], "seconds": 3.0},
+        "own": {"cpu": part, "cpu_total": [6.0, 8.0], "images_per_sec": rates},
+        "bfloat16": {"cpu": part, "cpu_total": [3.0, 4.0], "images_per_sec": rates},
     }
-    first, second, third = bench_train_variants.lines("resnet20", found)
+    first, second, third = bench_train.lines("resnet20", found)
     assert first == f"{'resnet20':<20}{'fused':<10}  left out: no C++ compiler"
-    assert second.endswith("7.000  1.00 [1.00, 1.00]")
-    assert third.endswith("3.500  2.00 [2.00, 2.00]")
-    (only,) = bench_train_variants.lines("resnet20", {"fused": found["fused"]})
+    assert second.endswith("7.000     64.0    200.0  1.00 [1.00, 1.00]")
+    assert third.endswith("3.500     64.0    200.0  2.00 [2.00, 2.00]")
+    (only,) = bench_train.lines("resnet20", {"fused": found["fused"]})
     assert only == first
 
 
