@@ -76,7 +76,7 @@ def choose_graph(config: Any, contexts: list[Any], classes: int) -> Choice:
     UserError
         When fused operators are demanded and cannot be had, or bfloat16 on a processor without.
     """
-    found, reason = None, ""
+    found, reason, net = None, "", None
     if config.fused == "off":
         reason = "--fused off"
     elif any(context.device_type != "cpu" for context in contexts):
@@ -90,7 +90,8 @@ def choose_graph(config: Any, contexts: list[Any], classes: int) -> Choice:
         reason = "frozen layers, which the fused ones do not know"
     else:
         try:
-            found, reason = _fused(build_classifier(config, classes))
+            net = build_classifier(config, classes)
+            found, reason = _fused(net)
         except Unavailable as error:
             reason = str(error)
     if found and config.precision == "bfloat16":
@@ -101,7 +102,7 @@ def choose_graph(config: Any, contexts: list[Any], classes: int) -> Choice:
         return Choice(found, reason, config.precision)
     if not found:
         return Choice(found, reason, "float32")
-    return Choice(found, reason, *probe(config, classes))
+    return Choice(found, reason, *probe(net))
 
 
 def _fused(net: Any) -> tuple[Optional[str], str]:
@@ -118,8 +119,8 @@ def _fused(net: Any) -> tuple[Optional[str], str]:
     return None, reason
 
 
-def probe(config: Any, classes: int) -> tuple[str, str]:
-    """Return the precision whose training steps are faster here, and the measured reason.
+def probe(net: Any) -> tuple[str, str]:
+    """Return the precision in which a network trains faster here, and the measured reason.
 
     Only fused operators are measured. In bfloat16 they round what convolutions multiply and give,
     nothing else; sums, normalisations, gates, parameters and updates are float32 in both.
@@ -127,7 +128,7 @@ def probe(config: Any, classes: int) -> tuple[str, str]:
     seconds = {}
     try:
         for precision in ("float32", "bfloat16"):
-            seconds[precision] = _step_seconds(config, classes, precision)
+            seconds[precision] = _step_seconds(net, precision)
     except Exception as error:  # oneDNN has no such convolution for this processor
         failed = "bfloat16 is not possible here" if seconds else "no step could be timed"
         return "float32", f"{failed}: {last_line(error)}"
@@ -136,10 +137,9 @@ def probe(config: Any, classes: int) -> tuple[str, str]:
     return faster, f"a step in bfloat16 takes {share:.2f} of the time in float32"
 
 
-def _step_seconds(config: Any, classes: int, precision: str) -> float:
+def _step_seconds(net: Any, precision: str) -> float:
     """Return the shortest time of a forward and backward pass of a network made for it."""
-    net = build_classifier(config, classes)
-    net.initialize(mx.init.Zero())
+    net.initialize(mx.init.Zero(), force_reinit=True)
     fuse(net, precision)
     _, height, width = net.image_shape
     images = max(2, PROBE_PIXELS // (height * width))
