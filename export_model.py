@@ -17,6 +17,10 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
 
+    from training.apply.export_flags import build_parser
+
+    build_parser().parse_args()  # --help and wrong flags do not wait for MXNet
+
 from training.apply.export import main
 
 if __name__ == "__main__":

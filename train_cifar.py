@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -27,6 +27,12 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     from training.compute.thread_choice import take_threads
 
     take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
+
+    from training.classifier.config import CifarConfig
+    from training.classifier.flags import translate_ram_flags
+    from training.settings.exit_code import check_flags
+
+    check_flags(CifarConfig, __doc__, translate_ram_flags)
 
 import mxnet as mx
 import numpy as np
@@ -45,7 +51,7 @@ from model.weights.network_card import network_section
 from training.apply.actions import inspect
 from training.apply.pretrained import with_weights
 from training.augmentation.label_noise import noise_files
-from training.classifier.config import ACTIONS, OVERRIDES, ClassifierConfig, TrainConfig
+from training.classifier.config import ACTIONS, OVERRIDES, CifarConfig, ClassifierConfig
 from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.classifier.loaders import build_loaders, evaluation_batches, open_dataset
 from training.classifier.matching import warn_of_more_classes, with_labels_of
@@ -72,29 +78,10 @@ from training.records.seed_log import (
 )
 from training.settings.config import parse_overrides
 from training.settings.exit_code import exit_code
-from training.settings.fields import option
 from training.settings.run_config import check_settings
 
 PROG = "train_cifar.py"
 FILE_ACTIONS = ("--test", "--predict", "--masks", "--mask-score", "--finetune")
-
-
-@dataclass(frozen=True)
-class CifarConfig(TrainConfig):
-    """Options of ``train_cifar.py``."""
-
-    recipe: str = option(
-        "pistony", "settings to start from; single flags change them", choices=tuple(RECIPES)
-    )
-    export_start: Optional[str] = option(
-        None,
-        "write PREFIX-symbol.json and PREFIX.param, the network as this training would start it, "
-        "for python -m bridge.train, and end",
-        metavar="PREFIX",
-    )
-    seed_format: bool = option(
-        False, "write log.txt, checkpoint.param and model_best.param as zhongshsh/RAM does"
-    )
 
 
 def test(

@@ -24,6 +24,11 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
 
+    from training.classifier.imagenet import ImageNetConfig
+    from training.settings.exit_code import check_flags
+
+    check_flags(ImageNetConfig, __doc__)
+
 from formats.errors import UserError
 from machine.processor import limit_onednn
 from model.registry import ModelError

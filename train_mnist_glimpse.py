@@ -26,6 +26,12 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     take_threads(sys.argv[1:], needs=("numpy", "mxnet"))
 
+    from training.glimpse.config import GlimpseConfig
+    from training.glimpse.flags import translate_seed_flags
+    from training.settings.exit_code import check_flags
+
+    check_flags(GlimpseConfig, __doc__, translate_seed_flags)
+
 import numpy as np
 
 from formats.images.outputs import require_finite

@@ -29,8 +29,6 @@ from training.classifier.opening import Source, expected_of
 
 INPUT = "image"
 CALIBRATION_BATCH = 32
-INT8_LIMIT = 0.005  # accuracy that 8 bits may cost, as a share
-INT8_IMAGES = 256  # that ranges of activations are taken from
 
 
 def quantize(model: bytes, images: np.ndarray) -> bytes:

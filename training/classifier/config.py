@@ -13,6 +13,7 @@ from typing import ClassVar, Optional
 from formats.errors import UserError
 from formats.images.preprocessing import DATASET, figures_of
 from training.augmentation.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
+from training.classifier.recipes import RECIPES
 from training.settings.fields import option
 from training.settings.idle import Idle
 from training.settings.run_config import (
@@ -315,3 +316,21 @@ class TrainConfig(ClassifierConfig):
             mixup_alpha=self.mixup_alpha,
             label_smoothing=self.label_smoothing,
         )
+
+
+@dataclass(frozen=True)
+class CifarConfig(TrainConfig):
+    """Options of ``train_cifar.py``."""
+
+    recipe: str = option(
+        "pistony", "settings to start from; single flags change them", choices=tuple(RECIPES)
+    )
+    export_start: Optional[str] = option(
+        None,
+        "write PREFIX-symbol.json and PREFIX.param, the network as this training would start it, "
+        "for python -m bridge.train, and end",
+        metavar="PREFIX",
+    )
+    seed_format: bool = option(
+        False, "write log.txt, checkpoint.param and model_best.param as zhongshsh/RAM does"
+    )

@@ -6,11 +6,13 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Optional
 
 from formats.errors import UserError
 from formats.param_reader import ParamFileError
 from machine.processor import Unavailable
+from training.settings.config import parse_overrides
 
 WRONG_INPUT_EXIT = 2
 PATCHED = ("mxnet", "gluoncv", "mxboard")  # what compat/ makes run on newer Pythons and NumPy
@@ -82,3 +84,22 @@ def exits(*errors: type[Exception]) -> Callable[[Callable[..., int]], Callable[.
         return functools.wraps(main)(lambda *given: exit_code(lambda: main(*given), *errors))
 
     return decorate
+
+
+def check_flags(
+    config_class: type,
+    description: Optional[str],
+    translate: Callable[[Sequence[str]], Sequence[str]] = list,
+) -> None:
+    """End a program where its command line asks for help or has a wrong flag.
+
+    For the beginning of a script, before MXNet is loaded, for which nobody should then wait.
+    `translate` makes our flags of those of others.
+    """
+
+    def read() -> int:
+        parse_overrides(config_class, translate(sys.argv[1:]), description=description)
+        return 0
+
+    if code := exit_code(read):
+        sys.exit(code)
