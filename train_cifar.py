@@ -77,7 +77,7 @@ from training.records.seed_log import (
     refuse_torch_file,
 )
 from training.settings.config import parse_overrides
-from training.settings.exit_code import exit_code
+from training.settings.exit_code import exits
 from training.settings.run_config import check_settings
 
 PROG = "train_cifar.py"
@@ -139,20 +139,13 @@ def test(
     return scores.loss, scores.acc
 
 
+@exits(ModelError, LoadError)
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: _main(argv))
-
-
-def _main(argv: Sequence[str]) -> int:
     given = _given(with_weights(argv, FILE_ACTIONS))
-
-    def run() -> int:
-        limit_onednn()
-        return _run(given, argv)
-
-    return exit_code(run, ModelError, LoadError)
+    limit_onednn()
+    return _run(given, argv)
 
 
 def _given(argv: Sequence[str]) -> Mapping[str, Any]:

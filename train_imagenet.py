@@ -47,22 +47,19 @@ from training.classifier.opening import open_classifier, with_start
 from training.classifier.task import prepare_classifier
 from training.loop.train import train
 from training.settings.config import parse_overrides
-from training.settings.exit_code import exit_code
+from training.settings.exit_code import exits
 from training.settings.run_config import check_settings
 
 PROG = "train_imagenet.py"
 
 
+@exits(ModelError, LoadError)
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     given = parse_overrides(ImageNetConfig, argv, PROG, __doc__)
-
-    def run() -> int:
-        limit_onednn()
-        return _run(given, argv)
-
-    return exit_code(run, ModelError, LoadError)
+    limit_onednn()
+    return _run(given, argv)
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:

@@ -50,7 +50,7 @@ from training.loop.train import train
 from training.records.metrics import read_metrics
 from training.records.run_folder import default_folder
 from training.settings.config import parse_overrides
-from training.settings.exit_code import exit_code
+from training.settings.exit_code import exits
 from training.settings.idle import tell_unheeded
 from training.settings.run_config import RESUMABLE, check_settings
 
@@ -102,20 +102,16 @@ def test(
     return scores.loss, accuracy
 
 
+@exits(ModelError, LoadError)
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
-    typed = list(sys.argv[1:] if argv is None else argv)
-
-    def run() -> int:
-        words = with_weights(typed, FILE_ACTIONS)
-        given = parse_overrides(GlimpseConfig, translate_seed_flags(words), PROG, __doc__)
-        if note := note_on_seed_flags(words):
-            print(note)
-        limit_onednn()
-        strict = translate_seed_flags(words) == words
-        return _run(given, words, strict)
-
-    return exit_code(run, ModelError, LoadError)
+    words = with_weights(list(sys.argv[1:] if argv is None else argv), FILE_ACTIONS)
+    translated = translate_seed_flags(words)
+    given = parse_overrides(GlimpseConfig, translated, PROG, __doc__)
+    if note := note_on_seed_flags(words):
+        print(note)
+    limit_onednn()
+    return _run(given, words, strict=translated == words)
 
 
 def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:

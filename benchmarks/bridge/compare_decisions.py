@@ -19,7 +19,7 @@ import numpy as np
 from formats.errors import UserError
 from training.compute.thread_choice import take_threads
 from training.settings.config import parse_overrides
-from training.settings.exit_code import exit_code
+from training.settings.exit_code import exits
 
 
 class Agreement(NamedTuple):
@@ -73,13 +73,10 @@ def mxnet_logits(path: str, argv: Sequence[str], count: int) -> tuple[np.ndarray
     return np.concatenate(logits), images.labels
 
 
+@exits()
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: _run(words))
-
-
-def _run(words: Sequence[str]) -> int:
     if len(words) < 2 or words[0].startswith("-"):
         raise UserError("give the .param file and the .npz of bridge.score, then the flags")
     path, other, *flags = words

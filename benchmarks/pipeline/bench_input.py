@@ -8,9 +8,6 @@ CIFAR-10 instead of random pixels.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -21,8 +18,8 @@ from typing import Optional
 
 import numpy as np
 
+from benchmarks.harness.report import begin, headline, store
 from formats.errors import UserError
-from machine.processor import cpu_name, instructions
 from training.augmentation.augment import Augmentation, augment
 from training.batches.in_memory import TrainBatches
 from training.compute.thread_choice import take_threads
@@ -46,7 +43,7 @@ class Config:
     batch_size: int = option(128, "images per batch", group="measurement")
     epochs: int = option(5, "epochs measured per row, after one to warm up")
     prefetch: int = option(0, "batches that a background thread makes ahead")
-    json: bool = option(False, "print one line of JSON instead of the table")
+    out: str = option("runs/bench/input.json", "file that the figures are stored in")
 
     def check(self) -> None:
         """Refuse sizes that measure nothing."""
@@ -129,29 +126,11 @@ def measure(config: Config) -> dict[str, dict[str, float]]:
     }
 
 
-def environment(config: Config) -> dict[str, object]:
-    """What the figures depend on."""
-    return {
-        "cpu": cpu_name(),
-        "isa": instructions(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        **to_dict(config),
-    }
-
-
 def table(config: Config, rows: dict[str, dict[str, float]]) -> str:
     """The figures for a reader."""
-    known = environment(config)
     data = "random pixels" if config.data_dir is None else config.dataset
-    machine = f"{known['cpu']}, {known['isa']}, {known['cores']} cores, load {known['load']}"
-    versions = f"Python {known['python']}, NumPy {known['numpy']}"
     setting = f"batch {config.batch_size}, prefetch {config.prefetch}"
     lines = [
-        f"{machine}; {versions}",
         f"{data}, {setting}, median of {config.epochs} epochs",
         "",
         f"{'':<18}{'s/epoch':>9}{'CPU s':>8}{'images/s':>11}",
@@ -164,13 +143,13 @@ def table(config: Config, rows: dict[str, dict[str, float]]) -> str:
 
 @exits()
 def main(argv: list[str]) -> int:
-    """Print the table or the JSON line; 2 for bad input."""
+    """Measure, print the table and store the figures; 2 for bad input."""
     config = parse(Config, argv, "bench_input.py", "Measure the input pipeline alone.")
+    known = begin()
+    print(headline(known), flush=True)
     rows = measure(config)
-    if config.json:
-        print(json.dumps({**environment(config), "rows": rows}))
-    else:
-        print(table(config, rows))
+    print(table(config, rows))
+    store(config.out, {"environment": known, "config": to_dict(config), "rows": rows})
     return 0
 
 

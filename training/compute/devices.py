@@ -112,20 +112,19 @@ def probe_gpu(index: int) -> Optional[str]:
 
     The probe is a process of its own: a missing kernel leaves CUDA unusable in the one it hits.
     """
+    return run_apart(["-c", PROBE.format(index=index)], PROBE_TIMEOUT_SEC)[0]
+
+
+def run_apart(words: Sequence[str], timeout: int) -> tuple[Optional[str], str]:
+    """Run Python in a process of its own; return what failed, or None, and what it printed."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", PROBE.format(index=index)],
-            capture_output=True,
-            text=True,
-            timeout=PROBE_TIMEOUT_SEC,
-            check=False,
+            [sys.executable, *words], capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"no answer within {PROBE_TIMEOUT_SEC} s"
-    if done.returncode == 0:
-        return None
-    lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"exit code {done.returncode}"
+        return f"no answer within {timeout} s", ""
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return lines[-1] if done.returncode else None, done.stdout.strip()
 
 
 def use_precision(precision: str, contexts: list[Any]) -> None:

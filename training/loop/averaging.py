@@ -35,6 +35,11 @@ class Average:
 
     is_kept = False
 
+    def __init__(self, net: Any = None) -> None:
+        self.net = net
+        self._kept: dict[str, Any] = {}  # the average, by structural name
+        self._new: dict[str, Any] = {}  # the same with the epoch that is being tested
+
     def update(self, step: int) -> None:
         """Look at the parameters after `step` updates."""
 
@@ -51,7 +56,7 @@ class Average:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the average by structural name; nothing where there is none."""
-        return {}
+        return {name: value.asnumpy() for name, value in self._kept.items()}
 
     def load(self, arrays: Mapping[str, np.ndarray], epoch: int) -> None:
         """Go on from the arrays of a saved state, whose averages are called ``average:NAME``.
@@ -64,8 +69,10 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the network the averaged parameters, and its own again at the end."""
-        yield
+        """Give the network the average, if there is one yet, and its own again at the end."""
+        values = self._new or self._kept
+        with _lent(self.net, values) if values else nullcontext():
+            yield
 
 
 class WeightAverage(Average):
@@ -83,8 +90,9 @@ class WeightAverage(Average):
     is_kept = True
 
     def __init__(self, net: Any, decay: float) -> None:
-        self.net, self.decay = net, decay
-        self._values = {
+        super().__init__(net)
+        self.decay = decay
+        self._kept = {
             name: parameter.list_data()[0].copy()
             for name, parameter in net._collect_params_with_prefix().items()
         }
@@ -97,24 +105,14 @@ class WeightAverage(Average):
         steps = step // EVERY
         keep = min(self.decay**EVERY, (1 + steps) / (10 + steps))
         for name, parameter in self.net._collect_params_with_prefix().items():
-            value = self._values[name]
+            value = self._kept[name]
             value *= keep
             value += parameter.list_data()[0] * (1 - keep)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return the average by structural name."""
-        return {name: value.asnumpy() for name, value in self._values.items()}
-
     def load(self, arrays: Mapping[str, np.ndarray], epoch: int) -> None:
         """Go on from the arrays of a saved state; see `Average.load`."""
-        for name, value in self._values.items():
+        for name, value in self._kept.items():
             value[:] = _saved(arrays, name, value.shape)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Give the network the averaged parameters, and its own again at the end."""
-        with _lent(self.net, self._values):
-            yield
 
 
 class EpochAverage(Average):
@@ -131,9 +129,8 @@ class EpochAverage(Average):
     is_kept = True
 
     def __init__(self, net: Any, first: int) -> None:
-        self.net, self.first = net, first
-        self._kept: dict[str, Any] = {}  # the mean over the epochs that are over
-        self._new: dict[str, Any] = {}  # the same with the epoch that is being tested
+        super().__init__(net)
+        self.first = first
 
     def end_epoch(self, epoch: int, measure: Optional[Callable[[], None]]) -> None:
         """Take the parameters after `epoch` epochs in; see `Average.end_epoch`.
@@ -163,10 +160,6 @@ class EpochAverage(Average):
         """Keep the mean; see `Average.finish_epoch`."""
         self._kept, self._new = self._new or self._kept, {}
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return the mean over the epochs that are over, by structural name."""
-        return {name: value.asnumpy() for name, value in self._kept.items()}
-
     def load(self, arrays: Mapping[str, np.ndarray], epoch: int) -> None:
         """Go on from the arrays of a saved state; see `Average.load`."""
         if epoch < self.first:
@@ -175,13 +168,6 @@ class EpochAverage(Average):
             own = parameter.list_data()[0]
             self._kept[name] = own.copy()
             self._kept[name][:] = _saved(arrays, name, own.shape)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Give the network the mean, if there is one yet, and its own again at the end."""
-        values = self._new or self._kept
-        with _lent(self.net, values) if values else nullcontext():
-            yield
 
 
 def _is_statistic(name: str) -> bool:

@@ -8,7 +8,6 @@ Exit code 0: all is well, 1: something is not, 2: there is no GPU that MXNet see
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,9 +18,9 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import Trainer, nn
 
-from formats.errors import UserError
+from formats.errors import UserError, last_line
 from training.batches.in_memory import Batch
-from training.compute.devices import device_names, gpu_count, probe_gpu, use_precision
+from training.compute.devices import device_names, gpu_count, probe_gpu, run_apart, use_precision
 from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gpus
 from training.compute.loss_scaling import with_loss_scaling
 from training.loop.engine import Updater, measure
@@ -152,23 +151,9 @@ def check_float16(context: Any) -> Check:
     name = f"{STEPS} training steps float16, {device_names([context])}"
     if context.device_type != "gpu":
         return Check(name, None, "MXNet has no float16 matrix product for the CPU")
-    command = [
-        sys.executable,
-        "-m",
-        "training.loop.gpu_checklist",
-        "--float16",
-        str(context.device_id),
-    ]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=FLOAT16_TIMEOUT_SEC, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return Check(name, False, f"no answer within {FLOAT16_TIMEOUT_SEC} s")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        return Check(name, False, lines[-1] if lines else f"exit code {done.returncode}")
-    return Check(name, True, done.stdout.strip().splitlines()[-1])
+    words = ["-m", "training.loop.gpu_checklist", "--float16", str(context.device_id)]
+    failed, said = run_apart(words, FLOAT16_TIMEOUT_SEC)
+    return Check(name, not failed, failed or said.splitlines()[-1])
 
 
 def train_float16(contexts: Sequence[Any]) -> str:
@@ -208,8 +193,7 @@ def run_checks(contexts: Sequence[Any]) -> list[Check]:
         try:
             checks.append(check(argument))
         except Exception as error:  # the report is of use above all when something fails
-            line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            checks.append(Check(check.__name__.replace("_", " "), False, line))
+            checks.append(Check(check.__name__.replace("_", " "), False, last_line(error)))
     if len(contexts) < 2:
         checks.append(Check("training steps on two GPUs", None, "there is one"))
     return checks

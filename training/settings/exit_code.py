@@ -96,9 +96,12 @@ def check_flags(
     For the beginning of a script, before MXNet is loaded, for which nobody should then wait.
     `translate` makes our flags of those of others.
     """
+    words = sys.argv[1:]
+    if any(word.partition("=")[0] == "--pretrained" for word in words):
+        return  # it stands for a file, whose path is found by the networks' names
 
     def read() -> int:
-        parse_overrides(config_class, translate(sys.argv[1:]), description=description)
+        parse_overrides(config_class, translate(words), description=description)
         return 0
 
     if code := exit_code(read):
