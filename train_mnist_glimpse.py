@@ -44,7 +44,7 @@ from training.glimpse.config import ACTIONS, TASK_SETTINGS, GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL, note_on_seed_flags, translate_seed_flags
 from training.glimpse.report import print_report
 from training.glimpse.rollouts import Draw, score_rollouts
-from training.glimpse.task import in_named_folder, open_glimpse, prepare_glimpse, with_start
+from training.glimpse.task import open_glimpse, prepare_glimpse, with_run_folder, with_start
 from training.glimpse.view import draw_file, draw_run
 from training.loop.train import train
 from training.records.metrics import read_metrics
@@ -128,13 +128,13 @@ def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:
     if config.plot and Path(config.plot).is_dir():
         return draw_run(config)
     if config.plot or config.test:
-        return _open_and(config, given)
+        return _score_or_draw(config, given)
     if config.std_sweep:
         return _sweep(config, argv)
-    config, given = in_named_folder(config, given)
+    config, given = with_run_folder(config, given)
     if not config.is_train:
         path = Path(str(config.run_dir)) / ("best.param" if config.best else "last.param")
-        return _open_and(replace(config, test=str(path)), given)
+        return _score_or_draw(replace(config, test=str(path)), given)
     config = with_start(config, given)
     return train(PROG, config, given, argv, prepare_glimpse, _finish)
 
@@ -160,11 +160,11 @@ def _finish(config: GlimpseConfig, folder: Path) -> None:
     """Say what the last file of a training scores, and draw where it looks."""
     path = str(folder / "last.param")
     here = {name: getattr(config, name) for name in RESUMABLE}
-    _open_and(replace(config, test=path, plot=None), here)
-    _open_and(replace(config, plot=path), here)
+    _score_or_draw(replace(config, test=path, plot=None), here)
+    _score_or_draw(replace(config, plot=path), here)
 
 
-def _open_and(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
+def _score_or_draw(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
     """Score or draw a saved file."""
     path = str(config.plot or config.test)
     opened = open_glimpse(path, config, given)

@@ -39,7 +39,7 @@ MODELS.update(dict.fromkeys(("cluttered", "cluttered100"), "glimpse_cluttered"))
 DEFAULT_MODEL = "glimpse_mnist"
 
 
-def in_named_folder(
+def with_run_folder(
     config: GlimpseConfig, given: dict[str, Any]
 ) -> tuple[GlimpseConfig, dict[str, Any]]:
     """Name the run folder after the network, as the seed does, where that is asked for."""

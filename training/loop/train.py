@@ -60,7 +60,7 @@ from training.settings.run_config import (
 C = TypeVar("C", bound=RunConfig)
 
 
-class Place(NamedTuple):
+class ResumedRun(NamedTuple):
     """Where a worker reads a run from that goes on, and the lock that worker 0 has on it.
 
     ``begun`` is False where the run has nothing yet to go on from.
@@ -106,12 +106,12 @@ def train(
     try:
         with joined(config) as group, contextlib.ExitStack() as held:
             mine = config.resume if not group.rank else None
-            lock = together(group, lambda: held.enter_context(take(mine)) if mine else None)
+            lock = together(group, lambda: held.enter_context(lock_run(mine)) if mine else None)
             source = held.enter_context(shared_folder(group, config.resume))
-            place = Place(source, lock, group.any(bool(mine and has_begun(mine))))
-            task, state = together(group, lambda: ready(config, given, prepare, group, place))
+            resumed = ResumedRun(source, lock, group.any(bool(mine and has_begun(mine))))
+            task, state = together(group, lambda: ready(config, given, prepare, group, resumed))
             config = task.config
-            result, folder = run_task(task, state, [script, *argv], group, place)
+            result, folder = run_task(task, state, [script, *argv], group, resumed)
             if group.rank:
                 pass  # the first worker says it for all
             elif result.signal is not None:
@@ -125,14 +125,18 @@ def train(
 
 
 def ready(
-    config: C, given: Mapping[str, Any], prepare: Callable[[C], Task], group: Group, place: Place
+    config: C,
+    given: Mapping[str, Any],
+    prepare: Callable[[C], Task],
+    group: Group,
+    resumed: ResumedRun,
 ) -> tuple[Task, Optional[tuple]]:
     """Return what is trained, with its settings, and the state of a run that goes on."""
     chosen, state = scaled(config, group), None
     if config.resume:
-        chosen = saved_settings(type(config), Path(str(place.source)), given)
-        if place.begun:
-            state = load_state(str(place.source))
+        chosen = saved_settings(type(config), Path(str(resumed.source)), given)
+        if resumed.begun:
+            state = load_state(str(resumed.source))
         else:
             chosen = replace(chosen, resume=None, run_dir=config.resume)
     if group.size > 1 and chosen.precision == "auto":
@@ -148,7 +152,7 @@ def ready(
 
 
 def run_task(
-    task: Task, state: Optional[tuple], command: Sequence[str], group: Group, place: Place
+    task: Task, state: Optional[tuple], command: Sequence[str], group: Group, resumed: ResumedRun
 ) -> tuple[Result, Path]:
     """Train as one of the workers of `group`; return how it ended, and the run folder."""
     config, progress = task.config, state[0] if state else Progress()
@@ -157,8 +161,8 @@ def run_task(
     agree(group, config, task)
     if not state:
         share_weights(group, task.net)
-    opened = together(group, lambda: open_run(config, command, group, place, state, progress))
-    with opened as run, going_on(run.folder):
+    opened = together(group, lambda: open_run(config, command, group, resumed, state, progress))
+    with opened as run, telling_how_to_resume(run.folder):
         if not group.rank:
             for name, content in ({} if state else task.files).items():
                 run.write(name, content)
@@ -170,20 +174,20 @@ def open_run(
     config: RunConfig,
     command: Sequence[str],
     group: Group,
-    place: Place,
+    resumed: ResumedRun,
     state: Optional[tuple],
     progress: Progress,
 ) -> Run:
     """Return the open record of a new or resumed run; the first worker alone keeps one."""
     if group.rank:
-        return Follower(str(place.source))
+        return Follower(str(resumed.source))
     now = describe()
     if state:
-        warn_unverified(str(place.source), state[2])
-        warn_of_changes(str(place.source), progress, now, group.size)
-        return Run.resume(str(place.source), progress.epoch, place.lock)
-    if place.lock:
-        place.lock.close()
+        warn_unverified(str(resumed.source), state[2])
+        warn_of_changes(str(resumed.source), progress, now, group.size)
+        return Run.resume(str(resumed.source), progress.epoch, resumed.lock)
+    if resumed.lock:
+        resumed.lock.close()
     progress.threads, progress.workers = now["threads"]["effective"], group.size
     folder = Path(config.run_dir or default_folder(config.dataset, config.model))
     return Run.create(folder, to_dict(config), command)
@@ -203,7 +207,7 @@ def saved_settings(config_class: type[C], folder: Path, given: Mapping[str, Any]
 
 
 @contextlib.contextmanager
-def going_on(folder: Path) -> Iterator[None]:
+def telling_how_to_resume(folder: Path) -> Iterator[None]:
     """Add to the error of a file that could not be written how the run goes on."""
     try:
         yield
@@ -221,7 +225,7 @@ def one_precision(config: C, group: Group) -> C:
     return replace(config, precision="float32")
 
 
-def take(folder: str) -> IO[bytes]:
+def lock_run(folder: str) -> IO[bytes]:
     """Return the lock of a run that goes on."""
     read_config(folder)  # which says best that there is no run
     # Before all else is read: the process that has it open would go on writing.
