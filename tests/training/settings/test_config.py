@@ -262,3 +262,21 @@ def test_a_field_type_that_no_flag_can_give_is_an_error_of_the_programmer(kind: 
     config_class = dataclasses.make_dataclass("Wrong", [("field", kind, option(None, "f"))])
     with pytest.raises(TypeError, match="cannot have the type"):
         parse(config_class, [])
+
+
+SCRIPTS = ("train_cifar", "train_imagenet", "train_mnist_glimpse", "export_model")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--no-such-flag", 2)])
+def test_nobody_waits_for_mxnet_to_be_told_of_flags(script: str, flag: str, code: int) -> None:
+    program = (
+        f"import atexit, runpy, sys; sys.argv = ['{script}.py', '{flag}']\n"
+        "atexit.register(lambda: print('loaded:', 'mxnet' in sys.modules))\n"
+        f"runpy.run_path('{script}.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.endswith("loaded: False\n")
+    assert ("usage" in done.stdout) == (code == 0)
