@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_documents import tables
-from train_cifar import CifarConfig
+from training.classifier.config import CifarConfig
 from training.reports.run_results import Spread, spread
 from training.settings.config import from_dict, parse_overrides, to_dict
 

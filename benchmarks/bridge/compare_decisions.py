@@ -57,7 +57,7 @@ def mxnet_logits(path: str, argv: Sequence[str], count: int) -> tuple[np.ndarray
     """Return logits and labels of the first `count` test images, computed by MXNet on the CPU."""
     import mxnet as mx
 
-    from train_cifar import CifarConfig
+    from training.classifier.config import CifarConfig
     from training.classifier.loaders import evaluation_batches, open_dataset
     from training.classifier.matching import with_labels_of
     from training.classifier.opening import open_classifier

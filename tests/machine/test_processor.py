@@ -16,8 +16,8 @@ from benchmarks.harness import interleave, report
 from benchmarks.networks import bench_train
 from machine import processor
 from machine.processor import Processor, Unavailable
-from train_cifar import CifarConfig
 from training.batches.in_memory import Loaders
+from training.classifier.config import CifarConfig
 from training.loop.announce import announce
 from training.records.environment import describe
 from training.records.run_progress import Progress

@@ -11,8 +11,8 @@ import pytest
 import train_cifar
 import train_imagenet
 import train_mnist_glimpse
-from train_cifar import CifarConfig
 from training.batches.in_memory import TrainBatches
+from training.classifier.config import CifarConfig
 from training.classifier.imagenet import ImageNetConfig
 from training.data.dataset import ImageData
 from training.glimpse.config import GlimpseConfig
