@@ -31,7 +31,7 @@ from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
 from training.data.catalogue import load_dataset
 from training.data.dataset import ImageData
 from training.settings.config import parse
-from training.settings.exit_code import exit_code
+from training.settings.exit_code import exits
 from training.settings.fields import option
 
 LOCAL = "127.0.0.1"
@@ -122,13 +122,10 @@ def build_demo(config: DemoConfig) -> Demo:
     return demo
 
 
+@exits(*UNUSABLE)
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Serve until Ctrl-C; return the exit code."""
     config = parse(DemoConfig, sys.argv[1:] if argv is None else argv, "python -m demo", __doc__)
-    return exit_code(lambda: _serve(config), *UNUSABLE)
-
-
-def _serve(config: DemoConfig) -> int:
     import uvicorn
 
     limit_onednn()

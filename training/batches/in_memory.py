@@ -197,10 +197,7 @@ class EvalBatches:
 
     def share(self, rank: int, size: int) -> Optional[EvalBatches]:
         """Every `size`-th image from number `rank` on; None when there is none."""
-        rows, masks = slice(rank, None, size), self.data.masks
-        data = ImageData(
-            self.data.images[rows], self.data.labels[rows], None if masks is None else masks[rows]
-        )
+        data = self.data.take(slice(rank, None, size))
         if not len(data.images):
             return None
         return EvalBatches(data, self.batch_size, mean=self.mean, std=self.std)

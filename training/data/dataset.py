@@ -9,7 +9,7 @@ downloaded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 
@@ -58,8 +58,8 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: np.ndarray) -> ImageData:
-        """A copy of the images at ``index`` (integer, (K,)), in that order."""
+    def take(self, index: Union[np.ndarray, slice]) -> ImageData:
+        """The images at ``index`` in that order: a copy for integers (K,), a view for a slice."""
         masks = None if self.masks is None else self.masks[index]
         return ImageData(self.images[index], self.labels[index], masks)
 

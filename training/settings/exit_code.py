@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Optional
 
-from formats.errors import UserError
+from formats.errors import UserError, first_line
 from formats.param_reader import ParamFileError
 from machine.processor import Unavailable
 from training.settings.config import parse_overrides
@@ -17,10 +17,6 @@ from training.settings.config import parse_overrides
 WRONG_INPUT_EXIT = 2
 PATCHED = ("mxnet", "gluoncv", "mxboard")  # what compat/ makes run on newer Pythons and NumPy
 INTERRUPTED_EXIT = 130  # what a shell reports for a program that Ctrl-C ended
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].rstrip(".")
 
 
 def _package_importing(error: BaseException) -> str:
@@ -60,8 +56,9 @@ def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
         if not (package := _package_importing(error)):
             raise
         print(
-            f"error: {package} cannot be imported in this environment: {_first_line(error)}. On "
-            "NumPy 1.24, protobuf 4, Python 3.12 and later ones: python -m compat --install, once",
+            f"error: {package} cannot be imported in this environment: "
+            f"{first_line(error).rstrip('.')}. On NumPy 1.24, protobuf 4, Python 3.12 and later "
+            "ones: python -m compat --install, once",
             file=sys.stderr,
         )
     except BrokenPipeError:
