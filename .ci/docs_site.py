@@ -32,6 +32,7 @@ OUTSIDE = {
 API = {
     "api/networks.md": (
         "Networks",
+        "model.pretrained.create model.pretrained.classify model.pretrained.store",
         "model.registry model.residual_attention_network model.ram_resnet",
         "model.recurrent_attention model.hybrid_loss model.summary",
     ),

@@ -33,15 +33,19 @@ def create_model(
 
     Parameters
     ----------
-    name, classes, overrides
-        As `model.registry.create_model` takes them: number of classes, and fields of the variant's
-        spec to replace, such as ``channels=(64, 128, 256)`` or ``wiring="paper"``.
+    name
+        One of `list_models`, or ``gluoncv:`` and the name of a classifier of gluoncv's model zoo.
+    classes
+        Number of classes. None: those of the weights, else of the variant's data set.
     pretrained
         True, or the name of a data set (``"cifar100"``): the network with the weights that are
         published for it (see `model.pretrained.store`), as they are: without `overrides`. False: it
         is uninitialized.
     ctx
         MXNet context, or several, for the weights; default: ``mx.cpu()``.
+    overrides
+        Fields of the variant's spec to replace, such as ``channels=(64, 128, 256)`` or
+        ``wiring="paper"``, and options of its builder (see `model.registry.create_model`).
 
     Raises
     ------
