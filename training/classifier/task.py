@@ -37,6 +37,8 @@ from training.compute.optimizer import build_trainer, freeze_except, initializer
 from training.loop.task import ClassificationTask
 from training.records.cards import data_section
 
+MASKED_IMAGES = 16  # whose masks are shown as histograms; more of a large network would fill memory
+
 
 def prepare_classifier(
     config: Any,
@@ -93,11 +95,12 @@ def prepare_classifier(
         fuse(net, choice.precision)
     expected = _preprocessing(data, loaders)
     files = {PREPROCESSING_FILE: expected.to_json()}
-    watch = _statistics(watch_gates(net), loaders, contexts[0])
+    watch = _for_a_batch(watch_gates(net), loaders, contexts[0])
+    masks = _for_a_batch(_masks_of(net), loaders, contexts[0], MASKED_IMAGES)
     trainer = with_loss_scaling(build_trainer(net, config), config.precision)
     card = {"network": network_section(config.model, net, classes), **expected.card_sections()}
     card["data"] = data_section(loaders.identity)
-    return ClassificationTask(net, trainer, contexts, loaders, files, config, card, watch)
+    return ClassificationTask(net, trainer, contexts, loaders, files, config, card, watch, masks)
 
 
 def _check_size(net: Any, config: Any, train: Any, data: str) -> None:
@@ -187,20 +190,30 @@ def start_stem(net: Any, config: Any, train: Any) -> None:
         print(f"{whiten_stem(net, train)} starts with filters that whiten training images")
 
 
-def _statistics(
-    watch: Optional[Callable[[Any], Mapping[str, float]]], loaders: Any, context: Any
-) -> Callable[[], Mapping[str, float]]:
-    """Return what gives the numbers of `watch` for a batch of images that are not trained on."""
+def _for_a_batch(
+    watch: Optional[Callable[[Any], Mapping[str, Any]]],
+    loaders: Any,
+    context: Any,
+    most: Optional[int] = None,
+) -> Callable[[], Mapping[str, Any]]:
+    """Return what gives `watch` of a batch of images that are not trained on, at `most` so many."""
     if watch is None:
         return dict
     batches = loaders.valid or loaders.test
     # One batch from all over, because folders are sorted by class.
-    image = next(iter(batches.share(0, len(batches)))).image
+    image = next(iter(batches.share(0, len(batches)))).image[:most]
 
-    def statistics() -> Mapping[str, float]:
+    def watched() -> Mapping[str, Any]:
         return watch(mx.nd.array(image, ctx=context))
 
-    return statistics
+    return watched
+
+
+def _masks_of(net: Any) -> Optional[Callable[[Any], Mapping[str, Any]]]:
+    """Return what gives the soft masks of images as arrays; None for a network without them."""
+    if not hasattr(net, "attention_maps"):
+        return None
+    return lambda image: {name: m.asnumpy() for name, m in net.attention_maps(image).items()}
 
 
 def _size_of(train: Any) -> int:

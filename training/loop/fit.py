@@ -25,7 +25,7 @@ from training.loop.engine import Updater, train_one_epoch
 from training.loop.fresh_statistics import measure_statistics, statistics_batches
 from training.loop.nonfinite import SkipGuard
 from training.loop.parameters import average_statistics, plain_layout
-from training.loop.task import Task, sample_images, trained_weights
+from training.loop.task import Task, has_histograms, sample_images, trained_weights
 from training.records.cards import Cards
 from training.records.epochs import Epochs
 from training.records.interruption import (
@@ -214,8 +214,8 @@ class Fit(Epochs):
                 raise DataLost(str(error)) from error
 
     def _record(self, row: dict[str, Any]) -> None:
-        epoch, every = self.progress.epoch, self.config.histogram_every
-        if every and (epoch == self.config.epochs or epoch % every == 1 % every):
+        epoch = self.progress.epoch
+        if has_histograms(self.config, epoch):
             self.run.histograms(epoch, trained_weights(self.net, self.task.contexts[0]))
         if epoch == 1:
             self.run.graph(self.task.graph)

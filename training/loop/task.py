@@ -18,6 +18,12 @@ SAMPLE_IMAGES = 32
 Part = tuple[Any, Any, np.ndarray]
 
 
+def has_histograms(config: Any, epoch: int) -> bool:
+    """Return whether the event files get histograms after an epoch, from 1."""
+    every: int = config.histogram_every
+    return bool(every) and (epoch == config.epochs or epoch % every == 1 % every)
+
+
 class Measured(NamedTuple):
     """What one part of a batch gave, not yet computed.
 
@@ -75,10 +81,12 @@ class Task:
 class ClassificationTask(Task):
     """Softmax cross-entropy of ``net(image)`` with hard or soft labels.
 
-    ``watch`` gives what `statistics` returns.
+    ``watch`` gives what `statistics` returns, ``masks`` the soft masks (N, C, h, w) of some images
+    by the name of the module.
     """
 
     watch: Callable[[], Mapping[str, float]] = dict
+    masks: Callable[[], Mapping[str, np.ndarray]] = dict
 
     def __post_init__(self) -> None:
         self._hard = gluon.loss.SoftmaxCrossEntropyLoss()
@@ -96,6 +104,12 @@ class ClassificationTask(Task):
     def evaluate(self, batches: Any, advance: Optional[Callable[[int], None]] = None) -> Scores:
         """Return the scores of the logits ``net(image)``; see `Task.evaluate`."""
         return evaluate(self.net, batches, self.contexts, advance)
+
+    def after_epoch(self, run: Any, epoch: int) -> None:
+        """Record how the values of the masks are distributed."""
+        due = self.config is not None and has_histograms(self.config, epoch)
+        if masks := self.masks() if due else {}:
+            run.histograms(epoch, masks, "masks")
 
     def statistics(self) -> Mapping[str, float]:
         """Return the numbers of ``watch``; see `Task.statistics`."""

@@ -180,13 +180,15 @@ class Run:
         for text in self._table.lines(row):
             print(text, flush=True)
 
-    def histograms(self, epoch: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Record the distribution of each parameter, all of them in TensorBoard's group
-        ``weights``, a module's beside each other.
+    def histograms(
+        self, epoch: int, arrays: Mapping[str, np.ndarray], group: str = "weights"
+    ) -> None:
+        """Record the distribution of each array, all in one of TensorBoard's groups, a module's
+        beside each other.
         """
         with self._disk():
             for name, values in arrays.items():
-                self._board.histogram(f"weights/{name.replace('.', '/')}", values, epoch)
+                self._board.histogram(f"{group}/{name.replace('.', '/')}", values, epoch)
             self._board.flush()
 
     def images(self, tag: str, epoch: int, images: np.ndarray) -> None:
