@@ -31,8 +31,13 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     from training.classifier.config import CifarConfig
     from training.classifier.flags import translate_ram_flags
     from training.settings.exit_code import check_flags
+    from training.settings.pretrained import CLASSIFIER_ACTIONS, any_weights
 
-    check_flags(CifarConfig, __doc__, translate_ram_flags)
+    check_flags(
+        CifarConfig,
+        __doc__,
+        lambda words: translate_ram_flags(any_weights(words, CLASSIFIER_ACTIONS)),
+    )
 
 import mxnet as mx
 import numpy as np
@@ -78,10 +83,10 @@ from training.records.seed_log import (
 )
 from training.settings.config import parse_overrides
 from training.settings.exit_code import exits
+from training.settings.pretrained import CLASSIFIER_ACTIONS
 from training.settings.run_config import check_settings
 
 PROG = "train_cifar.py"
-FILE_ACTIONS = ("--test", "--predict", "--masks", "--mask-score", "--finetune")
 
 
 def test(
@@ -143,7 +148,7 @@ def test(
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    given = _given(with_weights(argv, FILE_ACTIONS))
+    given = _given(with_weights(argv, CLASSIFIER_ACTIONS))
     limit_onednn()
     return _run(given, argv)
 

@@ -29,8 +29,13 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     from training.glimpse.config import GlimpseConfig
     from training.glimpse.flags import translate_seed_flags
     from training.settings.exit_code import check_flags
+    from training.settings.pretrained import GLIMPSE_ACTIONS, any_weights
 
-    check_flags(GlimpseConfig, __doc__, translate_seed_flags)
+    check_flags(
+        GlimpseConfig,
+        __doc__,
+        lambda words: translate_seed_flags(any_weights(words, GLIMPSE_ACTIONS)),
+    )
 
 import numpy as np
 
@@ -52,10 +57,10 @@ from training.records.run_folder import default_folder
 from training.settings.config import parse_overrides
 from training.settings.exit_code import exits
 from training.settings.idle import tell_unheeded
+from training.settings.pretrained import GLIMPSE_ACTIONS
 from training.settings.run_config import RESUMABLE, check_settings
 
 PROG = "train_mnist_glimpse.py"
-FILE_ACTIONS = ("--test", "--plot", "--finetune")
 
 
 def test(
@@ -105,7 +110,7 @@ def test(
 @exits(ModelError, LoadError)
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
-    words = with_weights(list(sys.argv[1:] if argv is None else argv), FILE_ACTIONS)
+    words = with_weights(list(sys.argv[1:] if argv is None else argv), GLIMPSE_ACTIONS)
     translated = translate_seed_flags(words)
     given = parse_overrides(GlimpseConfig, translated, PROG, __doc__)
     if note := note_on_seed_flags(words):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import train_cifar
-import train_mnist_glimpse
 from formats.param_file import read_shapes
 from model.registry import list_models
 from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
@@ -18,6 +17,7 @@ from training.apply.pretrained import with_weights
 from training.classifier.recipes import RECIPES
 from training.glimpse.config import GlimpseConfig
 from training.settings.config import parse_overrides
+from training.settings.pretrained import CLASSIFIER_ACTIONS, GLIMPSE_ACTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -215,10 +215,10 @@ def test_flags_in_documents_exist(path: Path) -> None:
         if not {"--arch", "--help"} & set(
             words
         ):  # zhongshsh/RAM's: training/classifier/test_ram_flags.py
-            words = with_weights(words, train_cifar.FILE_ACTIONS)
+            words = with_weights(words, CLASSIFIER_ACTIONS)
             parse_overrides(train_cifar.CifarConfig, words)
     for words in commands(page, "train_mnist_glimpse.py"):
         if not any("_" in word.split("=")[0] for word in words if word.startswith("--")):
             # kevinzakka's: training/glimpse/test_glimpse_flags.py
-            words = with_weights(words, train_mnist_glimpse.FILE_ACTIONS)
+            words = with_weights(words, GLIMPSE_ACTIONS)
             parse_overrides(GlimpseConfig, words)

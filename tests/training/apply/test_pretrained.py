@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import train_cifar
@@ -10,6 +14,7 @@ from formats.errors import UserError
 from model.pretrained.store import weights_path
 from training.apply.pretrained import with_weights
 
+ROOT = Path(__file__).resolve().parents[3]
 ACTIONS = ("--test", "--predict", "--finetune")
 
 
@@ -60,6 +65,23 @@ def test_a_path_beside_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     line = "--model attention92 --pretrained --test x.param"
     assert train_cifar.main(line.split()) == 2
     assert "x.param" in capsys.readouterr().err
+
+
+def test_the_flag_is_known_before_mxnet_is_loaded() -> None:
+    """A script looks at its flags twice; the first time nothing of MXNet is there."""
+    for script, name in (
+        ("train_cifar.py", "attention56_small"),
+        ("train_mnist_glimpse.py", "glimpse_mnist"),
+    ):
+        done = subprocess.run(
+            [sys.executable, script, "--model", name, "--pretrained", "--test", "--wrong"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert "--wrong" in done.stderr
+        assert "--pretrained" not in done.stderr
 
 
 def test_scripts_score_by_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ def test_every_module_of_a_residual_attention_network_is_there() -> None:
     net.initialize()
     loaders = SimpleNamespace(valid=None, test=Batches())
     masks = _for_a_batch(_masks_of(net), loaders, mx.cpu(), MASKED_IMAGES)()
-    assert list(masks) == net.module_names()
+    assert tuple(masks) == net.module_names()
     assert all(len(mask) == MASKED_IMAGES and mask.min() >= 0 for mask in masks.values())
     assert all(mask.max() <= 1 for mask in masks.values())
 
