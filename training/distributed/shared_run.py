@@ -184,7 +184,9 @@ class Follower(Run):
     def scalars(self, epoch: int, values: Mapping[str, Any]) -> None:
         """Do nothing, as every method here."""
 
-    def histograms(self, epoch: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def histograms(
+        self, epoch: int, arrays: Mapping[str, np.ndarray], group: str = "weights"
+    ) -> None:
         """Do nothing."""
 
     def images(self, tag: str, epoch: int, images: np.ndarray) -> None:
