@@ -99,7 +99,7 @@ def test_a_full_disk_says_how_to_go_on(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("formats.param_file.write_together", full)
+    monkeypatch.setattr("formats.digest.write_together", full)
     message = r"resume.state: cannot be written: No space left .* Then go on with --resume .*run$"
     with pytest.raises(UserError, match=message):
         train(run_dir=str(tmp_path / "run"))
