@@ -158,8 +158,7 @@ def expected_of(path: str, about: Mapping[str, str], given: Mapping[str, Any]) -
     if given.get("normalization"):
         told["mean"], told["std"] = _figures(given["normalization"])
     other = [name for name in told if known.get(name, told[name]) != told[name]]
-    if other and "size" in known:
-        print(f"note: {path} has another {', '.join(other)} than the flags say", file=sys.stderr)
+    silent = "size" not in known
     known.update(told)
     if given.get("classes"):
         named = _names(given["classes"])
@@ -186,6 +185,8 @@ def expected_of(path: str, about: Mapping[str, str], given: Mapping[str, Any]) -
             f"{expected.std}, crop {expected.crop:g} cannot be; the size is 1 to {MAX_SIZE}, the "
             "deviation of three colours above 0, the crop above 0 and at most 1"
         )
+    if other and not silent:
+        print(f"note: {path} has another {', '.join(other)} than the flags say", file=sys.stderr)
     return expected
 
 
