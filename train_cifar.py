@@ -57,11 +57,12 @@ from training.apply.actions import inspect
 from training.apply.pretrained import with_weights
 from training.augmentation.label_noise import noise_files
 from training.classifier.config import ACTIONS, OVERRIDES, CifarConfig, ClassifierConfig
+from training.classifier.finetuning import NAME, gentle_settings, is_finetuning, with_start
 from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.classifier.loaders import build_loaders, evaluation_batches, open_dataset
 from training.classifier.matching import warn_of_more_classes, with_labels_of
 from training.classifier.networks import build_classifier
-from training.classifier.opening import open_classifier, with_start
+from training.classifier.opening import open_classifier
 from training.classifier.recipes import RECIPES, with_recipe
 from training.classifier.task import (
     prepare_classifier,
@@ -166,7 +167,12 @@ def _given(argv: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
-    config = CifarConfig(**with_recipe(RECIPES, given.get("recipe", "pistony"), given))
+    gentle = is_finetuning(given) and "recipe" not in given and not is_ram_command(argv)
+    if gentle:
+        start = {"recipe": NAME, "cutout": "none", **gentle_settings(given)}
+        config = CifarConfig(**{**start, **given})
+    else:
+        config = CifarConfig(**with_recipe(RECIPES, given.get("recipe", "pistony"), given))
     check_settings(config, given, ACTIONS, strict=not is_ram_command(argv))
     if config.list_models:
         return list_names()
@@ -178,7 +184,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
         return _test_file(config.test, config, given)
     if config.export_start:
         return _export_start(config.export_start, config)
-    return train(PROG, with_start(config, given), given, argv, _prepare)
+    return train(PROG, with_start(config, given, gentle), given, argv, _prepare)
 
 
 def _prepare(config: CifarConfig) -> Task:

@@ -36,6 +36,7 @@ from model.weights.file_match import LoadError
 from train_cifar import list_names, summarize, test
 from training.apply.actions import inspect
 from training.classifier.config import ACTIONS
+from training.classifier.finetuning import gentle_settings, is_finetuning, with_start
 from training.classifier.imagenet import (
     ImageNetConfig,
     build_photo_loaders,
@@ -43,7 +44,7 @@ from training.classifier.imagenet import (
     photo_test_batches,
 )
 from training.classifier.matching import warn_of_more_classes, with_labels_of
-from training.classifier.opening import open_classifier, with_start
+from training.classifier.opening import open_classifier
 from training.classifier.task import prepare_classifier
 from training.loop.train import train
 from training.settings.config import parse_overrides
@@ -63,9 +64,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
+    gentle = is_finetuning(given)
+    start = {"lr_steps": (), **gentle_settings(given)} if gentle else {}
     if given.get("schedule", "step") != "step":
         given = {"lr_steps": (), **given}
-    config = ImageNetConfig(**given)
+    config = ImageNetConfig(**{**start, **given})
     check_settings(config, given, ACTIONS)
     if config.list_models:
         return list_names()
@@ -78,7 +81,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     prepare = partial(
         prepare_classifier, open_data=open_imagenet, build_loaders=build_photo_loaders
     )
-    return train(PROG, with_start(config, given), given, argv, prepare)
+    return train(PROG, with_start(config, given, gentle), given, argv, prepare)
 
 
 def _no_test_images(config: ImageNetConfig) -> NoReturn:

@@ -7,9 +7,11 @@ the network, and its keyword-only parameters can be given as well.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from mxnet.gluon import nn
@@ -88,6 +90,33 @@ def overrides_of(name: str) -> tuple[list[str], list[str]]:
 def spec_of(name: str, **overrides: Any) -> Any:
     """Return the spec of a network with some fields replaced; ModelError as in `create_model`."""
     return create_model(name, **overrides).spec
+
+
+def read_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a spec that ``--set FIELD=VALUE`` names, each VALUE as Python has it.
+
+    Raises
+    ------
+    ModelError
+        When a word has another form or a field occurs twice.
+    """
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ModelError(f"--set {word}: give FIELD=VALUE, such as --set channels=64,64,128")
+        if name in settings:
+            raise ModelError(f"--set {word}: {name} occurs twice; give it once")
+        try:
+            settings[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            settings[name] = text
+    return settings
+
+
+def settings_words(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the words that `read_settings` reads these fields from."""
+    return tuple(f"{name}={value!r}" for name, value in settings.items())
 
 
 def _unknown(what: str, given: str, available: list[str]) -> str:

@@ -18,7 +18,7 @@ from formats.atomic import PathLike
 from formats.card import VERSION, CardError, check_card, is_newer
 from formats.param_reader import ParamFileError
 from formats.weight_file import read_card
-from model.registry import FAMILIES
+from model.registry import FAMILIES, ModelError, read_settings
 from model.weights.published import GLIMPSE_INDEX, INDEX, RUN_SETTINGS, find_row
 
 RUN_PREPROCESSING = "preprocessing.json"  # in a run folder
@@ -191,4 +191,12 @@ def _settings(model: str, run: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     fields = {field.name for field in dataclasses.fields(FAMILIES[model][0])}
     named = fields.difference(NOT_OF_THE_SPEC)
-    return {name: run[name] for name in sorted(named) if run.get(name) not in (None, "")}
+    settings = {name: run[name] for name in sorted(named) if run.get(name) not in (None, "")}
+    try:
+        words = run.get("set") or ()
+        # As JSON has them: a card's lists.
+        further = json.loads(json.dumps(read_settings([str(word) for word in words])))
+    except (ModelError, TypeError, ValueError):
+        further = {}  # a damaged record; the tensors then differ, which is told
+    settings.update({name: further[name] for name in further if name in named})
+    return settings

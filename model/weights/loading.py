@@ -22,6 +22,7 @@ from formats.digest import verify_digest
 from formats.weight_file import read_weights
 from model.weights.dialects import TITLES, WIRINGS, detect_dialect, rename
 from model.weights.file_match import (
+    CLASS_LAYERS,
     LoadError,
     Parameters,
     Shape,
@@ -49,11 +50,14 @@ class LoadResult(str):
         Names of the parameters that had another floating-point type in the file.
     fresh
         Names that were left out because the number of classes differs.
+    classifier
+        Name to array of the last layer as it is in the file.
     """
 
     renamed_from: Optional[str] = None
     cast: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    classifier: Mapping[str, np.ndarray] = {}
 
 
 def load_parameters(
@@ -116,6 +120,9 @@ def load_parameters(
         name: cast(arrays[name], parameter, name, path)
         for name, parameter in parameters.items()
         if name not in result.fresh
+    }
+    result.classifier = {
+        name: array for name, array in arrays.items() if name.rpartition(".")[0] in CLASS_LAYERS
     }
     contexts = _usable_contexts(ctx)
     for name, parameter in parameters.items():

@@ -11,13 +11,12 @@ What was written is run and compared with the network before it gets its name.
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import mxnet as mx
 
@@ -37,7 +36,7 @@ from model.export.onnx_graph import ExportError, to_onnx
 from model.export.tracing import trace
 from model.ram_resnet import ResNet
 from model.recurrent_attention import FAMILY as GLIMPSE
-from model.registry import ModelError
+from model.registry import ModelError, read_settings
 from model.weights.file_match import LoadError
 from training.apply.export_flags import INT8_DEFAULTS, build_parser
 from training.apply.int8 import quantize_file
@@ -47,19 +46,6 @@ from training.settings.exit_code import exits
 from training.settings.run_config import flags_of
 
 SHOWN = 5  # names in a message
-
-
-def _settings(words: Sequence[str]) -> dict[str, Any]:
-    settings = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name.isidentifier():
-            raise ExportError(f"--set {word}: give FIELD=VALUE, such as --set wiring=paper")
-        try:
-            settings[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            settings[name] = text
-    return settings
 
 
 def run(args: argparse.Namespace) -> None:
@@ -88,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     for name in (output + ending for ending in endings):
         if os.path.lexists(name) and not args.force:
             raise ExportError(f"{name} exists. Give another --output, or --force to replace it.")
-    found = open_network(path, args.model, _settings(args.set))
+    found = open_network(path, args.model, read_settings(args.set))
     if args.fold_gates:
         found = _folded(found)
     traced = trace(found.net)

@@ -37,7 +37,7 @@ OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".svg", ".pdf", ".ti
 VARIANT = ("wiring", "learning", "attention")  # the same tensors
 OVERRIDES = (*VARIANT, "depth", "steps", "w_init", "b_init")
 # Settings that a parameter file's row in the index, or its run, answers.
-KNOWN = ("model", "dataset", "normalization", *OVERRIDES)
+KNOWN = ("model", "dataset", "normalization", "set", *OVERRIDES)
 # Each is all that a command does; those of one script alone are named here too. Behind it is what
 # it heeds.
 _FILE = ("recipe", *KNOWN, "classes", "data_dir", "mirror", "download", "precision", "size")
@@ -48,7 +48,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "predict": (*_FILE, *_MACHINE, "images"),
     "masks": (*_FILE, *_MACHINE, "images", "mask_output"),
     "mask_score": (*_FILE, *_MACHINE, "mask_images", "seed", "init"),
-    "summary": (*OVERRIDES, "classes", "recipe"),
+    "summary": (*OVERRIDES, "set", "classes", "recipe"),
     "list_models": (),
     # With --stem-init whitened also what changes the images.
     "export_start": (
@@ -116,6 +116,12 @@ class ClassifierConfig(RunConfig):
     )
     w_init: Optional[float] = option(None, "first weights of a gate; default: the network's")
     b_init: Optional[float] = option(None, "first offsets of a gate; default: the network's")
+    set: tuple[str, ...] = option(
+        (),
+        "any other field of the network's spec, such as channels=64,64,128; may be given again",
+        metavar="FIELD=VALUE",
+        repeated=True,
+    )
     normalization: str = option(
         DATASET,
         "mean and std: the data set's own (dataset), ImageNet's (imagenet), those of the "

@@ -40,20 +40,21 @@ def labels_by_name(own: Sequence[str], names: Sequence[str], what: str, data: st
     if further or missing:
         parts = []
         if further:
-            parts.append(f"unknown to the network: {_some(further)}")
+            parts.append(f"unknown to the network: {some(further)}")
         if missing:
-            parts.append(f"without images: {_some(missing)}")
+            parts.append(f"without images: {some(missing)}")
         raise UserError(
             f"{what} and {data} have other classes: {'; '.join(parts)}. Give data with the classes "
-            f"{_some(own)}; if those names are wrong, correct them: "
+            f"{some(own)}; if those names are wrong, correct them: "
             f"python -m model.weights.card {what} --set classes=NAME,NAME"
         )
     return np.array([places[name] for name in names], np.int32)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many there are of more; a dash for none."""
     more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(names[:SHOWN]) + more or "-"
 
 
 def with_labels_of(data: Any, own: Sequence[str], what: str) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, TypeVar
+from typing import Any, NamedTuple, Optional
 
 from formats.errors import UserError
 from formats.images.preprocessing import (
@@ -21,16 +21,20 @@ from formats.images.preprocessing import (
     Figures,
     Preprocessing,
     figures_of,
-    normalization_text,
 )
 from formats.weight_file import read_weight_shapes
-from model.registry import FAMILIES, create_model
+from model.registry import create_model, read_settings, settings_words
 from model.weights.dialects import IMAGES, TITLES, TORCH, detect_dialect
 from model.weights.file_match import LoadError, find_model
 from model.weights.known import ITS_CARD, Known, known_of
 from model.weights.loading import check_finite, load_parameters
-from model.weights.network_card import overrides_in, recorded_network
-from training.classifier.config import OVERRIDES, ClassifierConfig
+from model.weights.network_card import recorded_network
+from training.classifier.config import (
+    ATTENTIONS,
+    LEARNINGS,
+    OVERRIDES,
+    WIRINGS,
+)
 from training.classifier.loaders import open_dataset
 from training.classifier.networks import create_classifier, refuse_glimpses
 from training.compute.devices import choose_contexts, hybridize_options, use_precision
@@ -40,9 +44,8 @@ from training.records.seed_log import TORCH_ENDINGS
 
 IMAGENET = "imagenet"
 TENSORS, FLAGS = "its tensors", "the command line"
-CIFAR_SIZE, COLOURS = 32, 3
-
-C = TypeVar("C", bound=ClassifierConfig)
+CIFAR_SIZE = 32
+CHOICES = {"wiring": WIRINGS, "learning": LEARNINGS, "attention": ATTENTIONS}
 
 
 class Network(NamedTuple):
@@ -94,7 +97,7 @@ class Opened:
         shapes = read_weight_shapes(path)
         self.known = known_of(path)
         self.network = _network_of(path, config, given, self.known, shapes)
-        own = {name: self.network.settings.get(name) for name in OVERRIDES}
+        own = settings_as_flags(self.network.settings)
         self.config = replace(config, model=self.network.model, classes=self.network.classes, **own)
         use_precision(config.precision, self.contexts)
         self.net = self.network.build()
@@ -166,45 +169,14 @@ def open_classifier(path: str, config: Any, given: Mapping[str, Any]) -> Opened:
     return Opened(path, config, given)
 
 
-def with_start(config: C, given: Mapping[str, Any]) -> C:
-    """Return the settings of a finetuning with what they do not name as its file has it.
-
-    That is the network, and the normalization that the weights were trained with. What is taken is
-    printed.
-
-    Raises
-    ------
-    UserError, formats.param_reader.ParamFileError
-        When the file cannot be read, or its network cannot be had by flags.
-    """
-    path = config.finetune
-    if not path or config.resume:
-        return config
-    shapes, known = read_weight_shapes(path), known_of(path)
-    section = known.card.get("network", {})
-    model, settings = section.get("model"), overrides_in(section)
-    if model is None:
-        model, settings = find_model(shapes)[0], {}
-    taken: dict[str, Any] = {}
-    if model in FAMILIES and given.get("model", model) == model:
-        further = sorted(set(settings) - set(OVERRIDES))
-        if further:
-            raise UserError(
-                f"{path}: its network has other {', '.join(further)} than {model}, which no flag "
-                "gives: finetune it in Python, with model.create_model"
-            )
-        taken = {"model": model, **settings}
-    source = Source(path, known, detect_dialect(shapes), model or "", None, config, given)
-    figures, origin, assumed = _figures(source, known.card.get("image", {}))
-    if not assumed and len(figures[0]) == COLOURS:
-        names = (name for name, known_figures in FIGURES.items() if known_figures == figures)
-        taken["normalization"] = next(names, normalization_text(*figures))
-    taken = {name: value for name, value in taken.items() if name not in given}
-    if taken:
-        what = [f"{name} {taken[name]}" for name in ("model", *OVERRIDES) if name in taken]
-        what += [f"the normalization of {path} ({origin})"] * ("normalization" in taken)
-        print(f"finetuning {', '.join(what)}; --model and --normalization name others")
-    return replace(config, **taken)
+def settings_as_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a script's settings that give these fields of a network's spec: flags, and ``set``."""
+    flags: dict[str, Any] = dict.fromkeys(OVERRIDES)
+    further: dict[str, Any] = {}
+    for name, value in settings.items():
+        known = name in OVERRIDES and (name not in CHOICES or value in CHOICES[name])
+        (flags if known else further)[name] = value
+    return {**flags, "set": settings_words(further)}
 
 
 # ---------------------------------------------------------------------------------- the network
@@ -218,6 +190,7 @@ def _network_of(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Network:
     named = {key: given[key] for key in ("model", *OVERRIDES) if given.get(key) is not None}
+    named.update(read_settings(given.get("set", ())))
     recorded = recorded_network(path, known, shapes, {**named, "classes": given.get("classes")})
     if recorded:
         return Network(*recorded, known.sources["network"])
@@ -270,7 +243,7 @@ def expected_of(source: Source) -> Expected:
     A data set is opened only where nothing else tells.
     """
     image = source.known.card.get("image", {})
-    figures, normalization, assumed = _figures(source, image)
+    figures, normalization, assumed = figures_known(source, image)
     names, classes = _names(source)
     crop = IMAGENET_CROP if source.config.dataset == IMAGENET else source.images.get("crop", 1.0)
     size = source.given.get("size") or image.get("height") or _size(source)
@@ -278,7 +251,7 @@ def expected_of(source: Source) -> Expected:
     return Expected(preprocessing, normalization, classes, assumed)
 
 
-def _figures(source: Source, image: Mapping[str, Any]) -> tuple[Figures, str, bool]:
+def figures_known(source: Source, image: Mapping[str, Any]) -> tuple[Figures, str, bool]:
     """Return mean and standard deviation, who says so, and whether they are but assumed."""
     known, config, named = source.known, source.config, source.given.get("normalization")
     own = (tuple(image.get("mean", ())), tuple(image.get("deviation", ())))

@@ -155,6 +155,19 @@ SHORT: Recipe = {
     "cutout": "none",
 }
 
+# From a trained file to other images of the same kind, in minutes. The batch is cut where there are
+# few images (`training.classifier.finetuning`).
+FINETUNE: Recipe = {
+    "epochs": 10,
+    "batch_size": 64,
+    "micro_batch": 0,
+    "optimizer": "nag",
+    "lr": 0.01,
+    "wd": 5e-4,
+    "schedule": "cosine",
+    "warmup_epochs": 1,
+}
+
 
 def _notebook(dataset: str, depth: int, learning: str, attention: str) -> Recipe:
     return {
@@ -185,6 +198,7 @@ RECIPES: dict[str, Recipe] = {
     "ram-stl10-native": {**RAM_STL10, "pad": 12},
     "ram-strong": RAM_STRONG,
     "short": SHORT,
+    "finetune": {**NO_MIXUP, **FINETUNE, "cutout": "none"},
     # For minutes to an hour on a CPU: small batches, no regularization that needs long training.
     "quick": {
         **NO_MIXUP,

@@ -89,8 +89,10 @@ def load_image_folder(path: str, size: int = 32, seed: int = 0) -> Dataset:
     return Dataset(FOLDER_PREFIX + path, train, test, listing.class_names, mean, std, valid)
 
 
-def list_image_folder(path: str) -> Listing:
+def list_image_folder(path: str, tell: bool = True) -> Listing:
     """Return what is in the folders of :func:`load_image_folder`, without opening an image.
+
+    With `tell`, what is left out or lacking is said on the standard error.
 
     Raises
     ------
@@ -115,9 +117,9 @@ def list_image_folder(path: str) -> Listing:
         left_out.update(f"folder {name}" for name in _subfolders(root) if name not in used)
     for place, files in ((test_root, test), (valid_root, valid)):
         lacking = [name for n, name in enumerate(class_names) if place and n not in files.labels]
-        if lacking:
+        if lacking and tell:
             print(f"note: {place} has no images of {', '.join(lacking)}", file=sys.stderr)
-    if left_out:
+    if left_out and tell:
         print(
             f"note: {path}: left out are {_counted(left_out)}; taken are files "
             f"{', '.join(ENDINGS)} in the class folders themselves",

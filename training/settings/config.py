@@ -176,6 +176,7 @@ class _Assign(argparse.Action):
 
     kind: Kind
     negative: Optional[str] = None
+    repeated = False
 
     def __call__(
         self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None
@@ -187,6 +188,8 @@ class _Assign(argparse.Action):
                 value: Any = False
             elif values is None:
                 value = True
+            elif self.repeated:
+                value = (*getattr(namespace, self.dest, ()), values)
             else:
                 value = self.kind.read_many(values) if self.kind.many else self.kind.read(values)
         except ValueError as error:
@@ -224,16 +227,17 @@ def _add_flag(group: Any, field: dataclasses.Field, kind: Kind) -> None:
     flag = _dashed("--" + field.name)
     negative = "--no-" + flag[2:] if kind.basic is bool else None
     spellings = [flag, *([negative] if negative else []), *map(_dashed, metadata.get("flags", ()))]
+    repeated = bool(metadata.get("repeated"))
     shown = "|".join(map(str, kind.choices)) if kind.choices else _METAVAR[kind.basic]
     action = group.add_argument(
         *spellings,
         action=_Assign,
         dest=field.name,
-        nargs="?" if negative else "+" if kind.many else None,
+        nargs="?" if negative else "+" if kind.many and not repeated else None,
         metavar=metadata.get("metavar") or shown,
         help=f"{metadata.get('help', '')} (default: {as_text(field.default)})".replace("%", "%%"),
     )
-    action.kind, action.negative = kind, negative
+    action.kind, action.negative, action.repeated = kind, negative, repeated
 
 
 def _dashed(word: str) -> str:

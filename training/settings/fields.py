@@ -25,6 +25,7 @@ def option(
     metavar: Optional[str] = None,
     group: Optional[str] = None,
     positional: bool = False,
+    repeated: bool = False,
 ) -> Any:
     """One field of a config class, with what the command line needs to know about it.
 
@@ -45,6 +46,8 @@ def option(
     positional
         The field, a tuple of str, has no flag: it takes the words that belong to no flag, as they
         are. One per class.
+    repeated
+        The field, a tuple of str, has a value for each time that its flag is given, as it is.
     """
     metadata = {
         "help": help,
@@ -53,6 +56,7 @@ def option(
         "metavar": metavar,
         "group": group,
         "positional": positional,
+        "repeated": repeated,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -202,25 +202,6 @@ def test_the_run_folder_answers_where_there_is_no_card(path: Path) -> None:
     assert opened.origin() == "network, normalization, classes: its run folder"
 
 
-def test_finetuning_takes_network_and_normalization_of_the_file(
-    path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    card = read_card(path) or {}
-    section = {**card["network"], "settings": {"depth": 8, "steps": 3}}
-    net = create_model(MODEL, 3, depth=8, steps=3)
-    net.initialize()
-    net(mx.nd.zeros((2, 3, 32, 32)))
-    save_parameters(net, path, {**card, "network": section})
-    config = train_cifar.CifarConfig(finetune=str(path))
-    started = train_cifar.with_start(config, {})
-    assert (started.model, started.depth, started.steps) == (MODEL, 8, 3)
-    assert started.normalization == "0.5,0.25,0.125/0.2,0.3,0.4"
-    assert "the normalization of" in capsys.readouterr().out
-    named = train_cifar.with_start(config, {"normalization": "dataset"})
-    assert named.normalization == config.normalization
-    assert train_cifar.with_start(train_cifar.CifarConfig(), {}) == train_cifar.CifarConfig()
-
-
 def test_the_command_prints_corrects_and_strips(path: Path, capsys: pytest.CaptureFixture) -> None:
     before = read_card(path)
     command = card_command.main

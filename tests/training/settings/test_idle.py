@@ -211,7 +211,7 @@ def test_the_tables_here_have_every_rule(script: Any, monkeypatch: pytest.Monkey
 
 # Effective whatever else is given, as far as a training is told at all.
 WORDS = (
-    "model dataset data_dir download valid_count epochs batch_size micro_batch optimizer lr "
+    "set model dataset data_dir download valid_count epochs batch_size micro_batch optimizer lr "
     "wd schedule warmup_epochs lr_steps clip_gradient ema on_nonfinite early_stopping "
     "eval_every histogram_every seed gpus threads kvstore precision run_dir resume "
     "checkpoint_minutes keep classes wiring learning attention depth steps w_init b_init "
