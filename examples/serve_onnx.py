@@ -25,9 +25,18 @@ from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, NamedTuple, Optional
 
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps, UnidentifiedImageError
+try:
+    import numpy as np
+    import onnxruntime
+    from PIL import Image, ImageOps, UnidentifiedImageError
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    print(
+        f"error: {sys.executable} has no {missing.name}: pip install onnxruntime numpy pillow",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 HOST = "127.0.0.1"
 MAX_BYTES = 10_000_000

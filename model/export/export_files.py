@@ -20,7 +20,7 @@ from formats.card import METADATA_KEY, VERSION, card_text, parse_card
 from formats.digest import sha256_hex
 from formats.param_file import write_params
 from formats.param_reader import ParamFileError
-from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
+from formats.weight_file import TORCH, detect_format, read_weights
 from model.export.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
 from model.export.tracing import Traced, run_symbol
 from model.registry import create_model
@@ -70,17 +70,19 @@ def open_network(
     LoadError, ModelError, ParamFileError
         When the file cannot be read, or no network or another one fits.
     """
-    arrays, shapes, known = None, read_weight_shapes(path), known_of(path)
+    arrays, known = read_weights(path), known_of(path)
+    shapes = {key: array.shape for key, array in arrays.items()}
     named = {**(given or {}), "model": name}
     recorded = recorded_network(path, known, shapes, named)
     settings: dict[str, Any] = dict(given or {})
     if recorded:
         name, classes, settings = recorded
     else:
-        seed = _seed_network(path) if name is None and detect_format(path) == TORCH else None
+        torch = name is None and detect_format(path) == TORCH
+        seed = _seed_network(arrays) if torch else None
         if seed is not None:
             name, arrays = seed
-        found, classes = (name, 0) if arrays is not None else find_model(shapes)
+        found, classes = (name, 0) if seed is not None else find_model(shapes)
         name, classes = name or found, settings.pop("classes", classes)
     if name is None:
         raise LoadError(
@@ -105,9 +107,11 @@ def class_layer(net: Any) -> Any:
     return next(parameters[f"{n}.weight"] for n in CLASS_LAYERS if f"{n}.weight" in parameters)
 
 
-def _seed_network(path: Path) -> Optional[tuple[str, dict[str, np.ndarray]]]:
+def _seed_network(
+    stored: Mapping[str, np.ndarray],
+) -> Optional[tuple[str, dict[str, np.ndarray]]]:
     try:
-        name, arrays = from_seed(read_weights(path))
+        name, arrays = from_seed(dict(stored))
     except LoadError:
         return None  # a PyTorch file of another network
     return name, dict(arrays)

@@ -22,7 +22,7 @@ from formats.images.preprocessing import (
     Preprocessing,
     figures_of,
 )
-from formats.weight_file import read_weight_shapes
+from formats.weight_file import read_weights
 from model.registry import create_model, read_settings, settings_words
 from model.weights.dialects import IMAGES, TITLES, TORCH, detect_dialect
 from model.weights.file_match import LoadError, find_model
@@ -94,7 +94,8 @@ class Opened:
     def __init__(self, path: str, config: Any, given: Mapping[str, Any]) -> None:
         self.path, self.given = path, given
         self.contexts = choose_contexts(config.gpus)
-        shapes = read_weight_shapes(path)
+        arrays = read_weights(path)  # once: PyTorch's files have to be unpacked for any of it
+        shapes = {name: array.shape for name, array in arrays.items()}
         self.known = known_of(path)
         self.network = _network_of(path, config, given, self.known, shapes)
         own = settings_as_flags(self.network.settings)
@@ -102,7 +103,7 @@ class Opened:
         use_precision(config.precision, self.contexts)
         self.net = self.network.build()
         try:
-            self.status = load_parameters(self.net, path, self.contexts)
+            self.status = load_parameters(self.net, path, self.contexts, arrays=arrays)
         except LoadError as error:
             if "network" not in self.known.sources:
                 raise
