@@ -81,6 +81,8 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     data = open_dataset(config)
     if config.resume:  # first, because it says best what is wrong
         compare_with_record(progress, identity_of(data), config.data_changed)
+    elif config.symbol:
+        _warn_of_other_rows(config.start or default_weights(config.symbol), data)
     classes = _classes(module, data)
     loaders = build_loaders(config, data, classes)
     config.check_judged(loaders.valid is not None)
@@ -130,6 +132,13 @@ def with_start(config: BridgeConfig, given: Mapping[str, Any]) -> BridgeConfig:
         return config
     print(f"normalization: that of {path} ({origin}); --normalization names another")
     return replace(config, normalization=normalization_text(expected.mean, expected.std))
+
+
+def _warn_of_other_rows(path: str, data: Any) -> None:
+    from training.classifier.matching import warn_of_other_rows
+
+    expected, _ = own_preprocessing(path)
+    warn_of_other_rows(expected.class_names if expected else (), data, path)
 
 
 def choose_device(name: str) -> torch.device:

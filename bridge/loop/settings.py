@@ -20,7 +20,7 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 LEFT_OUT = (
     "images", "predict", "masks", "mask_output", "mask_score", "mask_images", "test", "finetune",
     "freeze", "fused", "list_models", "summary", "gpus", "histogram_every", "init",
-    "stem_init",
+    "stem_init", "set",
     "distributed", "scale_batch", "sync_batch_norm", "kvstore",
 )  # fmt: skip
 # What may be another at a resume: where things are and how fast they go, not what is computed.

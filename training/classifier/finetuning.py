@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional, TypeVar
@@ -16,9 +16,11 @@ from model.registry import FAMILIES, read_settings
 from model.weights.dialects import detect_dialect
 from model.weights.file_match import CLASS_LAYERS, find_model
 from model.weights.known import known_of
+from model.weights.loading import load_parameters
 from model.weights.network_card import overrides_in
 from training.classifier.config import OVERRIDES, ClassifierConfig
 from training.classifier.imagenet import RECORDS
+from training.classifier.matching import some
 from training.classifier.opening import Source, figures_known, settings_as_flags
 from training.classifier.recipes import FINETUNE, NO_MIXUP
 from training.data.dataset import FOLDER_PREFIX
@@ -148,6 +150,30 @@ def training_images(config: Any) -> Optional[int]:
 # ------------------------------------------------------------------- rows of the classifier
 
 
+def start_from(net: Any, path: str, contexts: Sequence[Any], names: tuple[str, ...]) -> None:
+    """Load a file into an initialized network for the data's classes, and say what is new.
+
+    Rows of the classifier are those of the classes with the same names, where file and data have
+    names; without them all of its rows, if there are as many.
+
+    Raises
+    ------
+    UserError, LoadError, formats.param_reader.ParamFileError
+        When the file does not fit but for the number of classes.
+    """
+    rows = rows_by_name(known_of(path).class_names, names)
+    classifier = None if rows is None else _Classifier(net)
+    status = load_parameters(net, path, contexts, allow_classes_mismatch=True)
+    if rows is None or classifier is None:
+        print(f"started from {path} ({status}); fresh: {', '.join(status.fresh) or '-'}")
+        return
+    classifier.take(rows, status.classifier)
+    kept, new = ([n for row, n in enumerate(names) if (row in rows) == known] for known in (1, 0))
+    print(
+        f"started from {path} ({status}); classes that it knows: {some(kept)}; fresh: {some(new)}"
+    )
+
+
 def rows_by_name(own: tuple[str, ...], names: tuple[str, ...]) -> Optional[dict[int, int]]:
     """Return which class of a file each class of the data is, number to number.
 
@@ -159,7 +185,7 @@ def rows_by_name(own: tuple[str, ...], names: tuple[str, ...]) -> Optional[dict[
     return {row: places[name] for row, name in enumerate(names) if name in places}
 
 
-class Classifier:
+class _Classifier:
     """The first weights of a network's last layer, so that rows of a file can be laid over them."""
 
     def __init__(self, net: Any) -> None:

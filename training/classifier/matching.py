@@ -91,6 +91,17 @@ def warn_of_more_classes(classes: int, data: Any) -> None:
         )
 
 
+def warn_of_other_rows(own: Sequence[str], data: Any, what: str) -> None:
+    """Warn where a classifier's rows are those of other classes than the data's, by number."""
+    if own and data.class_names and tuple(own) != tuple(data.class_names):
+        print(
+            f"warning: {what} has the classes {some(own)}, {data.name} has "
+            f"{some(data.class_names)}: rows of the classifier are taken by their numbers. "
+            "train_cifar.py --finetune takes them by name",
+            file=sys.stderr,
+        )
+
+
 def _relabelled(split: Any, labels: np.ndarray) -> Any:
     """Return a split with other labels; None, where there is no such split, stays."""
     if isinstance(split, ImageData):

@@ -19,13 +19,11 @@ from model.layers.gluoncv_zoo import check_size
 from model.registry import FAMILIES, spec_of
 from model.weights.file_match import CLASS_LAYERS
 from model.weights.known import known_of
-from model.weights.loading import load_parameters
 from model.weights.network_card import network_section, overrides_in
 from training.batches.in_memory import parts_of_batch
 from training.classifier.config import VARIANT, ClassifierConfig
-from training.classifier.finetuning import Classifier, rows_by_name
+from training.classifier.finetuning import start_from
 from training.classifier.graph_choice import choose_graph
-from training.classifier.matching import some
 from training.classifier.networks import build_classifier
 from training.classifier.whitening import whiten_stem
 from training.compute.devices import (
@@ -177,22 +175,10 @@ def _start(
     net: Any, config: Any, contexts: Sequence[Any], train: Any, names: tuple[str, ...]
 ) -> None:
     """Give an initialized network the first weights that are not the initializer's."""
-    path = config.finetune
-    if not path:
+    if config.finetune:
+        start_from(net, config.finetune, contexts, names)
+    else:
         start_stem(net, config, train)
-        return
-    own = known_of(path).class_names
-    rows = rows_by_name(own, names)
-    classifier = Classifier(net) if rows is not None else None
-    status = load_parameters(net, path, contexts, allow_classes_mismatch=True)
-    if rows is None or classifier is None:
-        print(f"started from {path} ({status}); fresh: {', '.join(status.fresh) or '-'}")
-        return
-    classifier.take(rows, status.classifier)
-    kept, new = ([n for row, n in enumerate(names) if (row in rows) == known] for known in (1, 0))
-    print(
-        f"started from {path} ({status}); classes that it knows: {some(kept)}; fresh: {some(new)}"
-    )
 
 
 def start_stem(net: Any, config: Any, train: Any) -> None:

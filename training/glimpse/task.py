@@ -21,6 +21,7 @@ from model.weights.known import Known, known_of
 from model.weights.loading import check_finite, load_parameters
 from model.weights.network_card import network_section, overrides_in, recorded_network
 from model.weights.seed_checkpoint import POLICY_STD, from_seed
+from training.classifier.finetuning import start_from
 from training.classifier.matching import with_labels_of
 from training.compute.devices import choose_contexts
 from training.compute.optimizer import build_trainer
@@ -79,8 +80,7 @@ def prepare_glimpse(config: GlimpseConfig) -> RolloutTask:
     net = _build(config, data)
     net.initialize(ctx=contexts)
     if config.finetune and not config.resume:
-        status = load_parameters(net, config.finetune, contexts, allow_classes_mismatch=True)
-        print(f"started from {config.finetune} ({status})")
+        start_from(net, config.finetune, contexts, tuple(data.dataset.class_names))
     _use_operator(net, contexts)
     weights = LossWeights(
         config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mxnet as mx
@@ -20,7 +21,7 @@ from model.registry import create_model
 from model.weights import card as card_command
 from model.weights.file_match import LoadError
 from model.weights.network_card import network_section
-from training.classifier.matching import labels_by_name
+from training.classifier.matching import labels_by_name, warn_of_other_rows
 from training.classifier.opening import open_classifier
 from training.loop.checkpoint import save_parameters
 
@@ -136,6 +137,17 @@ def test_labels_by_name() -> None:
     np.testing.assert_array_equal(labels_by_name("abc", "cab", "x", "y"), [2, 0, 1])
     with pytest.raises(UserError, match="unknown to the network: d; without images: c"):
         labels_by_name("abc", "abd", "x", "y")
+
+
+def test_rows_of_other_classes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the bridge, whose networks are symbols with a number of classes."""
+    data = SimpleNamespace(name="pictures", class_names=("bird", "cat"))
+    warn_of_other_rows(("cat", "dog"), data, "net.param")
+    shown = capsys.readouterr().err
+    assert "net.param has the classes cat, dog, pictures has bird, cat" in shown
+    for own in ((), ("bird", "cat")):
+        warn_of_other_rows(own, data, "net.param")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
