@@ -15,8 +15,7 @@ import train_imagenet
 from formats.errors import UserError
 from formats.param_file import read_params
 from formats.weight_file import read_card, write_card
-from model import create_model
-from model.registry import ModelError, read_settings, settings_words
+from model.registry import ModelError, create_model, read_settings, settings_words
 from model.weights.network_card import network_section
 from training.classifier.finetuning import (
     batch_for,
