@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
+import mxnet as mx
 import numpy as np
 
-from formats.errors import UserError
 from formats.images.preprocessing import FIGURES, normalization_text
 from formats.weight_file import read_weight_shapes
 from model.registry import FAMILIES, read_settings
@@ -161,10 +161,11 @@ def start_from(net: Any, path: str, contexts: Sequence[Any], names: tuple[str, .
     UserError, LoadError, formats.param_reader.ParamFileError
         When the file does not fit but for the number of classes.
     """
-    rows = rows_by_name(known_of(path).class_names, names)
-    classifier = None if rows is None else _Classifier(net)
+    own = known_of(path).class_names
+    rows = rows_by_name(own, names)
+    classifier = None if rows is None else _Classifier(net, contexts)
     status = load_parameters(net, path, contexts, allow_classes_mismatch=True)
-    if rows is None or classifier is None:
+    if rows is None or classifier is None or (own == names and not status.fresh):
         print(f"started from {path} ({status}); fresh: {', '.join(status.fresh) or '-'}")
         return
     classifier.take(rows, status.classifier)
@@ -177,9 +178,9 @@ def start_from(net: Any, path: str, contexts: Sequence[Any], names: tuple[str, .
 def rows_by_name(own: tuple[str, ...], names: tuple[str, ...]) -> Optional[dict[int, int]]:
     """Return which class of a file each class of the data is, number to number.
 
-    None where one side has no names, or both have the same in the same order.
+    None where one side has no names.
     """
-    if not own or not names or own == names:
+    if not own or not names:
         return None
     places = {name: place for place, name in enumerate(own)}
     return {row: places[name] for row, name in enumerate(names) if name in places}
@@ -188,27 +189,24 @@ def rows_by_name(own: tuple[str, ...], names: tuple[str, ...]) -> Optional[dict[
 class _Classifier:
     """The first weights of a network's last layer, so that rows of a file can be laid over them."""
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Any, contexts: Sequence[Any]) -> None:
         parameters = net._collect_params_with_prefix()
+        if any(parameter._data is None for parameter in parameters.values()):
+            # Of gluoncv's networks, whose layers learn from a first image how many inputs they get.
+            net(mx.nd.zeros((1, *net.image_shape), ctx=contexts[0]))
         self.parameters = {
             name: parameter
             for name, parameter in parameters.items()
             if name.rpartition(".")[0] in CLASS_LAYERS
         }
         self.fresh = {
-            name: parameter.data(parameter.list_ctx()[0]).asnumpy()
+            name: parameter.data(contexts[0]).asnumpy()
             for name, parameter in self.parameters.items()
-            if parameter._data is not None
         }
 
     def take(self, rows: Mapping[int, int], stored: Mapping[str, np.ndarray]) -> None:
         """Give a row the weights that its class has in a file, and all others the first ones."""
         for name, parameter in self.parameters.items():
-            if name not in stored or name not in self.fresh:
-                raise UserError(
-                    f"{name} of the network has no first weights to give to new classes; finetune "
-                    "with the classes of the file"
-                )
             values = self.fresh[name].copy()
             for row, place in rows.items():
                 values[row] = stored[name][place]

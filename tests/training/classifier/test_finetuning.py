@@ -21,6 +21,7 @@ from training.classifier.finetuning import (
     batch_for,
     gentle_settings,
     rows_by_name,
+    start_from,
     training_images,
     with_start,
 )
@@ -137,10 +138,35 @@ def test_the_order_of_the_names_counts_when_the_number_is_the_same(
     np.testing.assert_allclose(after["fc.weight"], before["fc.weight"], atol=1e-6)
 
 
+def test_more_outputs_than_names_and_layers_of_unknown_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network of gluoncv's zoo, whose classifier has no shape yet when it is built."""
+    name, names = "gluoncv:cifar_resnet20_v1", ("cat", "dog")
+    np.random.seed(1)
+    theirs = create_model(name, 2)
+    theirs.initialize(mx.init.Xavier())
+    theirs(mx.nd.zeros((1, 3, 32, 32)))
+    card = {"card": 1, "network": network_section(name, theirs, 2), "classes": list(names)}
+    path = tmp_path / "zoo.param"
+    save_parameters(theirs, path, card)
+    before = read_params(path)["output.weight"]
+    for classes, data in ((2, ("dog", "cat")), (4, names)):
+        ours = create_model(name, classes)
+        ours.initialize(mx.init.Xavier())
+        start_from(ours, str(path), [mx.cpu()], data)
+        assert "classes that it knows:" in capsys.readouterr().out
+        after = ours.output.weight.data().asnumpy()
+        rows = [0, 1] if data == names else [1, 0]
+        np.testing.assert_array_equal(after[:2], before[rows])
+        assert len(after) == classes
+        assert np.isfinite(after).all()
+
+
 def test_rows_by_name() -> None:
     assert rows_by_name(("a", "b"), ("b", "c", "a")) == {0: 1, 2: 0}
     assert rows_by_name(("a", "b"), ("c", "d")) == {}
-    assert rows_by_name(("a", "b"), ("a", "b")) is None
+    assert rows_by_name(("a", "b"), ("a", "b")) == {0: 0, 1: 1}
     assert rows_by_name((), ("a", "b")) is None
     assert rows_by_name(("a",), ()) is None
 

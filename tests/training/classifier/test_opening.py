@@ -17,6 +17,7 @@ from PIL import Image
 import train_cifar
 from formats.errors import UserError
 from formats.weight_file import read_card, write_card
+from model.export.export_files import open_network
 from model.registry import create_model
 from model.weights import card as card_command
 from model.weights.file_match import LoadError
@@ -230,3 +231,17 @@ def test_the_command_prints_corrects_and_strips(path: Path, capsys: pytest.Captu
     assert read_card(path) == card
     assert command([str(path), "--strip"]) == 0
     assert read_card(path) is None
+
+
+def test_the_arrays_are_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PyTorch file has to be unpacked for its names too."""
+
+    def again(*_: Any) -> None:
+        raise AssertionError("read again")
+
+    for module in ("model.weights.loading", "model.weights.file_match"):
+        for name in ("read_weights", "read_weight_shapes"):
+            monkeypatch.setattr(f"{module}.{name}", again, raising=False)
+    config = train_cifar.CifarConfig(gpus="cpu")
+    assert open_classifier(str(path), config, {}).status == "verified"
+    assert open_network(path).status == "verified"
