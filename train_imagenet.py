@@ -91,7 +91,9 @@ def _no_test_images(config: ImageNetConfig) -> NoReturn:
 def _test_file(path: str, config: ImageNetConfig, given: Mapping[str, Any]) -> int:
     opened = open_classifier(path, config, given)
     expected = opened.preprocessing()
-    config = replace(opened.config, size=expected.size)
+    # The file says what it was trained on, these images are others.
+    name = given.get("dataset", config.data_dir)
+    config = replace(opened.config, size=expected.size, dataset=name)
     data = with_labels_of(open_imagenet(config), expected.class_names, path)
     own = opened.known.card.get("image", {}).get("height", expected.size)
     trained = "" if own == expected.size else f" (trained on {own}x{own})"

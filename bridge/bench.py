@@ -27,7 +27,7 @@ from formats.atomic import write_atomically
 from formats.errors import UserError, first_line
 from training.settings.config import parse
 from training.settings.exit_code import exit_code
-from training.settings.fields import option
+from training.settings.fields import LOOSE, option
 from training.settings.run_config import check_least
 
 PROG = "python -m bridge.bench"
@@ -42,7 +42,7 @@ PEAK_SECONDS = {"cuda": 1.0, "cpu": 0.3}
 class BenchConfig:
     """Options of ``bridge.bench``."""
 
-    symbols: tuple[str, ...] = option((), "files NAME-symbol.json", positional=True)
+    symbols: tuple[str, ...] = option((), "files NAME-symbol.json", words=LOOSE)
     batch_size: int = option(640, "images per update", flags=("-b",))
     micro_batch: int = option(160, "images at a time; 0: all")
     optimizer: str = option("nag", "optimizer", choices=("nag", "sgd", "adam"))

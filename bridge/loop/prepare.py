@@ -69,8 +69,7 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     """
     device = choose_device(config.device)
     config = replace(config, precision=resolve_precision(config.precision, device))
-    progress = Progress()
-    arrays: dict[str, np.ndarray] = {}
+    progress, arrays = Progress(), dict[str, np.ndarray]()
     meta: dict[str, Any] = {}
     if config.resume:
         progress, arrays, meta = load_state(config.resume)

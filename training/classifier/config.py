@@ -14,7 +14,7 @@ from formats.errors import UserError
 from formats.images.preprocessing import DATASET, figures_of
 from training.augmentation.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
 from training.classifier.recipes import RECIPES
-from training.settings.fields import option
+from training.settings.fields import LOOSE, REPEATED, option
 from training.settings.idle import Idle
 from training.settings.run_config import (
     ENGINES,
@@ -120,7 +120,7 @@ class ClassifierConfig(RunConfig):
         (),
         "any other field of the network's spec, such as channels=64,64,128; may be given again",
         metavar="FIELD=VALUE",
-        repeated=True,
+        words=REPEATED,
     )
     normalization: str = option(
         DATASET,
@@ -159,7 +159,7 @@ class ClassifierConfig(RunConfig):
     )
 
     images: tuple[str, ...] = option(
-        (), "pictures for --predict and --masks: files, or test:7 for a test image", positional=True
+        (), "pictures for --predict and --masks: files, or test:7 for a test image", words=LOOSE
     )
     predict: Optional[str] = option(
         None, "print the top 5 classes of the pictures by this parameter file", metavar="FILE"

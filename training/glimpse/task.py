@@ -170,6 +170,7 @@ def open_glimpse(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> 
             if found in GLIMPSE and model_name(GlimpseConfig(**{**settings, **given})) != found:
                 settings["model"], source = found, "its tensors"
     config = GlimpseConfig(**{**settings, **given})
+    model_name(config)  # a classifier's file is refused before its classes are looked at
     task = _matched(path, load_data(config), known)
     more = overrides_in(known.card.get("network", {})) if arrays is None else {}
     net, control = (_build(config, task, more, gaze=gaze) for gaze in ("policy", "noise"))

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Optional, TypeVar
 
 from formats.errors import UserError
-from training.settings.fields import Kind, as_text, field_kinds, nearest
+from training.settings.fields import LOOSE, REPEATED, Kind, as_text, field_kinds, nearest
 
 __all__ = [
     "diff_from_default",
@@ -84,7 +84,7 @@ def parse_overrides(
 def _positional(config_class: type) -> Optional[str]:
     """The field that takes the words without a flag, if there is one."""
     fields = dataclasses.fields(config_class)
-    return next((field.name for field in fields if field.metadata.get("positional")), None)
+    return next((field.name for field in fields if field.metadata.get("words") == LOOSE), None)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _parser(
         field = config_class.__dataclass_fields__[name]  # type: ignore[attr-defined]
         if field.metadata.get("group"):
             group = parser.add_argument_group(field.metadata["group"])
-        if field.metadata.get("positional") or name in without:
+        if field.metadata.get("words") == LOOSE or name in without:
             continue
         _add_flag(group, field, kind)
     return parser
@@ -227,7 +227,7 @@ def _add_flag(group: Any, field: dataclasses.Field, kind: Kind) -> None:
     flag = _dashed("--" + field.name)
     negative = "--no-" + flag[2:] if kind.basic is bool else None
     spellings = [flag, *([negative] if negative else []), *map(_dashed, metadata.get("flags", ()))]
-    repeated = bool(metadata.get("repeated"))
+    repeated = metadata.get("words") == REPEATED
     shown = "|".join(map(str, kind.choices)) if kind.choices else _METAVAR[kind.basic]
     action = group.add_argument(
         *spellings,

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
 
+LOOSE, REPEATED = "loose", "repeated"
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _NONE = "none"  # the word for an Optional that is not set, and for an empty tuple
 _ARTICLE = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -24,8 +25,7 @@ def option(
     flags: Sequence[str] = (),
     metavar: Optional[str] = None,
     group: Optional[str] = None,
-    positional: bool = False,
-    repeated: bool = False,
+    words: str = "",
 ) -> Any:
     """One field of a config class, with what the command line needs to know about it.
 
@@ -43,11 +43,10 @@ def option(
         What ``--help`` shows for the value.
     group
         Heading in ``--help``, for this field and the fields after it until the next heading.
-    positional
-        The field, a tuple of str, has no flag: it takes the words that belong to no flag, as they
-        are. One per class.
-    repeated
-        The field, a tuple of str, has a value for each time that its flag is given, as it is.
+    words
+        Of a tuple of str, whose values are then taken as they are: `LOOSE`, those that belong to no
+        flag (it has none; one field per class); `REPEATED`, one for each time that its flag is
+        given.
     """
     metadata = {
         "help": help,
@@ -55,8 +54,7 @@ def option(
         "flags": flags,
         "metavar": metavar,
         "group": group,
-        "positional": positional,
-        "repeated": repeated,
+        "words": words,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -248,4 +248,6 @@ def test_more_classes_than_the_data_has_are_told(
             Image.new("RGB", (32, 32)).save(tmp_path / split / name / "0.png")
     command = ["--test", str(whole), "--data-dir", str(tmp_path), "--size", "32", "--gpus", "cpu"]
     assert train_imagenet.main(command) == 0
-    assert "warning: a network of 3 classes, imagenet has 2" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert f"warning: a network of 3 classes, {tmp_path} has 2" in shown.err
+    assert f"attention56_imagenet on {tmp_path}, 32x32" in shown.out

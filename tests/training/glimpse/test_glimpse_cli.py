@@ -21,6 +21,8 @@ SETTINGS = """
 --elastic 0 --tensorboard false --checkpoint-minutes 0
 """
 TINY = SETTINGS.split()
+PUBLISHED = Path(__file__).resolve().parents[3] / "cifar_param"
+CLASSIFIER = PUBLISHED / "attention56_small_shapes_0.9930_315e1841.param"
 EVALUATION = ["--M", "2", "--eval-seeds", "2", "--plot-images", "2", "--gpus", "cpu"]
 
 
@@ -191,6 +193,8 @@ def test_first_locations_are_scored_as_they_were_trained(
         ("--test FILE", "FILE"),
         ("--plot FILE", "FILE"),
         ("--test none.param", "none.param"),
+        (f"--test {CLASSIFIER}", "attention56_small is no glimpse model: use train_cifar.py"),
+        (f"--plot {CLASSIFIER}", "attention56_small is no glimpse model: use train_cifar.py"),
         ("--plot none.param", "none.param"),
         ("--plot EMPTY", "kept no glimpses of epoch 0; kept: none; train with --plot-freq 1"),
         ("--is_train=False --ckpt_dir=none", "ram_6_8x8_1/best.param"),
