@@ -39,12 +39,15 @@ class Choice(NamedTuple):
         ``float32``, ``bfloat16`` or ``float16``.
     why
         Why this precision, where it was chosen here.
+    net
+        The network that this was found out with, to be initialized anew; None: one is to be built.
     """
 
     fused: Optional[str]
     reason: str
     precision: str
     why: str = ""
+    net: Any = None
 
     @property
     def amp(self) -> str:
@@ -99,10 +102,10 @@ def choose_graph(config: Any, contexts: list[Any], classes: int) -> Choice:
     if reason and config.fused == "on":
         raise UserError(f"--fused on: {reason}. Leave it out to train by MXNet's own operators")
     if config.precision != "auto":
-        return Choice(found, reason, config.precision)
+        return Choice(found, reason, config.precision, net=net if found else None)
     if not found:
         return Choice(found, reason, "float32")
-    return Choice(found, reason, *probe(net))
+    return Choice(found, reason, *probe(net), net)
 
 
 def _fused(net: Any) -> tuple[Optional[str], str]:

@@ -85,7 +85,7 @@ def prepare_classifier(
     config = replace(config, precision=choice.precision)
     choice.tell()
     use_precision(choice.amp, contexts)
-    net = start_network(config, classes, contexts)
+    net = start_network(config, classes, contexts, choice.net)
     if not config.resume:
         _start(net, config, contexts, loaders.train, tuple(data.class_names))
     if config.freeze == "trunk":
@@ -159,15 +159,21 @@ def check_start(path: Optional[str], config: ClassifierConfig) -> None:
             )
 
 
-def start_network(config: ClassifierConfig, classes: int, contexts: Sequence[Any]) -> Any:
-    """Return a network with the first weights that the settings and their seed give."""
+def start_network(
+    config: ClassifierConfig, classes: int, contexts: Sequence[Any], net: Any = None
+) -> Any:
+    """Return a network with the first weights that the settings and their seed give.
+
+    `net` is one that was built by these settings; None: a new one.
+    """
     import numpy as np
 
     np.random.seed(config.seed)  # the initializers of MXNet draw from both
     mx.random.seed(config.seed)
-    norms = norm_arguments(config.sync_batch_norm, contexts)
-    net = build_classifier(config, classes, **norms)
-    net.initialize(initializer(config.init), ctx=list(contexts))
+    if net is None:
+        norms = norm_arguments(config.sync_batch_norm, contexts)
+        net = build_classifier(config, classes, **norms)
+    net.initialize(initializer(config.init), ctx=list(contexts), force_reinit=True)
     return net
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import mxnet as mx
+import numpy as np
 import pytest
 
 from formats.errors import UserError
@@ -16,6 +17,7 @@ from tests.model.native.processor import BFLOAT16
 from training.classifier import graph_choice
 from training.classifier.config import TrainConfig
 from training.classifier.graph_choice import choose_graph
+from training.classifier.task import start_network
 from training.records.environment import describe
 
 
@@ -126,6 +128,23 @@ def test_operators_that_compute_something_else_are_not_taken(
     assert "other logits" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"--fused on: the operators in C.. give other logits"):
         choose_graph(TrainConfig(**{**settings, "fused": "on"}), [mx.cpu()], 10)
+
+
+@pytest.mark.usefixtures("unit_operators")
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_the_network_that_was_measured_begins_as_a_new_one(precision: str) -> None:
+    settings = TrainConfig(model="attention56_small", precision=precision, seed=3)
+    chosen = choose_graph(settings, [mx.cpu()], 10)
+    assert chosen.net is not None
+    measured = start_network(settings, 10, [mx.cpu()], chosen.net)
+    assert measured is chosen.net
+    new = start_network(settings, 10, [mx.cpu()])
+    pairs = zip(measured.collect_params().values(), new.collect_params().values())
+    for ours, theirs in pairs:
+        assert np.array_equal(ours.data().asnumpy(), theirs.data().asnumpy())
+        assert ours.grad_req == theirs.grad_req
+    names = (list(net._collect_params_with_prefix()) for net in (measured, new))
+    assert len(set(map(tuple, names))) == 1
 
 
 def test_demanded_operators_end_the_training() -> None:
