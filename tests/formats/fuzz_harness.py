@@ -44,9 +44,9 @@ from formats.errors import UserError
 from formats.param_file import read_params, read_shapes, write_params
 from formats.param_reader import ParamFileError
 from formats.weight_file import read_card, read_weight_shapes, read_weights
-from training.loop.checkpoint import restore, save_state
+from training.loop.checkpoint import collect_state, restore
 from training.records.run_folder import STATE_FILE
-from training.records.state_file import load_state
+from training.records.state_file import load_state, write_state
 
 MEMORY = 300 * 2**20
 BATCH = 500  # files of one process
@@ -312,7 +312,9 @@ def state_sample() -> bytes:
             from training.records.run_progress import Progress
 
             progress = Progress(epoch=1, batch=2, step=5, images=10, loss_sum=3.5, threads=1)
-            save_state(folder, *network(), progress, {"0.weight": np.ones((3, 4), "f4")})
+            write_state(
+                folder, collect_state(*network(), progress, {"0.weight": np.ones((3, 4), "f4")})
+            )
             os._exit(0)
         os.wait()
         return (Path(folder) / STATE_FILE).read_bytes()

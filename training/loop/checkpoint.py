@@ -33,7 +33,7 @@ from formats.errors import UserError
 from formats.param_file import write_params
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
-from training.records.state_file import FORMAT, write_state
+from training.records.state_file import FORMAT
 
 EPOCH_FILE = "epoch-{:04d}.param"
 _EPOCH_FILES = re.compile(r"epoch-(\d{4,})\.param(\.sha256)?")
@@ -56,18 +56,6 @@ def save_parameters(net: Any, path: PathLike, card: Optional[Mapping[str, Any]] 
     `card` says what the network is (see `formats.card`).
     """
     return write_params(path, parameter_arrays(net), card=card)
-
-
-def save_state(
-    folder: PathLike,
-    net: Any,
-    trainer: Any,
-    progress: Progress,
-    average: Optional[Mapping[str, np.ndarray]] = None,
-    everywhere: Optional[Mapping[str, np.ndarray]] = None,
-) -> None:
-    """Write ``resume.state`` into `folder`, atomically; see `collect_state`."""
-    write_state(folder, collect_state(net, trainer, progress, average, everywhere))
 
 
 def collect_state(

@@ -18,12 +18,12 @@ from mxnet.gluon import nn
 from formats.errors import UserError
 from formats.param_file import read_params, write_params
 from training.batches.in_memory import Batch
-from training.loop.checkpoint import parameter_arrays, restore, save_parameters, save_state
+from training.loop.checkpoint import collect_state, parameter_arrays, restore, save_parameters
 from training.loop.engine import Updater, measure
 from training.loop.task import ClassificationTask
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
-from training.records.state_file import load_state
+from training.records.state_file import load_state, write_state
 
 OPTIMIZERS = {
     "nag": ("nag", {"learning_rate": 0.1, "momentum": 0.9, "wd": 1e-3}),
@@ -79,7 +79,7 @@ def test_going_on_equals_never_having_stopped(
     for seed in range(3):
         first.step(seed)
     progress = Progress(1, 2, 3, 18, 1.25, 7.5, 0.1, 9.75, 0.5, 1, 2, {"reward": 2.5}, 1, 3)
-    save_state(tmp_path, first.net, first.trainer, progress)
+    write_state(tmp_path, collect_state(first.net, first.trainer, progress))
     second = Training(optimizer, contexts)
     loaded, arrays, meta = load_state(tmp_path)
     assert loaded == progress
@@ -92,8 +92,8 @@ def test_going_on_equals_never_having_stopped(
     assert_equal_bits(first.on_all_devices(), second.on_all_devices())
     other = tmp_path / "other"
     other.mkdir()
-    save_state(tmp_path, first.net, first.trainer, progress)
-    save_state(other, second.net, second.trainer, progress)
+    write_state(tmp_path, collect_state(first.net, first.trainer, progress))
+    write_state(other, collect_state(second.net, second.trainer, progress))
     assert (tmp_path / STATE_FILE).read_bytes() == (other / STATE_FILE).read_bytes()
 
 
@@ -102,7 +102,7 @@ def test_the_state_holds_what_each_optimizer_keeps(tmp_path: Path) -> None:
     for optimizer in OPTIMIZERS:
         training = Training(optimizer)
         training.step(0)
-        save_state(tmp_path, training.net, training.trainer, Progress())
+        write_state(tmp_path, collect_state(training.net, training.trainer, Progress()))
         names = load_state(tmp_path)[1]
         kept[optimizer] = {name[:7] for name in names if name.startswith("state:")}
     assert kept == {"nag": {"state:0"}, "sgd": set(), "adam": {"state:0", "state:1"}}
@@ -110,7 +110,7 @@ def test_the_state_holds_what_each_optimizer_keeps(tmp_path: Path) -> None:
 
 def test_a_state_before_the_first_step(tmp_path: Path) -> None:
     first, second = Training("adam"), Training("adam")
-    save_state(tmp_path, first.net, first.trainer, Progress())
+    write_state(tmp_path, collect_state(first.net, first.trainer, Progress()))
     progress, arrays, meta = load_state(tmp_path)
     restore(second.net, second.trainer, arrays, meta)
     for training in (first, second):
@@ -123,7 +123,7 @@ def test_frozen_parameters_are_kept_as_they_are(tmp_path: Path) -> None:
     first, second = Training(frozen=".*conv.*"), Training(frozen=".*conv.*")
     before = first.on_all_devices()[0]
     first.step(0)
-    save_state(tmp_path, first.net, first.trainer, Progress())
+    write_state(tmp_path, collect_state(first.net, first.trainer, Progress()))
     restore(second.net, second.trainer, *load_state(tmp_path)[1:])
     np.testing.assert_array_equal(second.on_all_devices()[0], before)
     second.step(1)
@@ -134,7 +134,7 @@ def test_frozen_parameters_are_kept_as_they_are(tmp_path: Path) -> None:
 def saved(folder: Path, optimizer: str = "nag") -> Path:
     training = Training(optimizer)
     training.step(0)
-    save_state(folder, training.net, training.trainer, Progress(step=1))
+    write_state(folder, collect_state(training.net, training.trainer, Progress(step=1)))
     return folder / STATE_FILE
 
 
@@ -229,7 +229,7 @@ def test_a_failed_save_leaves_the_old_state(
     training = Training()
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(Exception, match="No space left"):
-        save_state(tmp_path, training.net, training.trainer, Progress(step=2))
+        write_state(tmp_path, collect_state(training.net, training.trainer, Progress(step=2)))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     assert load_state(tmp_path)[0].step == 1
     assert path.exists()
@@ -247,7 +247,10 @@ def test_a_diverged_network_is_not_saved(tmp_path: Path, name: str) -> None:
         parameter.set_data(mx.nd.full(parameter.shape, np.nan))
     where = r"diverged: .* after step 2 in epoch 3, learning rate 0.1; the last checkpoint is kept"
     with pytest.raises(UserError, match=where):
-        save_state(tmp_path, training.net, training.trainer, Progress(epoch=2, batch=1, step=2))
+        write_state(
+            tmp_path,
+            collect_state(training.net, training.trainer, Progress(epoch=2, batch=1, step=2)),
+        )
     assert load_state(tmp_path)[0].step == 1
 
 
