@@ -264,10 +264,8 @@ class AttentionModule(nn.HybridBlock):
             y = run(self._child(f"softmax{2 * depth - level}_blocks"), y)
         return up(y, x, [trunk] if legacy else []) if depth else y
 
-    def hybrid_forward(self, F: Any, x: Any) -> Any:
-        x = self.first_residual_blocks(x)
-        trunk = self.trunk_branches(x)
-
+    def _soft_mask(self, F: Any, x: Any, trunk: Any) -> Any:
+        """Return M (N, C, H, W) for the module's input after the first units."""
         y = self._mask_way(
             x,
             trunk,
@@ -276,8 +274,12 @@ class AttentionModule(nn.HybridBlock):
             up=lambda y, like, added: reduce(add, added, upsample_like(F, y, like)),
         )
         y = self._child(f"softmax{2 * max(self._mask_depth, 1)}_blocks")(y)
+        return soft_mask(F, y, self._attention)
 
-        attended = F.elemwise_mul(soft_mask(F, y, self._attention), trunk)
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        x = self.first_residual_blocks(x)
+        trunk = self.trunk_branches(x)
+        attended = F.elemwise_mul(self._soft_mask(F, x, trunk), trunk)
         if self._learning == "arl":
             attended = trunk + attended
         return self.last_blocks(attended)

@@ -120,6 +120,7 @@ def test_a_saved_file_scores_what_the_run_recorded(
 
 def test_finetuning_with_a_frozen_trunk(whole: Path, photos: Path, tmp_path: Path) -> None:
     start = ["--finetune", str(whole / "last.param"), "--freeze", "trunk", "--classes", "3"]
+    start += ["--recipe", "pistony"]  # with the mixup that the flags are about
     assert train_cifar.main([*flags(photos, tmp_path / "run", epochs=2), *start]) == 0
     before, after = (read_params(run / "last.param") for run in (whole, tmp_path / "run"))
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
@@ -425,8 +426,8 @@ def test_a_wrong_parameter_file(
 ) -> None:
     path = tmp_path / "x.param"
     DAMAGE[kind](path, whole / "last.param")
-    error = refuse(flag, str(path), *flags(photos, tmp_path / "run"))
-    assert str(path) in error
+    words = [*flags(photos, tmp_path / "run"), "--recipe", "pistony"]
+    assert str(path) in refuse(flag, str(path), *words)
 
 
 def test_a_folder_that_holds_a_run(

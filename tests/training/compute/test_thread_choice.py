@@ -45,7 +45,7 @@ OURS = ("OMP_NUM_THREADS", "ATTENTION_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOU
 ON_ANOTHER_MACHINE = """
 import os, runpy, sys
 from pathlib import Path
-from training.compute import cores
+from machine import cores
 root, sys.argv = Path(sys.argv[1]), sys.argv[2:]
 cores.physical_cores.__defaults__ = (root, frozenset(range(6)))
 cores.idle_cores.__defaults__ = (root, frozenset(range(6)), 0)
