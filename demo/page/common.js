@@ -34,7 +34,7 @@ async function ask(address, query, body) {
 }
 
 // Only the answer to the newest of several questions counts.
-function newest(section, errorId) {
+function newest(section, errorId, failed) {
   let last = 0;
   return async (question, show) => {
     const mine = ++last;
@@ -46,7 +46,10 @@ function newest(section, errorId) {
         show(answer);
       }
     } catch (error) {
-      if (mine === last) $(errorId).textContent = error.message;
+      if (mine === last) {
+        $(errorId).textContent = error.message;
+        if (failed) failed();
+      }
     } finally {
       if (mine === last) section.classList.remove("busy");
     }

@@ -1,12 +1,19 @@
 "use strict";
 
 (() => {
-  const run = newest($("masks"), "picture-error"), SIZE = 224;
+  const run = newest($("masks"), "picture-error", forget), SIZE = 224;
   // The map "inferno" of matplotlib (CC0) at nine places.
   const HEAT = [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10],
     [249, 201, 50], [252, 255, 164]];
   let source = null;  // { file: File } or { test: number }
   let seen = null, image = null;
+
+  // The answer to another picture must not stand beside one that could not be read.
+  function forget() {
+    seen = null;
+    for (const id of ["modules", "picture-answer", "picture-bars"]) $(id).replaceChildren();
+    delete $("picture-answer").dataset.best;
+  }
 
   function heat(share) {
     const place = Math.max(0, Math.min(1, share)) * (HEAT.length - 1);

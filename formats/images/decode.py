@@ -73,6 +73,7 @@ def open_rgb(path: str, size: int, data: Optional[bytes] = None) -> Any:
 
     # gluoncv sets this for the whole process when it is imported; a cut-off file is an error here.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    what = path if data is not None else f"the image {path}"
     if data is None:
         check_file(path)
     try:
@@ -95,14 +96,14 @@ def open_rgb(path: str, size: int, data: Optional[bytes] = None) -> Any:
         raise UserError(
             f"{path} has more than the {MAX_PIXELS:,} pixels allowed; make it smaller"
         ) from error
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read {what}: there is no such file; check the path") from error
     except UnidentifiedImageError as error:
         raise UserError(
-            f"cannot read the image {path}: it is none of {FORMATS}; convert or remove the file"
+            f"cannot read {what}: it is none of {FORMATS}; convert or remove the file"
         ) from error
     except Exception as error:  # a damaged image can raise nearly anything
-        raise UserError(
-            f"cannot read the image {path}: {error}; replace or remove the file"
-        ) from error
+        raise UserError(f"cannot read {what}: {error}; replace or remove the file") from error
 
 
 def to_rgb(picture: Any) -> Any:

@@ -7,6 +7,7 @@ its SHA-256 must be that of the index (``cifar_param/index.csv``, ``mnist_param/
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def choose_row(name: str, pretrained: Union[bool, str] = True) -> Row:
     rows = [row for row in published_rows() if row["model"] == name]
     if not rows:
         raise UserError(
-            f"no weights are published for {name!r}; there are some for "
+            f"no weights are published for {name!r}{_nearest(name)}; there are some for "
             f"{', '.join(published_names())}. Train it, or give the path of a parameter file"
         )
     datasets = sorted({row["dataset"] for row in rows})
@@ -71,6 +72,11 @@ def choose_row(name: str, pretrained: Union[bool, str] = True) -> Row:
             f"for {', '.join(datasets)}"
         )
     return min((row for row in rows if row["dataset"] == pretrained), key=_error_of)
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, published_names(), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def _error_of(row: Row) -> float:

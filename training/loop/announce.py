@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,18 +99,27 @@ def restart_command(script: str, config: Any, group: Group, folder: Path) -> str
     """Return the command that goes on with a run."""
     engine, place = getattr(config, "distributed", NONE), quoted(folder)
     if engine == HOROVOD:
-        words = f"horovodrun -np {group.size} python {script} --distributed horovod"
+        words = f"horovodrun -np {group.size} {python_word()} {script} --distributed horovod"
         return f"{words} --resume {place}"
     if engine == DIST_SYNC:
         chosen = "" if script == "train_cifar.py" else f"--script {script} "
-        return f"python -m training.launch -n {group.size} {chosen}-- --resume {place}"
+        return f"{python_word()} -m training.launch -n {group.size} {chosen}-- --resume {place}"
     return f"{started_as(script)} --resume {place}"
 
 
 def started_as(script: str) -> str:
     """Return how a user starts a script: by the wheel's command, where that started this one."""
     command = Path(sys.argv[0]).name
-    return command if command.startswith("attention-") else f"python {script}"
+    return command if command.startswith("attention-") else f"{python_word()} {script}"
+
+
+def python_word() -> str:
+    """Return how a shell in this folder starts this Python: by its name where that finds it."""
+    found = shutil.which("python")
+    if found and os.path.abspath(found) == os.path.abspath(sys.executable):
+        return "python"
+    near = os.path.relpath(sys.executable)
+    return quoted(sys.executable if near.startswith(os.pardir) else near)
 
 
 def warn_unverified(folder: str, meta: Mapping[str, Any]) -> None:

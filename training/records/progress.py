@@ -54,8 +54,12 @@ class ProgressBar:
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        if not self._bar.disable:
+        if self._bar.disable:
+            return
+        if sys.stderr.isatty():
             self._bar.write(text, file=sys.stderr)
+        else:  # in a log the bar would be drawn again behind the text, and never cleared
+            print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -65,8 +69,10 @@ class ProgressBar:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as people say it: ``4 min``, ``2 h 05 min``, ``3 days 4 h``."""
-    minutes = max(1, round(seconds / 60))
+    """Return a length of time as people say it: ``50 s``, ``4 min``, ``2 h 05 min``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)

@@ -186,7 +186,7 @@ def test_wrong_data(tmp_path: Path) -> None:
         list(PhotoEvalBatches(Memory(), 4, Shape(16, 3)))
     source = Memory()
     source.contents[2] = source.contents[2][:50]
-    with pytest.raises(UserError, match="cannot read the image image 2"):
+    with pytest.raises(UserError, match="cannot read image 2"):
         list(PhotoEvalBatches(source, 4, Shape(16, 10)))
     gone = FolderSource(Files([str(tmp_path / "x.png")], np.zeros(1, np.int32)))
     with pytest.raises(UserError, match=r"cannot read the image .*x\.png: No such file"):

@@ -27,6 +27,7 @@ from tests.model.native.processor import BFLOAT16, without_operators
 from training.classifier import graph_choice
 from training.classifier.loaders import evaluation_batches, open_dataset
 from training.downloads.cifar_files import FORMATS
+from training.loop.announce import python_word
 from training.records.metrics import read_metrics
 from training.records.state_file import load_state
 
@@ -256,7 +257,7 @@ def test_killed_terminated_interrupted_and_resumed(
     code, output = interrupt(resume, run, signal.SIGTERM)
     terminated = load_state(run)[0]
     assert code == 0
-    assert f"go on with: python train_cifar.py --resume {run}" in output
+    assert f"go on with: {python_word()} train_cifar.py --resume {run}" in output
     assert killed.step < terminated.step < EPOCHS * 4
     assert read_params(run / "last.param").keys() == read_params(whole / "last.param").keys()
 

@@ -24,6 +24,7 @@ from training.launch import peers as launch_peers
 from training.launch.__main__ import main, worker_command
 from training.launch.peers import free_port, gather_machines, join_first_machine
 from training.launch.processes import Crew, Ended
+from training.loop.announce import python_word
 from training.records.state_file import load_state
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -138,7 +139,7 @@ def test_a_killed_worker_ends_the_job_and_the_run_goes_on(pictures: Path, tmp_pa
     with Job([*launcher, "--resume", str(run)], str(run)) as job:
         code, output = stopped_after(job, run, step)
     assert code == 0, output
-    assert f"saved; go on with: python -m training.launch -n 2 -- --resume {run}" in output
+    assert f"saved; go on with: {python_word()} -m training.launch -n 2 -- --resume {run}" in output
     assert "warning" not in output
     assert assert_checkpoint_is_good(run) > step
 
