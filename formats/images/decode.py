@@ -114,9 +114,10 @@ def to_rgb(picture: Any) -> Any:
     UserError
         When it is something else, or the image's file turns out to be damaged.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageFile, ImageOps
 
     if isinstance(picture, Image.Image):
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # as in `open_rgb`
         try:
             return _as_rgb(ImageOps.exif_transpose(picture))
         except Exception as error:  # it is decoded only now

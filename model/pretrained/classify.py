@@ -195,10 +195,10 @@ def load_classifier(
     check_finite(net, path)
     net.hybridize(static_alloc=True, static_shape=True)
     dialect = detect_dialect(shapes)
-    known_image = _preprocessing(path, known, net, dialect, (tuple(mean), tuple(deviation)))
+    expected = _preprocessing(path, known, net, dialect, (tuple(mean), tuple(deviation)))
     if classes:
-        known_image = replace(known_image, class_names=tuple(map(str, classes)))
-    return Classifier(net, context, replace(known_image, size=size or known_image.size), model)
+        expected = replace(expected, class_names=tuple(map(str, classes)))
+    return Classifier(net, context, replace(expected, size=size or expected.size), model)
 
 
 def _path_of(source: PathLike, pretrained: Union[bool, str]) -> Path:
