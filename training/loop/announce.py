@@ -42,6 +42,11 @@ def announce(
         f"{config.model} on {config.dataset}: {len(loaders.train.data)} images to train{held_out}, "
         f"{len(loaders.test.data)} to test"
     )
+    if left := len(loaders.train.data) % config.batch_size:
+        print(
+            f"each epoch leaves out {left} of the images to train, drawn anew: batches are whole "
+            f"(--batch-size {config.batch_size})"
+        )
     gpus = visible_gpus(list_gpus())
     for line in gpu_lines(gpus, bool(gpus) and has_cuda()):
         print(line)

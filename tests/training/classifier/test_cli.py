@@ -88,6 +88,7 @@ def test_a_val_folder_judges_a_run(
     assert train_cifar.main(words) == 0
     said = capsys.readouterr().out
     assert "24 images to train, 6 held out, 6 to test" in said
+    assert "leaves out" not in said
     assert "best held-out accuracy" in said
     assert {"valid_acc", "test_acc"} <= set(read_metrics(run)[0])
 
