@@ -218,7 +218,10 @@ class Classifier:
                 path, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's classes have no base of their own
-            raise ServeError(f"{path} cannot be loaded: {error}") from error
+            raise ServeError(
+                f"{path} cannot be loaded as ONNX, which export_model.py FILE --to onnx writes: "
+                f"{error}"
+            ) from error
         self.input, self.output, classes = self._ends(path)
         about = self.session.get_modelmeta().custom_metadata_map
         known = expected_of(path, about, given or {})
@@ -378,8 +381,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 print(f"serving on http://{HOST}:{server.server_port}/", flush=True)
                 server.serve_forever()
         for name in args.pictures:
-            with open(name, "rb") as file:
-                content = file.read(MAX_BYTES + 1)
+            try:
+                with open(name, "rb") as file:
+                    content = file.read(MAX_BYTES + 1)
+            except OSError as error:
+                reason = error.strerror or error
+                raise ServeError(f"cannot read {name}: {reason}; check the path") from error
             if len(content) > MAX_BYTES:
                 raise ServeError(f"{name} has more than {MAX_BYTES} bytes")
             print(name)

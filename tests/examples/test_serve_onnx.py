@@ -253,7 +253,10 @@ def test_mistakes_end_with_one_line(
     for words, message in (
         ([str(model)], "name pictures, or give --port"),
         ([str(model), "a.png", "--port", "0"], "name pictures, or give --port"),
-        ([str(model), str(tmp_path / "none.png")], "No such file"),
+        (
+            [str(model), str(tmp_path / "none.png")],
+            "none.png: No such file or directory; check the path",
+        ),
         ([str(model), str(damaged)], "not a picture"),
         ([str(tmp_path / "none.onnx"), "a.png"], "cannot be loaded"),
         ([str(damaged), "a.png"], "cannot be loaded"),
