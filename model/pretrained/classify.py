@@ -15,14 +15,14 @@ from formats.atomic import PathLike
 from formats.errors import UserError
 from formats.images.decode import centre_square, decode_image, to_rgb
 from formats.images.outputs import require_finite, softmax
-from formats.images.preprocessing import FIGURES, Preprocessing
-from formats.weight_file import read_weight_shapes
+from formats.images.preprocessing import Preprocessing
+from formats.weight_file import read_weights
 from model.pretrained.store import published_names, weights_path
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import DEFAULT_CLASSES, FAMILIES, create_model
-from model.weights.dialects import TORCH, detect_dialect
+from model.weights.dialects import detect_dialect
 from model.weights.file_match import LoadError, find_model
-from model.weights.known import ITS_CARD, Known, known_of
+from model.weights.known import Known, known_of
 from model.weights.loading import check_finite, load_parameters
 from model.weights.network_card import recorded_network
 
@@ -173,7 +173,8 @@ def load_classifier(
         are normalized.
     """
     path = _path_of(source, pretrained)
-    known, shapes = known_of(path), read_weight_shapes(path)
+    known, arrays = known_of(path), read_weights(path)
+    shapes = {name: array.shape for name, array in arrays.items()}
     recorded = recorded_network(path, known, shapes, {})
     model, count, settings = recorded or (*find_model(shapes), {})
     if model is None:
@@ -191,7 +192,7 @@ def load_classifier(
         raise UserError(f"{path}: {len(classes)} classes are named, the network has {count}")
     net = create_model(model, count, **settings)
     context = mx.cpu() if ctx is None else ctx
-    load_parameters(net, path, context)
+    load_parameters(net, path, context, arrays=arrays)
     check_finite(net, path)
     net.hybridize(static_alloc=True, static_shape=True)
     dialect = detect_dialect(shapes)
@@ -225,14 +226,12 @@ def _preprocessing(
     named: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> Preprocessing:
     """Return what the network expects: as named, else as the file says, else as its names tell."""
-    image = known.card.get("image", {})
+    image = {**known.usual_images(dialect), **known.card.get("image", {})}
     figures = named
     if bool(named[0]) != bool(named[1]):
         raise UserError("mean and deviation belong together: give both, a number per channel")
     if not named[0] and "mean" in image:
         figures = (tuple(image["mean"]), tuple(image["deviation"]))
-    elif not named[0] and dialect == TORCH and ITS_CARD not in known.sources.values():
-        figures = FIGURES["none"]  # as in the code that such names are from
     if not figures[0]:
         raise UserError(
             f"{path}: nothing says how its images are normalized. Give mean=(...) and "

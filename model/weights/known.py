@@ -19,6 +19,7 @@ from formats.card import VERSION, CardError, check_card, is_newer
 from formats.param_reader import ParamFileError
 from formats.weight_file import read_card
 from model.registry import FAMILIES, ModelError, read_settings
+from model.weights.dialects import IMAGES
 from model.weights.published import GLIMPSE_INDEX, INDEX, RUN_SETTINGS, find_row
 
 RUN_PREPROCESSING = "preprocessing.json"  # in a run folder
@@ -57,6 +58,12 @@ class Known(NamedTuple):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes; none where they are not known."""
         return tuple(self.card.get("classes", ()))
+
+    def usual_images(self, dialect: Optional[str]) -> Mapping[str, Any]:
+        """Return what the code that a file's names belong to does to images; empty: not known."""
+        # Names of others in a file with a card are those of a network of this project, converted.
+        own = ITS_CARD in self.sources.values()
+        return {} if own else IMAGES.get(dialect or "", {})
 
     def remedy(self, path: PathLike) -> str:
         """Return what to do where the section ``network`` is wrong."""

@@ -24,9 +24,9 @@ from formats.images.preprocessing import (
 )
 from formats.weight_file import read_weights
 from model.registry import create_model, read_settings, settings_words
-from model.weights.dialects import IMAGES, TITLES, TORCH, detect_dialect
+from model.weights.dialects import TITLES, TORCH, detect_dialect
 from model.weights.file_match import LoadError, find_model
-from model.weights.known import ITS_CARD, Known, known_of
+from model.weights.known import Known, known_of
 from model.weights.loading import check_finite, load_parameters
 from model.weights.network_card import recorded_network
 from training.classifier.config import (
@@ -233,9 +233,7 @@ class Source(NamedTuple):
     @property
     def images(self) -> Mapping[str, Any]:
         """What the code that the file's names belong to does to images; empty: nothing is known."""
-        # Names of others in a file with a card are those of a network of this project, converted.
-        own = ITS_CARD in self.known.sources.values()
-        return {} if own else IMAGES.get(self.dialect or "", {})
+        return self.known.usual_images(self.dialect)
 
 
 def expected_of(source: Source) -> Expected:
