@@ -218,10 +218,7 @@ class Classifier:
                 path, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's classes have no base of their own
-            raise ServeError(
-                f"{path} cannot be loaded as ONNX, which export_model.py FILE --to onnx writes: "
-                f"{error}"
-            ) from error
+            raise ServeError(f"{path} cannot be loaded (is it ONNX?): {error}") from error
         self.input, self.output, classes = self._ends(path)
         about = self.session.get_modelmeta().custom_metadata_map
         known = expected_of(path, about, given or {})
@@ -381,12 +378,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 print(f"serving on http://{HOST}:{server.server_port}/", flush=True)
                 server.serve_forever()
         for name in args.pictures:
-            try:
-                with open(name, "rb") as file:
-                    content = file.read(MAX_BYTES + 1)
-            except OSError as error:
-                reason = error.strerror or error
-                raise ServeError(f"cannot read {name}: {reason}; check the path") from error
+            with open(name, "rb") as file:
+                content = file.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
                 raise ServeError(f"{name} has more than {MAX_BYTES} bytes")
             print(name)
@@ -395,7 +388,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return 0
     except (ServeError, OSError, ValueError, OverflowError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.filename}: {error.strerror}; check the path"
+        print(f"error: {text}", file=sys.stderr)
         return 2
     return 0
 
