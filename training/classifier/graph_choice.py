@@ -13,12 +13,14 @@ from formats.errors import UserError, last_line
 from machine.processor import Unavailable
 from model.execution.fused_training import difference_of, fuse
 from training.classifier.networks import build_classifier
-from training.compute.devices import check_bfloat16
+from training.compute.devices import check_bfloat16, hybridize_options
 from training.records.environment import remember
 from training.settings.run_config import HOROVOD
 
-# A timing is only as good as the machine is quiet: bfloat16 must save this share of a step.
+# A timing is only as good as the machine is quiet: bfloat16 must save this share of a step in
+# float32, and MXNet's own operators this share of what the fused ones take.
 LEAST_GAIN = 0.1
+OWN_GRAPH = "MXNet's own operators"
 PROBE_PIXELS = 16 * 32 * 32  # of all images of a step
 PROBE_STEPS = 3
 # Rounding makes 1e-4 of the largest logit; another activation of the masks, for one, 10 % and more.
@@ -41,6 +43,8 @@ class Choice(NamedTuple):
         Why this precision, where it was chosen here.
     net
         The network that this was found out with, to be initialized anew; None: one is to be built.
+    slower
+        Whether the fused operators could be had and were left out, since they are slower here.
     """
 
     fused: Optional[str]
@@ -48,6 +52,12 @@ class Choice(NamedTuple):
     precision: str
     why: str = ""
     net: Any = None
+    slower: bool = False
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings of the run that keep this choice when it is resumed."""
+        return {"precision": self.precision, **({"fused": "off"} if self.slower else {})}
 
     @property
     def amp(self) -> str:
@@ -56,7 +66,7 @@ class Choice(NamedTuple):
 
     def tell(self) -> None:
         """Print it and let the record of the run have it."""
-        steps = self.fused or f"MXNet's own operators ({self.reason})"
+        steps = self.fused or f"{OWN_GRAPH} ({self.reason})"
         print(f"training steps by {steps}, {self.precision}{self.why and f' ({self.why})'}")
         remember("training_steps", steps)
         remember("precision", f"{self.precision}{self.why and f': {self.why}'}")
@@ -81,7 +91,7 @@ def choose_graph(config: Any, contexts: list[Any], classes: int) -> Choice:
     """
     found, reason, net = None, "", None
     if config.fused == "off":
-        reason = "--fused off"
+        reason = "as the run began" if config.resume else "--fused off"
     elif any(context.device_type != "cpu" for context in contexts):
         reason = "on a GPU; the fused ones are for the CPU"
     elif config.precision == "float16":
@@ -105,7 +115,7 @@ def choose_graph(config: Any, contexts: list[Any], classes: int) -> Choice:
         return Choice(found, reason, config.precision, net=net if found else None)
     if not found:
         return Choice(found, reason, "float32")
-    return Choice(found, reason, *probe(net), net)
+    return probe(net, found, config.fused == "auto")
 
 
 def _fused(net: Any) -> tuple[Optional[str], str]:
@@ -122,33 +132,60 @@ def _fused(net: Any) -> tuple[Optional[str], str]:
     return None, reason
 
 
-def probe(net: Any) -> tuple[str, str]:
-    """Return the precision in which a network trains faster here, and the measured reason.
+def probe(net: Any, fused: str, compare: bool) -> Choice:
+    """Return how a network trains fastest here, by the measured time of some steps.
 
-    Only fused operators are measured. In bfloat16 they round what convolutions multiply and give,
-    nothing else; sums, normalisations, gates, parameters and updates are float32 in both.
+    In bfloat16 the fused operators round what convolutions multiply and give, nothing else; sums,
+    normalisations, gates, parameters and updates are float32 in both.
+
+    Parameters
+    ----------
+    net
+        A network that the fused operators know.
+    fused
+        What they are, as `model.execution.fused_training.fuse` says.
+    compare
+        Whether MXNet's own operators are measured too, in float32, and may be chosen.
     """
-    seconds = {}
+    seconds: dict[str, float] = {}
     try:
         for precision in ("float32", "bfloat16"):
             seconds[precision] = _step_seconds(net, precision)
     except Exception as error:  # oneDNN has no such convolution for this processor
         failed = "bfloat16 is not possible here" if seconds else "no step could be timed"
-        return "float32", f"{failed}: {last_line(error)}"
-    share = seconds["bfloat16"] / seconds["float32"]
-    faster = "bfloat16" if share <= 1 - LEAST_GAIN else "float32"
-    return faster, f"a step in bfloat16 takes {share:.2f} of the time in float32"
+        precision, why = "float32", f"{failed}: {last_line(error)}"
+    else:
+        share = seconds["bfloat16"] / seconds["float32"]
+        precision = "bfloat16" if share <= 1 - LEAST_GAIN else "float32"
+        why = f"a step in bfloat16 takes {share:.2f} of the time in float32"
+    if not (compare and seconds):
+        return Choice(fused, "", precision, why, net)
+    share = _step_seconds(net, OWN_GRAPH, enough=seconds[precision]) / seconds[precision]
+    if share > 1 - LEAST_GAIN:
+        why = f"{why}; by {OWN_GRAPH} it takes {share:.2f} times as long"
+        return Choice(fused, "", precision, why, net)
+    net.fused = None
+    reason = f"faster here: a step takes {share:.2f} of the time by the fused ones"
+    return Choice(None, reason, "float32", "", net, slower=True)
 
 
-def _step_seconds(net: Any, precision: str) -> float:
-    """Return the shortest time of a forward and backward pass of a network made for it."""
+def _step_seconds(net: Any, way: str, enough: float = 0.0) -> float:
+    """Return the shortest time of a forward and backward pass of a network made for it.
+
+    `way` is a precision of the fused operators, or `OWN_GRAPH`. A way that takes twice `enough` is
+    timed once, as it will not be chosen.
+    """
     net.initialize(mx.init.Zero(), force_reinit=True)
-    fuse(net, precision)
+    if way == OWN_GRAPH:
+        net.fused = None
+        net.hybridize(**hybridize_options("float32"))
+    else:
+        fuse(net, way)
     _, height, width = net.image_shape
     images = max(2, PROBE_PIXELS // (height * width))
     image = mx.nd.ones((images, *net.image_shape))
-    found = []
-    for _ in range(1 + PROBE_STEPS):
+    found: list[float] = []
+    while len(found) <= PROBE_STEPS and not (found[1:] and found[-1] > 2 * enough > 0):
         mx.nd.waitall()
         begun = time.perf_counter()
         with autograd.record():

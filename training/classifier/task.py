@@ -82,7 +82,7 @@ def prepare_classifier(
         )
     _check_size(unused, config, loaders.train, data.name)
     choice = choose_graph(config, contexts, classes)
-    config = replace(config, precision=choice.precision)
+    config = replace(config, **choice.settings)
     choice.tell()
     use_precision(choice.amp, contexts)
     net = start_network(config, classes, contexts, choice.net)

@@ -4,8 +4,8 @@
 
 What follows ``--`` goes to ``train_cifar.py``, or another ``--script``. The runs are ``seed-0`` to
 ``seed-4`` in one folder, which also gets ``summary.json`` and ``summary.csv``; all have the
-precision that the first one chooses. The same command goes on where it was stopped: finished seeds
-are not run again, an unfinished one is resumed.
+precision and operators that the first one chooses. The same command goes on where it was stopped:
+finished seeds are not run again, an unfinished one is resumed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ SCRIPT = "train_cifar.py"
 COMMAND_FILE = "repeat.json"
 SUMMARY_FILE, TABLE_FILE = "summary.json", "summary.csv"
 COLUMNS = ("seed", "epoch", "test_acc", "test_loss", "train_acc", "train_loss", "wall_sec")
+CHOSEN = ("precision", "fused")  # by the time of some steps, where they are ``auto``
 # What is different in each run, and a run that is named already.
 OWN = ("--seed", "--manualSeed", "--run-dir", "--run_dir", "--resume")
 
@@ -71,7 +72,7 @@ def repeat(
         run = folder / f"seed-{seed}"
         if not _finished(run):
             going = (run / CONFIG_FILE).exists()
-            once = [*words, *_chosen_precision(words, folder), f"--seed={seed}"]
+            once = [*words, *_chosen(words, folder), f"--seed={seed}"]
             more = ["--resume", str(run)] if going else once
             place = [] if going else [f"--run-dir={run}"]
             print(f"seed {seed}: {'goes on' if going else 'starts'} in {run}", flush=True)
@@ -167,14 +168,19 @@ def _remember(folder: Path, script: Path, words: Sequence[str]) -> None:
         )
 
 
-def _chosen_precision(words: Sequence[str], folder: Path) -> list[str]:
-    """Return the flag that gives a run the precision which the first one has chosen for itself."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--precision", nargs="?", default="auto")
-    named = flags.parse_known_args(words)[0].precision
+def _chosen(words: Sequence[str], folder: Path) -> list[str]:
+    """Return the flags that give a run what the first one has measured and chosen for itself."""
     begun = _begun(folder)
-    chosen = read_result(begun[0]).config.get("precision") if begun else None
-    return [f"--precision={chosen}"] if chosen and named == "auto" else []
+    config = read_result(begun[0]).config if begun else {}
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in CHOSEN:
+        flags.add_argument(f"--{name}", nargs="?", default="auto")
+    named = vars(flags.parse_known_args(words)[0])
+    return [
+        f"--{name}={config[name]}"
+        for name in CHOSEN
+        if named[name] == "auto" and config.get(name, "auto") != "auto"
+    ]
 
 
 def _begun(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Optional
 
 import mxnet as mx
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 
 from formats.errors import UserError
 from machine.processor import Unavailable
+from model.execution.fused_training import FusedTraining
 from model.layers import attention_module
 from model.layers.resnet_unit import Unit
 from tests.model.native.processor import BFLOAT16
@@ -33,16 +34,19 @@ def fuse_or(reason: str) -> Any:
 def choose(
     reason: str = "", fused: str = "auto", precision: str = "auto", freeze: str = "none"
 ) -> Any:
-    config = SimpleNamespace(fused=fused, precision=precision, freeze=freeze, distributed="none")
+    config = SimpleNamespace(
+        fused=fused, precision=precision, freeze=freeze, distributed="none", resume=None
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph_choice, "build_classifier", lambda config, classes: "net")
+        patch.setattr(graph_choice, "build_classifier", lambda config, classes: SimpleNamespace())
         patch.setattr(graph_choice, "fuse", fuse_or(reason))
         patch.setattr(graph_choice, "difference_of", lambda net: 0.0)
         return choose_graph(config, [mx.cpu()], 10)
 
 
-def seconds(monkeypatch: pytest.MonkeyPatch, **of: float) -> None:
-    monkeypatch.setattr(graph_choice, "_step_seconds", lambda *given: of[given[-1]])
+def seconds(monkeypatch: pytest.MonkeyPatch, graph: float = 9.0, **of: float) -> None:
+    of[graph_choice.OWN_GRAPH] = graph
+    monkeypatch.setattr(graph_choice, "_step_seconds", lambda net, way, enough=0.0: of[way])
 
 
 @pytest.mark.parametrize(("taken", "precision"), [(0.5, "bfloat16"), (0.95, "float32")])
@@ -51,18 +55,72 @@ def test_the_probe_decides(monkeypatch: pytest.MonkeyPatch, taken: float, precis
     choice = choose()
     assert (choice.fused, choice.precision, choice.amp) == ("operators", precision, "float32")
     assert f"takes {taken:.2f} of the time" in choice.why
+    assert choice.settings == {"precision": precision}
+
+
+@pytest.mark.parametrize(
+    ("graph", "bfloat16", "chosen"),
+    [(0.8, 0.95, None), (0.8, 0.7, "operators"), (0.95, 0.95, "operators")],
+)
+def test_mxnets_own_operators_are_taken_where_they_are_faster(
+    monkeypatch: pytest.MonkeyPatch, graph: float, bfloat16: float, chosen: Optional[str]
+) -> None:
+    seconds(monkeypatch, graph=graph, float32=1.0, bfloat16=bfloat16)
+    choice = choose()
+    assert choice.fused == chosen
+    if chosen is None:
+        assert choice.net.fused is None
+        assert choice.precision == choice.amp == "float32"
+        assert choice.settings == {"precision": "float32", "fused": "off"}
+        assert "takes 0.80 of the time" in choice.reason
+    assert choose(fused="on").fused == "operators"
+
+
+def test_without_bfloat16_mxnets_own_operators_are_measured_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def step(net: Any, way: str, enough: float = 0.0) -> float:
+        if way == "bfloat16":
+            raise Unavailable("no such convolution")
+        return {"float32": 1.0, graph_choice.OWN_GRAPH: 0.5}[way]
+
+    monkeypatch.setattr(graph_choice, "_step_seconds", step)
+    assert choose().fused is None
+
+
+@pytest.mark.usefixtures("unit_operators")
+def test_each_way_is_timed_by_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TrainConfig(model="attention56_small", precision="float32")
+    net = choose_graph(settings, [mx.cpu()], 10).net
+    calls: list[bool] = []
+    takes = FusedTraining.takes
+
+    def seen(self: FusedTraining, x: Any) -> bool:
+        calls.append(takes(self, x))
+        return calls[-1]
+
+    monkeypatch.setattr(FusedTraining, "takes", seen)
+    graph_choice._step_seconds(net, "float32")
+    assert calls == [True] * (1 + graph_choice.PROBE_STEPS)
+    calls.clear()
+    graph_choice._step_seconds(net, graph_choice.OWN_GRAPH)
+    assert not calls
+    times = iter([0.0, 1.0, 2.0, 9.0])  # a first step, then one that takes too long
+    monkeypatch.setattr(graph_choice.time, "perf_counter", lambda: next(times))
+    assert graph_choice._step_seconds(net, graph_choice.OWN_GRAPH, enough=2.0) == 7.0
 
 
 def test_no_bfloat16_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*given: Any) -> float:
-        if given[-1] == "bfloat16":
+    def fail(net: Any, way: str, enough: float = 0.0) -> float:
+        if way == "bfloat16":
             raise mx.MXNetError("trace\ncould not create a primitive descriptor")
-        return 1.0
+        return {"float32": 1.0, graph_choice.OWN_GRAPH: 1.5}[way]
 
     monkeypatch.setattr(graph_choice, "_step_seconds", fail)
     choice = choose()
     assert choice.precision == "float32"
-    assert choice.why.endswith("could not create a primitive descriptor")
+    assert "could not create a primitive descriptor" in choice.why
+    assert choice.why.endswith("by MXNet's own operators it takes 1.50 times as long")
 
 
 def test_a_named_precision_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +215,10 @@ def test_it_is_told_and_recorded(
 ) -> None:
     seconds(monkeypatch, float32=1.0, bfloat16=0.5)
     choose().tell()
-    line = "bfloat16 (a step in bfloat16 takes 0.50 of the time in float32)"
+    line = (
+        "bfloat16 (a step in bfloat16 takes 0.50 of the time in float32; "
+        "by MXNet's own operators it takes 18.00 times as long)"
+    )
     assert capsys.readouterr().out == f"training steps by operators, {line}\n"
     assert describe()["training_steps"] == "operators"
     assert describe()["precision"].startswith("bfloat16: a step")

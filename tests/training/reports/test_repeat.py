@@ -31,7 +31,8 @@ folder = pathlib.Path(sys.argv[sys.argv.index("--resume") + 1] if going else wor
 folder.mkdir(parents=True, exist_ok=True)
 if not going:
     config = {"seed": int(words["--seed"]), "epochs": 2, "lr": float(words.get("--lr", 1))}
-    config["precision"] = words.get("--precision", f"chosen by seed {config['seed']}")
+    for name in ("precision", "fused"):
+        config[name] = words.get(f"--{name}", f"chosen by seed {config['seed']}")
     (folder / "config.json").write_text(json.dumps({**config, "model": "m", "dataset": "d"}))
 seed = json.loads((folder / "config.json").read_text())["seed"]
 with open(folder.parent / "calls", "a") as calls:
@@ -81,12 +82,13 @@ def test_mean_and_sample_deviation() -> None:
         (["--precision", "auto"], "chosen by seed 4"),
     ],
 )
-def test_all_seeds_have_one_precision(
+def test_all_seeds_have_one_precision_and_the_same_operators(
     trainer: Path, tmp_path: Path, words: list[str], wanted: str
 ) -> None:
     assert run(trainer, tmp_path / "out", *words, first=4) == 0
     found = [read_result(tmp_path / "out" / f"seed-{seed}").config for seed in (4, 5, 6)]
     assert [config["precision"] for config in found] == [wanted] * 3
+    assert [config["fused"] for config in found] == ["chosen by seed 4"] * 3
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["precision"] == wanted
 
 
