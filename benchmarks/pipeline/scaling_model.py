@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -28,6 +29,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
+
+# It starts itself as a script, as the workers of a launcher.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from benchmarks.harness.interleave import Worker, measure_point
 from benchmarks.harness.report import begin, headline, store
@@ -50,7 +54,7 @@ class Config:
     """Settings of the model."""
 
     models: tuple[str, ...] = option(tuple(NETWORKS), "networks", choices=tuple(NETWORKS))
-    batches: tuple[int, ...] = option((1, 2, 4, 8), "batches at which a step is measured")
+    batches: tuple[int, ...] = option((1, 4, 16, 32), "batches at which a step is measured")
     gbits: tuple[int, ...] = option((1, 10, 100), "bandwidths of a link, Gbit/s")
     servers: int = option(1, "parameter servers")
     point_sec: float = option(5.0, "about how long a step is measured, seconds")

@@ -5,6 +5,8 @@ Nothing is timed here.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,10 @@ def test_what_measures_nothing_is_refused(
         scaling_model.main(words.split())
     assert ended.value.code == 2
     assert words.split()[0] in capsys.readouterr().err
+
+
+def test_a_launcher_can_start_it_as_a_script(tmp_path: Path) -> None:
+    words = [sys.executable, str(Path(scaling_model.__file__).resolve()), "--help"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--gbits" in done.stdout
