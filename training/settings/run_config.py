@@ -12,7 +12,7 @@ from training.settings.idle import Idle, check_idle, tell_unheeded
 from training.settings.schedules import check_schedule
 
 OPTIMIZERS = ("nag", "sgd", "adam")
-SCHEDULES = ("cosine", "step", "linear", "constant", "plateau")
+SCHEDULES = ("cosine", "step", "linear", "exponential", "constant", "plateau")
 MAX_SEED = 2**31 - 1  # MXNet's
 PRECISIONS = ("float32", "bfloat16", "float16")
 KVSTORES = ("device", "nccl", "local")
@@ -52,8 +52,9 @@ IDLE = (
     ),
     Idle(
         ("final_lr",),
-        lambda c: c.schedule not in ("cosine", "linear"),
-        "--schedule {schedule} has its own end; choose cosine or linear, or leave it out",
+        lambda c: c.schedule not in ("cosine", "linear", "exponential"),
+        "--schedule {schedule} has its own end; choose cosine, linear or exponential, or leave it "
+        "out",
     ),
     Idle(
         ("nonfinite_limit",),
@@ -124,7 +125,7 @@ class RunConfig:
     lr_patience: int = option(
         20, "evaluations without a better held-out accuracy after which a plateau schedule acts"
     )
-    final_lr: float = option(0.0, "learning rate at the end of cosine and linear")
+    final_lr: float = option(0.0, "learning rate at the end of cosine, linear and exponential")
     clip_gradient: float = option(0.0, "limit of the gradients' norm; 0: none")
     ema: float = option(
         0.0, "decay per update of the weights' moving average, which is then tested; 0: none"

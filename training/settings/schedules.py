@@ -19,7 +19,7 @@ from typing import Any
 
 from formats.errors import UserError
 
-KINDS = ("cosine", "step", "constant", "linear", "plateau")
+KINDS = ("cosine", "step", "constant", "linear", "exponential", "plateau")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Part:
             return self.first * pow(self.factor, sum(fall <= update for fall in self.falls))
         if self.kind == "constant":
             return self.first
+        if self.kind == "exponential":
+            return float(self.first * pow(self.last / self.first, update / end))
         linear = self.kind == "linear"
         share = 1 - update / end if linear else (1 + math.cos(math.pi * update / end)) / 2
         return self.last + (self.first - self.last) * share
@@ -70,11 +72,11 @@ def schedule_of(config: Any, steps_per_epoch: int) -> Schedule:
 
     The warm-up of ``W = warmup_epochs * steps_per_epoch`` updates gives update ``n`` the rate
     ``lr * n / (W - 1)`` and so reaches ``lr`` one update before its end. In the same way
-    ``cosine`` and ``linear`` reach ``final_lr`` at the last update but one, and the last one
-    repeats it: gluoncv counts from 0, MXNet from 1. The logs of the published CIFAR runs show these
-    rates. What is too short to fall or rise runs at ``lr``: a warm-up of one update (gluoncv
-    divides by zero) and a main part of one or two (which would run at ``final_lr``, often 0,
-    throughout).
+    ``cosine``, ``linear`` and ``exponential`` reach ``final_lr`` at the last update but one, and
+    the last one repeats it: gluoncv counts from 0, MXNet from 1. The logs of the published CIFAR
+    runs show these rates. What is too short to fall or rise runs at ``lr``: a warm-up of one update
+    (gluoncv divides by zero) and a main part of one or two (which would run at ``final_lr``, often
+    0, throughout).
 
     Hand the result to the optimizer as ``lr_scheduler`` without a ``learning_rate``: MXNet would
     print a warning.
@@ -84,13 +86,14 @@ def schedule_of(config: Any, steps_per_epoch: int) -> Schedule:
     config
         A `training.settings.run_config.RunConfig`, of which these are looked at:
 
-        ``schedule`` is ``cosine``, ``linear`` (from ``lr`` to ``final_lr``), ``step``,
-        ``constant``, or ``plateau``, which is constant here: what lowers it is not a function of
-        the update. ``lr`` is the rate after the warm-up, positive; ``final_lr`` 0 to ``lr``.
-        ``epochs`` is the length of the whole training, the ``warmup_epochs`` from 0 included,
-        which are fewer and may be a fraction. ``lr_steps`` for ``step``: the epochs (from 0,
-        counted from the start of training) whose first update is the first with the rate multiplied
-        by ``lr_factor``, which is positive; after the warm-up, rising, below ``epochs``.
+        ``schedule`` is ``cosine``, ``linear`` or ``exponential`` (from ``lr`` to ``final_lr``, the
+        last by one factor an update), ``step``, ``constant``, or ``plateau``, which is constant
+        here: what lowers it is not a function of the update. ``lr`` is the rate after the warm-up,
+        positive; ``final_lr`` 0 to ``lr``, for ``exponential`` more than 0. ``epochs`` is the
+        length of the whole training, the ``warmup_epochs`` from 0 included, which are fewer and
+        may be a fraction. ``lr_steps`` for ``step``: the epochs (from 0, counted from the start of
+        training) whose first update is the first with the rate multiplied by ``lr_factor``, which
+        is positive; after the warm-up, rising, below ``epochs``.
     steps_per_epoch
         Updates of an epoch.
 
@@ -138,6 +141,11 @@ def check_schedule(config: Any) -> None:
     if not 0 <= config.final_lr <= config.lr:
         raise UserError(
             f"final learning rate {config.final_lr}; choose 0 to {config.lr}, the base rate"
+        )
+    if config.schedule == "exponential" and not config.final_lr:
+        raise UserError(
+            "an exponential schedule needs a --final-lr above 0, such as a hundredth of --lr: it "
+            "falls by a factor and never reaches 0"
         )
     if config.schedule == "step":
         _check_steps(config.lr_steps, config.lr_factor, epochs, warmup_epochs)
