@@ -40,7 +40,13 @@ from training.loop.fit import Fit, Result
 from training.loop.task import Task
 from training.records.environment import describe
 from training.records.run import Run
-from training.records.run_folder import default_folder, has_begun, hold, read_config
+from training.records.run_folder import (
+    default_folder,
+    has_begun,
+    hold,
+    read_config,
+    refuse_begun,
+)
 from training.records.run_progress import Progress
 from training.records.state_file import load_state
 from training.reports.plot import plot_runs
@@ -133,6 +139,8 @@ def ready(
 ) -> tuple[Task, Optional[tuple]]:
     """Return what is trained, with its settings, and the state of a run that goes on."""
     chosen, state = scaled(config, group), None
+    if config.run_dir and not config.resume and not group.rank:
+        refuse_begun(config.run_dir)  # before data is read and steps are timed
     if config.resume:
         chosen = saved_settings(type(config), Path(str(resumed.source)), given)
         if resumed.begun:

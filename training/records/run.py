@@ -29,10 +29,10 @@ from training.records.metrics import MetricsTable, append_metrics, cut_back_metr
 from training.records.run_folder import (
     CONFIG_FILE,
     ENV_FILE,
-    has_begun,
     hold,
     read_config,
     read_env,
+    refuse_begun,
 )
 from training.records.seed_log import write_seed_files
 
@@ -94,11 +94,7 @@ class Run:
             ) from error
         run = cls(folder, config, 0, hold(folder, ELSEWHERE))
         try:
-            if has_begun(folder):
-                raise UserError(
-                    f"{folder} already holds a run, which would be overwritten. Continue it with "
-                    f"--resume {quoted(folder)}, or name another folder with --run-dir FOLDER."
-                )
+            refuse_begun(folder)
             with run._disk(ELSEWHERE):
                 # What a run left that was ended before its first checkpoint.
                 remove_leftovers(folder, below=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from formats.atomic import PathLike
-from formats.errors import UserError
+from formats.errors import UserError, quoted
 from training.records.metrics import METRICS_FILE
 
 CONFIG_FILE = "config.json"
@@ -59,6 +59,15 @@ def has_begun(folder: PathLike) -> bool:
     A run that was ended between its configuration and its first checkpoint has not.
     """
     return any((Path(folder) / name).exists() for name in (STATE_FILE, METRICS_FILE, LAST_FILE))
+
+
+def refuse_begun(folder: PathLike) -> None:
+    """Raise UserError where a new run would overwrite one that has begun to train."""
+    if has_begun(folder):
+        raise UserError(
+            f"{folder} already holds a run, which would be overwritten. Continue it with "
+            f"--resume {quoted(folder)}, or name another folder with --run-dir FOLDER."
+        )
 
 
 def weight_files(folder: PathLike) -> list[str]:

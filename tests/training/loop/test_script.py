@@ -62,8 +62,10 @@ def test_a_run_that_never_began_begins_again(
         small_runs.assert_same_as(tmp_path / "whole", run)
         assert (run / "x").read_bytes() == b"a file"
         assert not list(run.glob(".*.tmp"))
+    before = len(train.prepared)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"already holds a run, .*--resume"):
         train(run_dir=str(run))
+    assert len(train.prepared) == before  # type: ignore[attr-defined]
 
 
 def test_a_state_that_is_lost_is_not_a_run_that_never_began(train: Train, tmp_path: Path) -> None:
