@@ -1,4 +1,7 @@
 // Patches of several scales around a place, averaged down to one size: as in model/layers/retina.py.
+//
+// As there, the mean over every window that touches an image is computed once per image, which all
+// glimpses and rollouts share: a number of a glimpse is then one load.
 #pragma once
 
 #include <algorithm>
@@ -13,54 +16,80 @@ struct Retina {
   float pad;                 // what surrounds the image
   std::vector<int> windows;  // edges in pixels of what one value of each scale is the mean of
 
-  // What is seen of an image (C, H, W) at (x, y) in [-1, 1], by scale, channel, row and column.
-  void look(const float* image, float x, float y, float* to) const {
-    const int column = centre(x, width), row = centre(y, height);
+  // Numbers in the means of one image: by scale and channel (H + window, W + window).
+  size_t means_size() const {
+    size_t all = 0;
+    for (int window : windows) all += channels * plane(window);
+    return all;
+  }
+
+  // The means over all windows of an image (C, H, W); the last row and column of a plane are those
+  // of windows that see only what surrounds it.
+  void means(const float* image, float* to) const {
+    std::vector<float> sums;
     for (int window : windows)
-      for (int channel = 0; channel < channels; ++channel, to += patch * patch)
-        one(image + size_t(channel) * height * width, column, row, window, to);
+      for (int channel = 0; channel < channels; ++channel, to += plane(window))
+        one_plane(image + size_t(channel) * height * width, window, to, &sums);
+  }
+
+  // What is seen at (x, y) in [-1, 1], by scale, channel, row and column, in the means of an image.
+  void look(const float* means, float x, float y, float* to) const {
+    const int column = centre(x, width), row = centre(y, height);
+    std::vector<int> columns(patch);
+    for (int window : windows) {
+      const int first = window - 1 - patch * window / 2, stride = width + window;
+      for (int j = 0; j < patch; ++j) columns[j] = place(column + first + j * window, stride);
+      for (int channel = 0; channel < channels; ++channel, means += plane(window))
+        for (int i = 0; i < patch; ++i, to += patch) {
+          const float* line =
+              means + size_t(place(row + first + i * window, height + window)) * stride;
+          for (int j = 0; j < patch; ++j) to[j] = line[columns[j]];
+        }
+    }
   }
 
  private:
+  size_t plane(int window) const { return size_t(height + window) * (width + window); }
+
   static int centre(float place, int length) {
     const float pixel = (place + 1.f) * (0.5f * length);
     return int(std::floor(std::min(std::max(pixel, 0.f), float(length))));
   }
 
-  void one(const float* image, int x, int y, int window, float* to) const {
-    const int size = patch * window, left = x - size / 2, top = y - size / 2;
-    const int from = std::min(std::max(-left, 0), size);  // columns inside of the image
-    const int until = std::max(std::min(width - left, size), from);
-    const float share = 1.f / (window * window);
-    std::vector<float> sums(size);
-    for (int i = 0; i < patch; ++i, to += patch) {
-      std::fill(sums.begin(), sums.end(), 0.f);
-      for (int line = top + i * window; line < top + (i + 1) * window; ++line)
-        add_line(image, line, left, from, until, &sums);
-      if (window == 1) {
-        std::memcpy(to, sums.data(), patch * sizeof(float));
-        continue;
-      }
-      for (int j = 0; j < patch; ++j) {
-        float sum = 0;
-        for (int k = 0; k < window; ++k) sum += sums[j * window + k];
-        to[j] = sum * share;
-      }
-    }
+  // Where a window is among `count`, the last of which is for all that lie outside.
+  static int place(int index, int count) {
+    return index < 0 || index >= count ? count - 1 : index;
   }
 
-  void add_line(const float* image, int line, int left, int from, int until,
-                std::vector<float>* sums) const {
-    const int size = sums->size();
-    float* sum = sums->data();
-    if (line < 0 || line >= height) {
-      for (int j = 0; j < size; ++j) sum[j] += pad;
+  void one_plane(const float* image, int window, float* to, std::vector<float>* sums) const {
+    const int across = width + window;
+    const float share = 1.f / (window * window);
+    if (window == 1) {
+      for (int y = 0; y < height; ++y, image += width, to += across) {
+        std::memcpy(to, image, width * sizeof(float));
+        to[width] = pad;
+      }
+      std::fill(to, to + across, pad);
       return;
     }
-    const float* pixels = image + size_t(line) * width;
-    for (int j = 0; j < from; ++j) sum[j] += pad;
-    for (int j = from; j < until; ++j) sum[j] += pixels[left + j];
-    for (int j = until; j < size; ++j) sum[j] += pad;
+    // Sums of `window` lines, with what surrounds the image on both sides, then of neighbours.
+    sums->resize(width + 2 * window - 1);
+    float *sum = sums->data(), *middle = sum + window - 1, *end = sum + sums->size();
+    for (int y = 0; y < height + window; ++y, to += across) {
+      std::fill(sum, end, 0.f);
+      for (int line = y - window + 1; line <= y; ++line) {
+        const bool inside = line >= 0 && line < height;
+        for (float* x = sum; x < (inside ? middle : end); ++x) *x += pad;
+        if (!inside) continue;
+        const float* pixels = image + size_t(line) * width;
+        for (int x = 0; x < width; ++x) middle[x] += pixels[x];
+        for (float* x = middle + width; x < end; ++x) *x += pad;
+      }
+      std::fill(to, to + across, 0.f);
+      for (int k = 0; k < window; ++k)
+        for (int x = 0; x < across; ++x) to[x] += sum[x + k];
+      for (int x = 0; x < across; ++x) to[x] *= share;
+    }
   }
 };
 

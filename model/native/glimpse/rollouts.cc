@@ -76,6 +76,11 @@ class Rollouts : public CustomStatefulOp {
     allocate();
     for (int layer = 0; layer < layers_; ++layer)
       glimpse::pack_transposed(weight(in, layer), depth_[layer], width_[layer], &forward_[layer]);
+    const int images = in->at(kImage).shape[0];
+    const size_t pixels = in->at(kImage).size() / std::max(images, 1);
+#pragma omp parallel for schedule(static)
+    for (int i = 0; i < images; ++i)
+      retina_.means(in->at(kImage).data<float>() + i * pixels, &means_[i * retina_.means_size()]);
     over_rows(rows_, [&](int begin, int end) { run(in, out, begin, end); });
     return MX_SUCCESS;
   }
@@ -115,6 +120,7 @@ class Rollouts : public CustomStatefulOp {
 
   void allocate() {
     const size_t all = size_t(glimpses_) * rows_;
+    means_.resize(retina_.means_size() * (rows_ / rollouts_));
     seen_.resize(all * depth_[kFc1]);
     features_.resize(all * depth_[kFc2]);
     what_.resize(all * width_[kFc1]);
@@ -144,7 +150,7 @@ class Rollouts : public CustomStatefulOp {
     const int count = end - begin;
     for (int step = 0; step < glimpses_; ++step) {
       locate(in, out, step, begin, end);
-      for (int row = begin; row < end; ++row) look(*in, *out, step, row);
+      for (int row = begin; row < end; ++row) look(*out, step, row);
       float* what = &what_[at(step, begin) * width_[kFc1]];
       float* where = &where_[at(step, begin) * width_[kFc2]];
       linear(in, kFc1, count, &seen_[at(step, begin) * depth_[kFc1]], what, false);
@@ -215,7 +221,7 @@ class Rollouts : public CustomStatefulOp {
   }
 
   // What one row sees, and the features of where it looks.
-  void look(const std::vector<MXTensor>& in, const std::vector<MXTensor>& out, int step, int row) {
+  void look(const std::vector<MXTensor>& out, int step, int row) {
     const float* place = static_cast<const float*>(out[kLocations].data_ptr) +
                          (size_t(row) * glimpses_ + step) * 2;
     float* features = &features_[at(step, row) * depth_[kFc2]];
@@ -227,10 +233,8 @@ class Rollouts : public CustomStatefulOp {
         features[2 + 4 * octave + axis] = std::sin(angle);
         features[4 + 4 * octave + axis] = std::cos(angle);
       }
-    const auto& shape = in[kImage].shape;
-    const float* image = static_cast<const float*>(in[kImage].data_ptr) +
-                         row / rollouts_ * (shape[1] * shape[2] * shape[3]);
-    retina_.look(image, place[0], place[1], &seen_[at(step, row) * depth_[kFc1]]);
+    const float* means = &means_[row / rollouts_ * retina_.means_size()];
+    retina_.look(means, place[0], place[1], &seen_[at(step, row) * depth_[kFc1]]);
   }
 
   // Backward for the rows [begin, end): gradients of all layers' results.
@@ -327,7 +331,8 @@ class Rollouts : public CustomStatefulOp {
   int rollouts_ = 0, rows_ = 0;
   int width_[kLayers] = {}, depth_[kLayers] = {};
   Packed forward_[kLayers], backward_[kLayers];
-  std::vector<Floats> left_;
+  std::vector<glimpse::Sparse> left_;
+  Floats means_;  // over the windows of every image
   // Of every glimpse, (T, M, n).
   Floats seen_, features_, what_, where_, what_out_, where_out_, glimpse_, core_, located_;
   Floats what_grad_, where_grad_, where_out_grad_, glimpse_grad_, core_grad_, mean_grad_,
