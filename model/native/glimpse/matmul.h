@@ -4,9 +4,9 @@
 // no blocking beyond strips of kStrip columns. Every sum is made in one fixed order, whatever the
 // number of threads or the place of a row in its matrix.
 //
-// Left factors are activations behind a ReLU and their gradients, most of which are zeros in a
-// trained network, often of the same unit for all rollouts of an image. What is zero in all rows of
-// a tile is left out, which changes no bit of a sum of finite numbers.
+// Left factors are activations behind a ReLU and their gradients. In a trained network most of them
+// are zeros, often of the same unit for all rollouts of an image. What is zero in all rows of a tile
+// is left out, which changes no bit of a sum of finite numbers.
 #pragma once
 
 #include <algorithm>
@@ -20,13 +20,14 @@
 
 namespace glimpse {
 
+// Few rows in a tile, so that many columns are zero in all of them; as many vectors as registers.
+constexpr int kTile = 4;
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kTile = 8;
+constexpr int kLanes = 16, kVectors = 4;
 #else
-constexpr int kLanes = 8, kTile = 6;
+constexpr int kLanes = 8, kVectors = 3;
 #endif
-constexpr int kVectors = 2, kStrip = kLanes * kVectors;
-constexpr int kDepth = 128;  // rows of a strip at a time: 16 KiB with vectors of 64 bytes
+constexpr int kStrip = kLanes * kVectors;
 typedef float Vector __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef std::vector<float> Floats;
@@ -34,10 +35,11 @@ typedef std::vector<float> Floats;
 inline int strips(int columns) { return (columns + kStrip - 1) / kStrip; }
 inline int tiles(int rows) { return (rows + kTile - 1) / kTile; }
 
-// A matrix as a right factor: `depth` rows in strips of kStrip columns, zeros beyond the last.
+// A matrix as a right factor: `depth` rows in strips of kStrip columns, zeros beyond the last; and
+// what is added to each row of a product, which may be nothing.
 struct Packed {
   int depth = 0, columns = 0;
-  Floats data;
+  Floats data, bias;
 
   void resize(int depth_, int columns_) {
     depth = depth_;
@@ -48,24 +50,25 @@ struct Packed {
   float* strip(int s) { return data.data() + size_t(s) * depth * kStrip; }
 };
 
-// One strip of a row-major matrix (depth, columns).
-inline void pack_strip(const float* from, int stride, int depth, int width, float* to) {
-  for (int k = 0; k < depth; ++k, from += stride, to += kStrip) {
-    std::memcpy(to, from, width * sizeof(float));
-    if (width < kStrip) std::memset(to + width, 0, (kStrip - width) * sizeof(float));
+// A row-major matrix (depth, columns).
+inline void pack(const float* from, int depth, int columns, Packed* to) {
+  to->resize(depth, columns);
+  for (int s = 0; s < strips(columns); ++s) {
+    const int width = std::min(kStrip, columns - s * kStrip);
+    float* out = to->strip(s);
+    for (int k = 0; k < depth; ++k, out += kStrip) {
+      std::memcpy(out, from + size_t(k) * columns + s * kStrip, width * sizeof(float));
+      std::memset(out + width, 0, (kStrip - width) * sizeof(float));
+    }
   }
 }
 
-inline void pack(const float* from, int depth, int columns, Packed* to) {
+// The transpose of a row-major matrix (columns, depth), and a bias (columns,).
+inline void pack_transposed(const float* from, const float* bias, int depth, int columns,
+                            Packed* to) {
   to->resize(depth, columns);
-  for (int s = 0; s < strips(columns); ++s)
-    pack_strip(from + s * kStrip, columns, depth, std::min(kStrip, columns - s * kStrip),
-               to->strip(s));
-}
-
-// The transpose of a row-major matrix (columns, depth).
-inline void pack_transposed(const float* from, int depth, int columns, Packed* to) {
-  to->resize(depth, columns);
+  to->bias.assign(size_t(strips(columns)) * kStrip, 0.f);
+  std::copy(bias, bias + columns, to->bias.begin());
   for (int s = 0; s < strips(columns); ++s) {
     const int width = std::min(kStrip, columns - s * kStrip);
     const float* block = from + size_t(s) * kStrip * depth;
@@ -78,8 +81,9 @@ inline void pack_transposed(const float* from, int depth, int columns, Packed* t
   }
 }
 
-// One bit for each lane with a bit set.
-inline uint32_t lanes(Bits bits) {
+// One bit for each lane that is not 0; -0 is 0 too.
+inline uint32_t nonzero_lanes(Bits bits) {
+  bits <<= 1;
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask(__m512i(bits), __m512i(bits));
 #elif defined(__AVX2__)
@@ -92,120 +96,125 @@ inline uint32_t lanes(Bits bits) {
 #endif
 }
 
-// Calls found(k) for the columns k, in order, of a row-major block that are not zero in all rows.
-template <typename Found>
-inline void each_nonzero(const float* a, int rows, int stride, int columns, const Found& found) {
-  int k = 0;
-  for (; k + kLanes <= columns; k += kLanes) {
-    Bits bits = {};
-    for (int i = 0; i < rows; ++i)
-      bits |= *reinterpret_cast<const Bits*>(a + size_t(i) * stride + k);
-    for (uint32_t mask = lanes(bits << 1); mask; mask &= mask - 1)  // without signs: -0 is 0
-      found(k + __builtin_ctz(mask));
-  }
-  for (; k < columns; ++k) {
-    bool any = false;
-    for (int i = 0; i < rows; ++i) any |= a[size_t(i) * stride + k] != 0;
-    if (any) found(k);
-  }
+inline Vector load(const float* from, int count) {
+  if (count == kLanes) return *reinterpret_cast<const Vector*>(from);
+  Vector some = {};
+  std::memcpy(&some, from, count * sizeof(float));
+  return some;
 }
 
-// The columns of a left factor, row-major and dense, that count in each of its tiles of rows; those
-// of a part of kDepth columns by their place in the part.
-struct Columns {
-  std::vector<uint8_t> places;
-  std::vector<int> counts;
+// Rows of a dense row-major matrix, times `factor` where there is one, and 0 where `active`, the
+// ReLU behind which they are gradients, is not above 0. All three have the same shape.
+struct Rows {
+  const float *values, *active = nullptr, *factor = nullptr;
 
-  void find(int rows, int depth, const float* a) {
-    const int parts = (depth + kDepth - 1) / kDepth;
-    counts.resize(size_t(parts) * tiles(rows));
-    places.resize(counts.size() * kDepth);
-    for (int part = 0, block = 0; part < parts; ++part)
-      for (int i = 0; i < rows; i += kTile, ++block) {
-        uint8_t *first = &places[size_t(block) * kDepth], *last = first;
-        each_nonzero(a + size_t(i) * depth + part * kDepth, std::min(kTile, rows - i), depth,
-                     std::min(kDepth, depth - part * kDepth), [&](int k) { *last++ = k; });
-        counts[block] = last - first;
-      }
+  Vector at(size_t place, int count) const {
+    Vector found = load(values + place, count);
+    if (factor) found *= load(factor + place, count);
+    if (!active) return found;
+    return Vector(Bits(found) & Bits(load(active + place, count) > Vector{}));
   }
 };
 
-// C (rows, kStrip) = or += A B for `count` columns of A and rows of B, B a part of one strip.
-template <int rows>
-inline void tile(int count, const uint8_t* places, const float* a, int stride, const float* b,
-                 float* c, int c_stride, bool add) {
-  Vector sum[rows][kVectors];
-#pragma GCC unroll 8
-  for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v)
-      sum[i][v] = add ? *reinterpret_cast<const Vector*>(c + i * c_stride + v * kLanes) : Vector{};
-  for (int n = 0; n < count; ++n) {
-    const size_t k = places[n];
-    const Vector b0 = *reinterpret_cast<const Vector*>(b + k * kStrip);
-    const Vector b1 = *reinterpret_cast<const Vector*>(b + k * kStrip + kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; ++i) {
-      const Vector factor = a[i * stride + k] - Vector{};
-      sum[i][0] += factor * b0;
-      sum[i][1] += factor * b1;
+// A matrix as a left factor, by tiles of kTile rows: of each the columns that are not zero in all of
+// its rows, in order, and for each of them kTile numbers, zeros below the last row.
+struct Sparse {
+  int width = 0;
+  std::vector<int> counts, columns;
+  Floats values;
+
+  void resize(int tiles, int width_) {
+    width = width_;
+    counts.resize(tiles);
+    columns.resize(size_t(tiles) * width);
+    values.resize(columns.size() * kTile);
+  }
+  const int* column(int tile) const { return &columns[size_t(tile) * width]; }
+  const float* value(int tile) const { return &values[size_t(tile) * width * kTile]; }
+
+  // Packs `rows` rows into the tiles from `tile` on.
+  void pack(int tile, int rows, const Rows& from) {
+    for (int i = 0; i < rows; i += kTile, ++tile) {
+      int* column = &columns[size_t(tile) * width];
+      float* value = &values[size_t(tile) * width * kTile];
+      int count = 0;
+      for (int k = 0; k < width; k += kLanes) {
+        Vector block[kTile];
+        Bits bits = {};
+        for (int r = 0; r < kTile; ++r) {
+          block[r] = i + r < rows
+                         ? from.at(size_t(i + r) * width + k, std::min(kLanes, width - k))
+                         : Vector{};
+          bits |= Bits(block[r]);
+        }
+        const float* numbers = reinterpret_cast<const float*>(block);
+        for (uint32_t mask = nonzero_lanes(bits); mask; mask &= mask - 1, ++count) {
+          const int lane = __builtin_ctz(mask);
+          column[count] = k + lane;
+          for (int r = 0; r < kTile; ++r) value[count * kTile + r] = numbers[r * kLanes + lane];
+        }
+      }
+      counts[tile] = count;
     }
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v)
-      *reinterpret_cast<Vector*>(c + i * c_stride + v * kLanes) = sum[i][v];
-}
+};
 
-inline void tile(int rows, int count, const uint8_t* places, const float* a, int stride,
-                 const float* b, float* c, int c_stride, bool add) {
-  switch (rows) {
-    case 1: return tile<1>(count, places, a, stride, b, c, c_stride, add);
-    case 2: return tile<2>(count, places, a, stride, b, c, c_stride, add);
-    case 3: return tile<3>(count, places, a, stride, b, c, c_stride, add);
-    case 4: return tile<4>(count, places, a, stride, b, c, c_stride, add);
-    case 5: return tile<5>(count, places, a, stride, b, c, c_stride, add);
-    case 6: return tile<6>(count, places, a, stride, b, c, c_stride, add);
-    case 7: return tile<7>(count, places, a, stride, b, c, c_stride, add);
-    default: return tile<8>(count, places, a, stride, b, c, c_stride, add);
+enum Sum { kNew = 0, kAdd = 1, kRelu = 2 };  // kAdd: to what is there; kRelu: of the result
+
+// A tile of C (kTile, kStrip) from `count` columns of A and the rows of B that belong to them.
+inline void tile(int count, const int* columns, const float* a, const float* b, const float* bias,
+                 float* c, int stride, int how) {
+  Vector sum[kTile][kVectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < kTile; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const Vector before =
+          how & kAdd ? *reinterpret_cast<const Vector*>(c + i * stride + v * kLanes) : Vector{};
+      sum[i][v] = bias ? *reinterpret_cast<const Vector*>(bias + v * kLanes) + before : before;
+    }
+  for (int n = 0; n < count; ++n, a += kTile) {
+    const Vector* right = reinterpret_cast<const Vector*>(b + size_t(columns[n]) * kStrip);
+    Vector row[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) row[v] = right[v];
+#pragma GCC unroll 4
+    for (int i = 0; i < kTile; ++i) {
+      const Vector factor = a[i] - Vector{};
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += factor * row[v];
+    }
   }
+#pragma GCC unroll 4
+  for (int i = 0; i < kTile; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      if (how & kRelu) sum[i][v] = Vector(Bits(sum[i][v]) & Bits(sum[i][v] > Vector{}));
+      *reinterpret_cast<Vector*>(c + i * stride + v * kLanes) = sum[i][v];
+    }
 }
 
-// One strip of C = or += A B for all rows, C row-major with `width` columns that count. A part of
-// the strip stays in the first cache while all tiles use it. The sums go on from what is in C, so
-// they are the same as without parts.
-inline void strip_product(int rows, int depth, const float* a, const Columns& columns,
-                          const float* b, float* c, int c_stride, int width, bool add) {
+// C (rows, b.columns), row-major and dense: A B + bias of B, where A are the tiles from `first` on.
+inline void product(const Sparse& a, int first, int rows, const Packed& b, float* c, int how) {
   float edge[kTile * kStrip];
-  const uint8_t* places = columns.places.data();
-  const int* counts = columns.counts.data();
-  for (int k = 0; k < depth; k += kDepth, a += kDepth, b += size_t(kDepth) * kStrip, add = true)
-    for (int i = 0; i < rows; i += kTile, places += kDepth, ++counts) {
-      if (add && !*counts) continue;
+  for (int s = 0; s < strips(b.columns); ++s) {
+    const float* bias = b.bias.empty() ? nullptr : &b.bias[size_t(s) * kStrip];
+    const int width = std::min(kStrip, b.columns - s * kStrip);
+    for (int i = 0, t = first; i < rows; i += kTile, ++t) {
+      float* out = c + size_t(i) * b.columns + s * kStrip;
       const int tall = std::min(kTile, rows - i);
-      float* out = c + size_t(i) * c_stride;
-      const float* left = a + size_t(i) * depth;
-      if (width == kStrip) {
-        tile(tall, *counts, places, left, depth, b, out, c_stride, add);
+      if (width == kStrip && tall == kTile) {
+        tile(a.counts[t], a.column(t), a.value(t), b.strip(s), bias, out, b.columns, how);
         continue;
       }
-      if (add)
+      if (how & kAdd)
         for (int r = 0; r < tall; ++r)
-          std::memcpy(edge + r * kStrip, out + r * c_stride, width * sizeof(float));
-      tile(tall, *counts, places, left, depth, b, edge, kStrip, add);
+          std::memcpy(edge + r * kStrip, out + r * b.columns, width * sizeof(float));
+      tile(a.counts[t], a.column(t), a.value(t), b.strip(s), bias, edge, kStrip, how);
       for (int r = 0; r < tall; ++r)
-        std::memcpy(out + r * c_stride, edge + r * kStrip, width * sizeof(float));
+        std::memcpy(out + r * b.columns, edge + r * kStrip, width * sizeof(float));
     }
-}
-
-// C (rows, b.columns) = or += A (rows, b.depth) B, all row-major and dense.
-inline void product(int rows, const float* a, const Packed& b, float* c, bool add) {
-  static thread_local Columns columns;
-  columns.find(rows, b.depth, a);
-  for (int s = 0; s < strips(b.columns); ++s)
-    strip_product(rows, b.depth, a, columns, b.strip(s), c + s * kStrip, b.columns,
-                  std::min(kStrip, b.columns - s * kStrip), add);
+  }
 }
 
 }  // namespace glimpse

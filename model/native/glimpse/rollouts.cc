@@ -16,6 +16,7 @@
 using namespace mxnet::ext;  // NOLINT: as MXNet's own examples do
 using glimpse::Floats;
 using glimpse::Packed;
+using glimpse::Sparse;
 
 namespace {
 
@@ -37,7 +38,7 @@ int layer_count(const Attributes& attributes) {
 template <typename Body>
 void over_rows(int rows, const Body& body) {
   // Few rows are shared out finely. With many, a layer's weights are read once for more of them.
-  constexpr int kFew = 4 * glimpse::kTile, kMany = 16 * glimpse::kTile;
+  constexpr int kFew = 8 * glimpse::kTile, kMany = 32 * glimpse::kTile;
   const int kChunk = rows > 8 * kMany ? kMany : kFew;
 #pragma omp parallel
   {
@@ -49,10 +50,6 @@ void over_rows(int rows, const Body& body) {
 
 void relu(float* x, size_t count) {
   for (size_t i = 0; i < count; ++i) x[i] = x[i] > 0 ? x[i] : 0;
-}
-
-void mask(float* gradient, const float* activation, size_t count) {
-  for (size_t i = 0; i < count; ++i) gradient[i] = activation[i] > 0 ? gradient[i] : 0;
 }
 
 class Rollouts : public CustomStatefulOp {
@@ -75,7 +72,8 @@ class Rollouts : public CustomStatefulOp {
     read_shapes(*in);
     allocate();
     for (int layer = 0; layer < layers_; ++layer)
-      glimpse::pack_transposed(weight(in, layer), depth_[layer], width_[layer], &forward_[layer]);
+      glimpse::pack_transposed(weight(in, layer), bias(in, layer), depth_[layer], width_[layer],
+                               &forward_[layer]);
     const int images = in->at(kImage).shape[0];
     const size_t pixels = in->at(kImage).size() / std::max(images, 1);
 #pragma omp parallel for schedule(static)
@@ -103,6 +101,9 @@ class Rollouts : public CustomStatefulOp {
  private:
   static float* weight(std::vector<MXTensor>* in, int layer) {
     return in->at(kWeights + 2 * layer).data<float>();
+  }
+  static float* bias(std::vector<MXTensor>* in, int layer) {
+    return in->at(kWeights + 2 * layer + 1).data<float>();
   }
 
   void read_shapes(const std::vector<MXTensor>& in) {
@@ -136,75 +137,72 @@ class Rollouts : public CustomStatefulOp {
 
   size_t at(int step, int row) const { return size_t(step) * rows_ + row; }
 
+  // Memory to work in of one chunk of rows: left factors, the state's among them.
+  struct Work {
+    Sparse state, other;
+    Floats mean, hidden;
+  };
+
   // y (count, width) = or += x W + b.
-  void linear(std::vector<MXTensor>* in, int layer, int count, const float* x, float* y, bool add) {
-    const float* bias = in->at(kWeights + 2 * layer + 1).data<float>();
-    const int width = width_[layer];
-    for (int i = 0; i < count; ++i)
-      for (int j = 0; j < width; ++j) y[size_t(i) * width + j] = bias[j] + (add ? y[size_t(i) * width + j] : 0);
-    glimpse::product(count, x, forward_[layer], y, true);
+  void linear(int layer, int count, const float* x, float* y, int how, Work* work) const {
+    work->other.resize(glimpse::tiles(count), depth_[layer]);
+    work->other.pack(0, count, {x});
+    glimpse::product(work->other, 0, count, forward_[layer], y, how);
   }
 
   // Forward for the rows [begin, end).
   void run(std::vector<MXTensor>* in, std::vector<MXTensor>* out, int begin, int end) {
-    const int count = end - begin;
+    static thread_local Work work;
+    const int count = end - begin, width = width_[kI2h];
+    work.state.resize(glimpse::tiles(count), width);
     for (int step = 0; step < glimpses_; ++step) {
-      locate(in, out, step, begin, end);
+      locate(in, out, step, begin, end, &work);
       for (int row = begin; row < end; ++row) look(*out, step, row);
-      float* what = &what_[at(step, begin) * width_[kFc1]];
-      float* where = &where_[at(step, begin) * width_[kFc2]];
-      linear(in, kFc1, count, &seen_[at(step, begin) * depth_[kFc1]], what, false);
-      relu(what, size_t(count) * width_[kFc1]);
-      linear(in, kFc2, count, &features_[at(step, begin) * depth_[kFc2]], where, false);
-      relu(where, size_t(count) * width_[kFc2]);
-      combine(in, step, begin, count);
-      float* core = &core_[at(step, begin) * width_[kI2h]];
-      linear(in, kI2h, count, &glimpse_[at(step, begin) * width_[kFc3]], core, false);
-      if (step) {
-        linear(in, kH2h, count, &core_[at(step - 1, begin) * width_[kI2h]], core, true);
-      } else {  // a state of zeros
-        const float* bias = in->at(kWeights + 2 * kH2h + 1).data<float>();
-        for (int i = 0; i < count; ++i)
-          for (int j = 0; j < width_[kI2h]; ++j) core[size_t(i) * width_[kI2h] + j] += bias[j];
-      }
-      relu(core, size_t(count) * width_[kI2h]);
+      linear(kFc1, count, &seen_[at(step, begin) * depth_[kFc1]],
+             &what_[at(step, begin) * width_[kFc1]], glimpse::kRelu, &work);
+      linear(kFc2, count, &features_[at(step, begin) * depth_[kFc2]],
+             &where_[at(step, begin) * width_[kFc2]], glimpse::kRelu, &work);
+      combine(step, begin, count, &work);
+      float* core = &core_[at(step, begin) * width];
+      linear(kI2h, count, &glimpse_[at(step, begin) * width_[kFc3]], core, glimpse::kNew, &work);
+      if (!step) std::fill(work.state.counts.begin(), work.state.counts.end(), 0);
+      glimpse::product(work.state, 0, count, forward_[kH2h], core, glimpse::kAdd | glimpse::kRelu);
+      work.state.pack(0, count, {core});
       float* hidden = out->at(kHidden).data<float>();
-      for (int row = begin; row < end; ++row)
-        std::memcpy(hidden + (size_t(row) * glimpses_ + step) * width_[kI2h],
-                    &core_[at(step, row) * width_[kI2h]], width_[kI2h] * sizeof(float));
+      for (int row = 0; row < count; ++row)
+        std::memcpy(hidden + (size_t(begin + row) * glimpses_ + step) * width,
+                    core + size_t(row) * width, width * sizeof(float));
     }
   }
 
-  void combine(std::vector<MXTensor>* in, int step, int begin, int count) {
+  void combine(int step, int begin, int count, Work* work) {
     const size_t place = at(step, begin) * width_[kFc3], size = size_t(count) * width_[kFc3];
     const float* what = &what_[at(step, begin) * width_[kFc1]];
     const float* where = &where_[at(step, begin) * width_[kFc2]];
     float* both = &glimpse_[place];
     if (multiply_) {
-      linear(in, kFc3, count, what, &what_out_[place], false);
-      linear(in, kFc4, count, where, &where_out_[place], false);
+      linear(kFc3, count, what, &what_out_[place], glimpse::kNew, work);
+      linear(kFc4, count, where, &where_out_[place], glimpse::kNew, work);
       for (size_t i = 0; i < size; ++i) both[i] = what_out_[place + i] * where_out_[place + i];
+      relu(both, size);
     } else {
-      linear(in, kFc3, count, what, both, false);
-      linear(in, kFc4, count, where, both, true);
+      linear(kFc3, count, what, both, glimpse::kNew, work);
+      linear(kFc4, count, where, both, glimpse::kAdd | glimpse::kRelu, work);
     }
-    relu(both, size);
   }
 
   // Means, samples and locations of one step.
-  void locate(std::vector<MXTensor>* in, std::vector<MXTensor>* out, int step, int begin, int end) {
-    const int count = end - begin, hidden = width_[kLocator];
-    Floats mean(size_t(count) * 2);
+  void locate(std::vector<MXTensor>* in, std::vector<MXTensor>* out, int step, int begin, int end,
+              Work* work) {
+    const int count = end - begin;
+    Floats& mean = work->mean;
+    mean.resize(size_t(count) * 2);
     if (step) {
-      const float* state = &core_[at(step - 1, begin) * width_[kI2h]];
-      float* y = &located_[at(step - 1, begin) * hidden];
-      linear(in, kLocator, count, state, y, false);
-      if (layers_ == kLayers) {
-        relu(y, size_t(count) * hidden);
-        linear(in, kLocatorOut, count, y, mean.data(), false);
-      } else {
-        mean.assign(y, y + mean.size());
-      }
+      const bool two = layers_ == kLayers;
+      float* y = two ? &located_[at(step - 1, begin) * width_[kLocator]] : mean.data();
+      glimpse::product(work->state, 0, count, forward_[kLocator], y,
+                       two ? glimpse::kRelu : glimpse::kNew);
+      if (two) linear(kLocatorOut, count, y, mean.data(), glimpse::kNew, work);
       for (float& value : mean) value = std::tanh(value);
     }
     for (int row = begin; row < end; ++row)
@@ -239,91 +237,80 @@ class Rollouts : public CustomStatefulOp {
 
   // Backward for the rows [begin, end): gradients of all layers' results.
   void back(const float* hidden, const float* means, const float* mean, int begin, int end) {
-    const int count = end - begin, width = width_[kI2h], wide = width_[kFc3];
-    Floats carry(size_t(count) * width, 0.f);
+    static thread_local Floats carry, d, g;
+    const int count = end - begin, width = width_[kI2h];
+    const auto left = [&](int layer, int step, const glimpse::Rows& rows) {
+      grad_[layer].pack(tile_at(step, begin), count, rows);
+    };
+    const auto product = [&](int layer, int through, int step, float* to, int how) {
+      glimpse::product(grad_[layer], tile_at(step, begin), count, backward_[through], to, how);
+    };
+    const auto resized = [&](Floats* to, int columns) {
+      to->resize(size_t(count) * columns);
+      return to->data();
+    };
+    carry.assign(size_t(count) * width, 0.f);
+    resized(&d, width);
     for (int step = glimpses_ - 1; step >= 0; --step) {
-      float* d = &core_grad_[at(step, begin) * width];
-      for (int i = 0; i < count; ++i)
+      for (int i = 0; i < count; ++i) {
+        const float* given = hidden + (size_t(begin + i) * glimpses_ + step) * width;
         for (int j = 0; j < width; ++j)
-          d[size_t(i) * width + j] =
-              hidden[(size_t(begin + i) * glimpses_ + step) * width + j] + carry[size_t(i) * width + j];
-      if (step < glimpses_ - 1) back_locator(means, mean, step, begin, end, d);
-      mask(d, &core_[at(step, begin) * width], size_t(count) * width);
-      if (step) glimpse::product(count, d, backward_[kH2h], carry.data(), false);
-
-      float* g = &glimpse_grad_[at(step, begin) * wide];
-      glimpse::product(count, d, backward_[kI2h], g, false);
-      mask(g, &glimpse_[at(step, begin) * wide], size_t(count) * wide);
-      const float *what = g, *where = g;
-      if (multiply_) {
-        const size_t place = at(step, begin) * wide;
-        for (size_t i = 0; i < size_t(count) * wide; ++i) {
-          where_out_grad_[place + i] = g[i] * what_out_[place + i];
-          g[i] *= where_out_[place + i];
-        }
-        where = &where_out_grad_[place];
+          d[size_t(i) * width + j] = given[j] + carry[size_t(i) * width + j];
       }
-      float* a = &what_grad_[at(step, begin) * width_[kFc1]];
-      glimpse::product(count, what, backward_[kFc3], a, false);
-      mask(a, &what_[at(step, begin) * width_[kFc1]], size_t(count) * width_[kFc1]);
-      float* b = &where_grad_[at(step, begin) * width_[kFc2]];
-      glimpse::product(count, where, backward_[kFc4], b, false);
-      mask(b, &where_[at(step, begin) * width_[kFc2]], size_t(count) * width_[kFc2]);
+      if (step < glimpses_ - 1) {  // the location after this step
+        float* y = resized(&g, 2);
+        for (int i = 0; i < count * 2; ++i) {
+          const size_t place = (size_t(begin + i / 2) * glimpses_ + step + 1) * 2 + i % 2;
+          y[i] = means[place] * (1 - mean[place] * mean[place]);
+        }
+        left(layers_ - 1, step, {y});
+        if (layers_ == kLayers) {
+          product(kLocatorOut, kLocatorOut, step, resized(&g, width_[kLocator]), glimpse::kNew);
+          left(kLocator, step, {g.data(), &located_[at(step, begin) * width_[kLocator]]});
+        }
+        if (to_core_) product(kLocator, kLocator, step, d.data(), glimpse::kAdd);
+      }
+      left(kI2h, step, {d.data(), &core_[at(step, begin) * width]});
+      if (step) product(kI2h, kH2h, step, carry.data(), glimpse::kNew);
+
+      product(kI2h, kI2h, step, resized(&g, width_[kFc3]), glimpse::kNew);
+      const size_t place = at(step, begin) * width_[kFc3];
+      const float* seen = &glimpse_[place];
+      left(kFc3, step, {g.data(), seen, multiply_ ? &where_out_[place] : nullptr});
+      if (multiply_) left(kFc4, step, {g.data(), seen, &what_out_[place]});
+      product(kFc3, kFc3, step, resized(&g, width_[kFc1]), glimpse::kNew);
+      left(kFc1, step, {g.data(), &what_[at(step, begin) * width_[kFc1]]});
+      product(of(kFc4), kFc4, step, resized(&g, width_[kFc2]), glimpse::kNew);
+      left(kFc2, step, {g.data(), &where_[at(step, begin) * width_[kFc2]]});
     }
   }
 
-  // The location after `step`; adds to the gradient `d` of its state where that is wanted.
-  void back_locator(const float* means, const float* mean, int step, int begin, int end, float* d) {
-    const int count = end - begin, hidden = width_[kLocator];
-    float* y = &mean_grad_[at(step, begin) * 2];
-    for (int i = 0; i < count; ++i)
-      for (int axis = 0; axis < 2; ++axis) {
-        const size_t place = (size_t(begin + i) * glimpses_ + step + 1) * 2 + axis;
-        y[i * 2 + axis] = means[place] * (1 - mean[place] * mean[place]);
-      }
-    if (layers_ == kLayers) {
-      float* z = &located_grad_[at(step, begin) * hidden];
-      glimpse::product(count, y, backward_[kLocatorOut], z, false);
-      mask(z, &located_[at(step, begin) * hidden], size_t(count) * hidden);
-      y = z;
-    }
-    if (to_core_) glimpse::product(count, y, backward_[kLocator], d, true);
+  // The layer whose results have the same gradients as those of `layer`: what is added shares one.
+  int of(int layer) const {
+    if (layer == kH2h) return kI2h;
+    return layer == kFc4 && !multiply_ ? kFc3 : layer;
+  }
+
+  int tile_at(int step, int row) const {
+    return step * glimpse::tiles(rows_) + row / glimpse::kTile;
   }
 
   void allocate_gradients() {
-    const size_t all = size_t(glimpses_) * rows_;
-    core_grad_.resize(all * width_[kI2h]);
-    glimpse_grad_.resize(all * width_[kFc3]);
-    if (multiply_) where_out_grad_.resize(all * width_[kFc3]);
-    what_grad_.resize(all * width_[kFc1]);
-    where_grad_.resize(all * width_[kFc2]);
-    mean_grad_.resize(all * 2);
-    located_grad_.resize(all * width_[kLocator]);
+    for (int layer = 0; layer < layers_; ++layer)
+      if (of(layer) == layer)
+        grad_[layer].resize(glimpses_ * glimpse::tiles(rows_), width_[layer]);
   }
 
   void weight_gradients(std::vector<MXTensor>* out) {
-    struct Part {
-      const Floats &result, &input;
-    };
-    const Floats& where = multiply_ ? where_out_grad_ : glimpse_grad_;
-    const Floats& located = layers_ == kLayers ? located_grad_ : mean_grad_;
-    const Part parts[kLayers] = {{what_grad_, seen_},     {where_grad_, features_},
-                                 {glimpse_grad_, what_},  {where, where_},
-                                 {core_grad_, glimpse_},  {core_grad_, core_},
-                                 {located, core_},        {mean_grad_, located_}};
-    const int all = glimpses_ * rows_;
+    const Floats* inputs[kLayers] = {&seen_,    &features_, &what_, &where_,
+                                     &glimpse_, &core_,     &core_, &located_};
     std::vector<glimpse::LayerGradient> layers;
-    for (int layer = 0; layer < layers_; ++layer) {
-      // There is no state and no choice before the first glimpse.
-      const int rows = layer < kH2h ? all : all - rows_;
-      const float* result = parts[layer].result.data();
-      const float* moved = layer == kH2h ? result + size_t(rows_) * width_[layer] : result;
-      layers.push_back({width_[layer], depth_[layer], moved, parts[layer].input.data(), rows,
-                        result, layer == kH2h ? all : rows,
-                        out->at(kWeights + 2 * layer).data<float>(),
-                        out->at(kWeights + 2 * layer + 1).data<float>()});
-    }
-    glimpse::weight_gradients(layers, &left_);
+    for (int layer = 0; layer < layers_; ++layer)
+      // There is no state before the first glimpse, and no choice after the last.
+      layers.push_back({rows_, layer < kLocator ? glimpses_ : glimpses_ - 1, width_[layer],
+                        depth_[layer], &grad_[of(layer)], inputs[layer]->data(), layer == kH2h,
+                        weight(out, layer), bias(out, layer)});
+    glimpse::weight_gradients(layers);
   }
 
   const int glimpses_, octaves_, multiply_, tanh_, to_core_, layers_;
@@ -331,12 +318,10 @@ class Rollouts : public CustomStatefulOp {
   int rollouts_ = 0, rows_ = 0;
   int width_[kLayers] = {}, depth_[kLayers] = {};
   Packed forward_[kLayers], backward_[kLayers];
-  std::vector<glimpse::Sparse> left_;
+  Sparse grad_[kLayers];  // of the results of layers, by tiles of the rows of a step
   Floats means_;  // over the windows of every image
   // Of every glimpse, (T, M, n).
   Floats seen_, features_, what_, where_, what_out_, where_out_, glimpse_, core_, located_;
-  Floats what_grad_, where_grad_, where_out_grad_, glimpse_grad_, core_grad_, mean_grad_,
-      located_grad_;
 };
 
 MXReturnValue parse(const Attributes& attributes, int* inputs, int* outputs) {
