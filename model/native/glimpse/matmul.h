@@ -20,13 +20,13 @@
 
 namespace glimpse {
 
-// Few rows in a tile, so that many columns are zero in all of them; as many vectors as registers.
-constexpr int kTile = 4;
+// Few rows in a tile, so that many columns are zero in all of them.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kVectors = 4;
+constexpr int kLanes = 16, kTile = 4;
 #else
-constexpr int kLanes = 8, kVectors = 3;
+constexpr int kLanes = 8, kTile = 2;
 #endif
+constexpr int kVectors = 4;
 constexpr int kStrip = kLanes * kVectors;
 typedef float Vector __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));

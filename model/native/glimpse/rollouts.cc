@@ -38,7 +38,8 @@ int layer_count(const Attributes& attributes) {
 template <typename Body>
 void over_rows(int rows, const Body& body) {
   // Few rows are shared out finely. With many, a layer's weights are read once for more of them.
-  constexpr int kFew = 8 * glimpse::kTile, kMany = 32 * glimpse::kTile;
+  constexpr int kFew = 32, kMany = 128;
+  static_assert(kFew % glimpse::kTile == 0 && kMany % glimpse::kTile == 0, "whole tiles");
   const int kChunk = rows > 8 * kMany ? kMany : kFew;
 #pragma omp parallel
   {
