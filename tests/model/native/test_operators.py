@@ -100,6 +100,24 @@ def test_outputs_and_gradients_equal_those_of_the_graph(
         assert_close(outputs_and_gradients(operator, inputs), expected)
 
 
+@pytest.mark.parametrize("combine", ["add", "multiply"])
+def test_units_that_are_zero_are_left_out_rightly(combine: str, glimpse_operators: None) -> None:
+    """Most units of a trained network are 0, often in all rows that are computed together."""
+    graph, operator = (build(combine=combine, location_octaves=1) for _ in range(2))
+    for net in (graph, operator):
+        for name, parameter in net._collect_params_with_prefix().items():
+            if name.endswith("bias") and "classifier" not in name:
+                moved = np.where(np.arange(parameter.shape[0]) % 3, -1.5, 0.1)
+                parameter.set_data(mx.nd.array(moved))
+    assert operator.use_operator()
+    inputs = inputs_for(graph, 9)
+    inputs[0][:] *= mx.nd.array(np.arange(9) % 2).reshape((9, 1, 1, 1))  # some of background alone
+    expected = outputs_and_gradients(graph, inputs)
+    assert_close(outputs_and_gradients(operator, inputs), expected)
+    for layer in ("sensor.fc1", "rnn.h2h", "locator.fc"):  # it does test what it says
+        assert 0.2 < np.mean(expected[f"{layer}.bias"] == 0) < 1, layer
+
+
 def test_a_training_stays_with_that_of_the_graph(glimpse_operators: None) -> None:
     def losses(use: bool) -> list[float]:
         net = build(combine="multiply", location_octaves=2)
