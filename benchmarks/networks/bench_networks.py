@@ -85,7 +85,7 @@ def fill_inference(
         print(f"{network}: PyTorch's logits differ by {difference:.2g} of the largest", flush=True)
         if table.config.prepare:
             if machines.compile:
-                warm_up(machines, torch, network, todo)
+                warm_up(machines, ours, torch, network, todo)
             return
         pair = Inference(machines, network, ours, torch)
         for name, mode in todo:

@@ -247,15 +247,23 @@ def cached() -> list[str]:
 
 
 def warm_up(
-    machines: Machines, torch: Asked, network: str, modes: Sequence[tuple[str, rows.Mode]]
+    machines: Machines,
+    ours: Asked,
+    torch: Asked,
+    network: str,
+    modes: Sequence[tuple[str, rows.Mode]],
 ) -> None:
-    """Let torch.compile fill its cache with what the rows of a network need."""
+    """Let torch.compile fill its cache with what the rows of a network need.
+
+    A row that ours cannot compute on this processor is left out of the table and needs nothing.
+    """
     for name, mode in modes:
         if rows.COMPILED in mode.forms and not machines.has_compiled(network, mode):
             start = time.monotonic()
             try:
+                ours.ask(do="time", case=mode.case, repeat=1)
                 torch.ask(do="time", case=f"{rows.COMPILED}/{mode.case}", repeat=1)
-            except UserError as error:  # there is no C++ compiler, as a rule
+            except UserError as error:  # no C++ compiler, or no such arithmetic
                 print(f"{network}, {name}: not compiled, {reason_of(error)}", flush=True)
                 continue
             store(CACHED, [*cached(), machines.key(network, mode)])

@@ -302,13 +302,20 @@ def test_what_cannot_be_compiled_costs_nothing(
     monkeypatch.setenv("ATTENTION_ISA", "")
     machines = network_workers.Machines("python", "", 1, Config().plan)
     todo = [(name, MODES[name]) for name in ("infer fp32, batch 1", "infer bf16, batch 1")]
-    network_workers.warm_up(machines, Able("PyTorch", "float32"), "resnet164", todo)
+    network_workers.warm_up(machines, Able("ours"), Able("PyTorch", "float32"), "resnet164", todo)
     assert "infer fp32, batch 1: not compiled, PyTorch: no such type" in capsys.readouterr().out
     assert not machines.has_compiled("resnet164", todo[0][1])
-    assert machines.has_compiled("resnet164", todo[1][1])
+    bfloat16 = todo[1][1]
+    assert machines.has_compiled("resnet164", bfloat16)
+    # A row that ours cannot compute is not measured.
+    torch = Able("PyTorch")
+    todo = [("infer bf16, batch 128", MODES["infer bf16, batch 128"])]
+    network_workers.warm_up(machines, Able("ours", "bfloat16"), torch, "resnet164", todo)
+    assert "infer bf16, batch 128: not compiled, ours: no such type" in capsys.readouterr().out
+    assert torch.asked == []
     # What was compiled for other instructions is no use.
     monkeypatch.setattr(network_workers, "instructions", lambda: "another")
-    assert not machines.has_compiled("resnet164", todo[1][1])
+    assert not machines.has_compiled("resnet164", bfloat16)
 
 
 def test_a_row_that_fails_is_told_and_costs_no_other(tmp_path: Path) -> None:
@@ -365,7 +372,7 @@ def test_compiled_is_measured_only_where_it_was_prepared(
 
     assert not machines.has_compiled("resnet164", mode)
     for _ in range(2):  # the second time there is nothing to do
-        network_workers.warm_up(machines, Torch(), "resnet164", [("name", mode)])
+        network_workers.warm_up(machines, Able("ours"), Torch(), "resnet164", [("name", mode)])
     assert [request["case"] for request in asked] == ["compiled/infer_float32_1"]
     assert machines.has_compiled("resnet164", mode)
     assert not machines.has_compiled("resnet164_ram", mode)
