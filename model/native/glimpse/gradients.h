@@ -31,11 +31,15 @@ inline void bias_gradient(const LayerGradient& layer) {
 inline void add_tile(int count, const int* columns, const float* values, const float* input,
                      int stride, float* sums) {
   Vector x[kTile][kVectors];
+  Bits bits = {};
 #pragma GCC unroll 4
   for (int i = 0; i < kTile; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
+    for (int v = 0; v < kVectors; ++v) {
       x[i][v] = *reinterpret_cast<const Vector*>(input + i * stride + v * kLanes);
+      bits |= Bits(x[i][v]);
+    }
+  if (!nonzero_lanes(bits)) return;  // as where nothing but background is seen
   for (int n = 0; n < count; ++n, values += kTile) {
     Vector* kept = reinterpret_cast<Vector*>(sums + size_t(columns[n]) * kStrip);
     Vector sum[kVectors];

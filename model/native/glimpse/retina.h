@@ -9,6 +9,8 @@
 #include <cstring>
 #include <vector>
 
+#include "matmul.h"
+
 namespace glimpse {
 
 struct Retina {
@@ -26,10 +28,10 @@ struct Retina {
   // The means over all windows of an image (C, H, W); the last row and column of a plane are those
   // of windows that see only what surrounds it.
   void means(const float* image, float* to) const {
-    std::vector<float> sums;
+    Floats work;
     for (int window : windows)
       for (int channel = 0; channel < channels; ++channel, to += plane(window))
-        one_plane(image + size_t(channel) * height * width, window, to, &sums);
+        one_plane(image + size_t(channel) * height * width, window, to, &work);
   }
 
   // What is seen at (x, y) in [-1, 1], by scale, channel, row and column, in the means of an image.
@@ -61,7 +63,7 @@ struct Retina {
     return index < 0 || index >= count ? count - 1 : index;
   }
 
-  void one_plane(const float* image, int window, float* to, std::vector<float>* sums) const {
+  void one_plane(const float* image, int window, float* to, Floats* work) const {
     const int across = width + window;
     const float share = 1.f / (window * window);
     if (window == 1) {
@@ -72,23 +74,28 @@ struct Retina {
       std::fill(to, to + across, pad);
       return;
     }
-    // Sums of `window` lines, with what surrounds the image on both sides, then of neighbours.
-    sums->resize(width + 2 * window - 1);
-    float *sum = sums->data(), *middle = sum + window - 1, *end = sum + sums->size();
+    // Lines with what surrounds the image on both sides, and one beyond it, in whole vectors.
+    const int wide = (across + window - 1 + 2 * kLanes - 1) / kLanes * kLanes;
+    work->assign(size_t(height + 3) * wide, pad);
+    float *outside = work->data(), *lines = outside + wide, *sums = lines + size_t(height) * wide;
+    for (int y = 0; y < height; ++y)
+      std::memcpy(lines + size_t(y) * wide + window - 1, image + size_t(y) * width,
+                  width * sizeof(float));
     for (int y = 0; y < height + window; ++y, to += across) {
-      std::fill(sum, end, 0.f);
-      for (int line = y - window + 1; line <= y; ++line) {
-        const bool inside = line >= 0 && line < height;
-        for (float* x = sum; x < (inside ? middle : end); ++x) *x += pad;
-        if (!inside) continue;
-        const float* pixels = image + size_t(line) * width;
-        for (int x = 0; x < width; ++x) middle[x] += pixels[x];
-        for (float* x = middle + width; x < end; ++x) *x += pad;
+      for (int x = 0; x < wide; x += kLanes) {
+        Vector sum = {};
+        for (int line = y - window + 1; line <= y; ++line) {
+          const bool inside = line >= 0 && line < height;
+          sum += load((inside ? lines + size_t(line) * wide : outside) + x, kLanes);
+        }
+        *reinterpret_cast<Vector*>(sums + x) = sum;
       }
-      std::fill(to, to + across, 0.f);
-      for (int k = 0; k < window; ++k)
-        for (int x = 0; x < across; ++x) to[x] += sum[x + k];
-      for (int x = 0; x < across; ++x) to[x] *= share;
+      for (int x = 0; x < across; x += kLanes) {
+        Vector sum = {};
+        for (int k = 0; k < window; ++k) sum += load(sums + x + k, kLanes);
+        *reinterpret_cast<Vector*>(sums + wide + x) = sum * share;
+      }
+      std::memcpy(to, sums + wide, across * sizeof(float));
     }
   }
 };
