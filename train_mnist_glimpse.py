@@ -6,6 +6,7 @@
     python train_mnist_glimpse.py --resume runs/NAME             go on where a run stopped
     python train_mnist_glimpse.py --test mnist_param/FILE.param  score a saved file
     python train_mnist_glimpse.py --plot FILE|runs/NAME          draw where it looks, PNG and GIF
+    python train_mnist_glimpse.py --gaze FILE                    where it looks when it is wrong
     python train_mnist_glimpse.py --help                         everything else
 
 The flags of kevinzakka/recurrent-visual-attention work too (``--patch_size=8 --use_tensorboard=True
@@ -47,6 +48,7 @@ from training.apply.pretrained import with_weights
 from training.compute.devices import usable_contexts
 from training.glimpse.config import ACTIONS, TASK_SETTINGS, GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL, note_on_seed_flags, translate_seed_flags
+from training.glimpse.gaze import draw_gaze
 from training.glimpse.report import print_report
 from training.glimpse.rollouts import Draw, score_rollouts
 from training.glimpse.task import open_glimpse, prepare_glimpse, with_run_folder, with_start
@@ -132,7 +134,7 @@ def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:
         )
     if config.plot and Path(config.plot).is_dir():
         return draw_run(config)
-    if config.plot or config.test:
+    if config.plot or config.test or config.gaze:
         return _score_or_draw(config, given)
     if config.std_sweep:
         return _sweep(config, argv)
@@ -170,11 +172,13 @@ def _finish(config: GlimpseConfig, folder: Path) -> None:
 
 
 def _score_or_draw(config: GlimpseConfig, given: Mapping[str, Any]) -> int:
-    """Score or draw a saved file."""
-    path = str(config.plot or config.test)
+    """Score a saved file, or draw where it looks."""
+    path = str(config.plot or config.gaze or config.test)
     opened = open_glimpse(path, config, given)
     if config.plot:
         draw_file(opened, config, Path(path))
+    elif config.gaze:
+        draw_gaze(opened, config, Path(path))
     else:
         print_report(opened, config)
     return 0

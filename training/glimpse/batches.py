@@ -15,7 +15,7 @@ from training.augmentation.augment import Augmentation
 from training.augmentation.deform import Deformation, deform
 from training.batches.in_memory import Batch, TrainBatches
 from training.data.dataset import ImageData
-from training.glimpse.canvas import Canvas, draw_canvases
+from training.glimpse.canvas import Canvas, draw_canvases, draw_places
 
 # Canvases that are drawn together in draw_split. The draws follow one another, so the pictures of
 # a fixed test set depend on it.
@@ -95,11 +95,20 @@ def draw_split(data: ImageData, canvas: Optional[Canvas], seed: int) -> ImageDat
     ImageData
         uint8 (N, S, S, 1), in the order of ``data``.
     """
+    return place_split(data, canvas, seed)[0]
+
+
+def place_split(
+    data: ImageData, canvas: Optional[Canvas], seed: int
+) -> tuple[ImageData, np.ndarray]:
+    """Do what `draw_split` does; return int (N, 2) too, the row and column of every image on it."""
+    places: np.ndarray = np.zeros((len(data), 2), np.int64)
     if canvas is None:
-        return data
+        return data, places
     rng = np.random.Generator(np.random.PCG64(seed))
     drawn = np.empty((len(data), canvas.size, canvas.size, 1), np.uint8)
     for start in range(0, len(data), _DRAWN_TOGETHER):
         rows = np.arange(start, min(start + _DRAWN_TOGETHER, len(data)))
-        drawn[rows] = draw_canvases(data.images[rows], data.images, canvas, rng, own=rows)
-    return ImageData(drawn, data.labels)
+        found = draw_places(data.images[rows], data.images, canvas, rng, own=rows)
+        drawn[rows], places[rows] = found
+    return ImageData(drawn, data.labels), places

@@ -60,7 +60,18 @@ def draw_canvases(
     rng: np.random.Generator,
     own: Optional[np.ndarray] = None,
 ) -> np.ndarray:
-    """Put each source image on its own canvas and add the clutter.
+    """Put each source image on its own canvas and add the clutter; see `draw_places`."""
+    return draw_places(sources, pool, canvas, rng, own)[0]
+
+
+def draw_places(
+    sources: np.ndarray,
+    pool: np.ndarray,
+    canvas: Canvas,
+    rng: np.random.Generator,
+    own: Optional[np.ndarray] = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put each source image on its own canvas, add the clutter, and tell where the sources lie.
 
     Parameters
     ----------
@@ -78,8 +89,8 @@ def draw_canvases(
 
     Returns
     -------
-    np.ndarray
-        uint8, (N, size, size, 1).
+    images, places : np.ndarray
+        uint8, (N, size, size, 1), and int (N, 2): the row and column of a source's top left pixel.
 
     Raises
     ------
@@ -93,16 +104,17 @@ def draw_canvases(
     layers = np.zeros((count, canvas.size, canvas.size), np.uint16 if canvas.pieces else np.uint8)
     top = rng.integers(0, canvas.size - height + 1, count)
     left = rng.integers(0, canvas.size - width + 1, count)
-    places = sliding_window_view(layers, (1, height, width), writeable=True)
-    places[rows, top, left, 0] = sources[..., 0]
+    places = np.stack([top, left], axis=1)
+    windows = sliding_window_view(layers, (1, height, width), writeable=True)
+    windows[rows, top, left, 0] = sources[..., 0]
     if not canvas.pieces:
-        return layers[..., None]
-    places = sliding_window_view(layers, (1, *(canvas.piece_size,) * 2), writeable=True)
+        return layers[..., None], places
+    windows = sliding_window_view(layers, (1, *(canvas.piece_size,) * 2), writeable=True)
     for _ in range(canvas.pieces):
         piece = _random_pieces(pool, canvas.piece_size, count, rng, own)
         top, left = rng.integers(0, canvas.size - canvas.piece_size + 1, (2, count))
-        places[rows, top, left, 0] += piece
-    return np.minimum(layers, 255).astype(np.uint8)[..., None]
+        windows[rows, top, left, 0] += piece
+    return np.minimum(layers, 255).astype(np.uint8)[..., None], places
 
 
 def _random_pieces(

@@ -49,6 +49,7 @@ _PLACES = ("data_dir", "mirror", "download", "gpus", "threads")
 ACTIONS: dict[str, tuple[str, ...]] = {
     "resume": (),
     "test": (*_FILE, *_PLACES, "rollouts_eval", "eval_seeds"),
+    "gaze": (*_FILE, *_PLACES, "eval_seeds", "plot_images", "output"),
     "plot": (*_FILE, *_PLACES, "plot_images", "plot_epoch", "output", "seed"),
 }
 IDLE = (
@@ -183,6 +184,11 @@ class GlimpseConfig(RunConfig):
     plot: Optional[str] = option(
         None, "draw where a saved file, or a run, looks", metavar="FILE|RUN"
     )
+    gaze: Optional[str] = option(
+        None,
+        "say and draw where a saved file looks when it is right and when it is wrong",
+        metavar="FILE",
+    )
     plot_epoch: int = option(0, "of a run: draw this epoch; 0: the last that was kept")
     plot_freq: int = option(5, "epochs between two that are kept for drawing; 0: none")
     plot_images: int = option(6, "images to draw")
@@ -197,7 +203,7 @@ class GlimpseConfig(RunConfig):
         check_least(self, 1, "rollouts", "image_size", "rollouts_eval", "eval_seeds", "plot_images")
         check_least(self, 0, "first_radius", "reinforce_weight", "baseline_weight", "plot_freq")
         check_least(self, 0, "intermediate_weight", "plot_epoch")
-        check_one_action(self, "resume", "test", "plot", "std_sweep")
+        check_one_action(self, "resume", "test", "plot", "gaze", "std_sweep")
         if not self.first_radius <= 1:
             raise UserError(f"--first-radius {self.first_radius}: must be 0 to 1")
         if not 0 <= self.valid_fraction < 1:

@@ -6,11 +6,13 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
+import numpy as np
+
 from formats.errors import UserError
 from training.data.catalogue import load_dataset
 from training.data.dataset import FOLDER_PREFIX, Dataset, ImageData
 from training.data.image_folder import load_image_folder
-from training.glimpse.batches import draw_split
+from training.glimpse.batches import place_split
 from training.glimpse.canvas import CANVASES, Canvas
 
 TEST_SEED = 0  # of the test canvases: they are the same for every training
@@ -100,14 +102,24 @@ def load_task(
 
 
 def draw_test(task: GlimpseTask) -> ImageData:
-    """The test images of the task, on canvases that are the same in every run.
+    """The test images of the task, on canvases that are the same in every run; see `place_test`."""
+    return place_test(task)[0]
+
+
+def place_test(task: GlimpseTask) -> tuple[ImageData, np.ndarray]:
+    """The test images of the task, and where on their canvases the digits lie.
+
+    Returns
+    -------
+    images, places
+        int (N, 2): the row and column of the top left pixel of a digit's own image.
 
     Raises
     ------
     UserError
         The test split is MNIST's, but its canvases are not those that published results are for.
     """
-    drawn = draw_split(task.dataset.test, task.canvas, TEST_SEED)
+    drawn, places = place_split(task.dataset.test, task.canvas, TEST_SEED)
     expected = _TEST_CANVASES.get(task.name)
     if expected and _pixels_digest(task.dataset.test) == _MNIST_TEST:
         actual = _pixels_digest(drawn)
@@ -117,7 +129,7 @@ def draw_test(task: GlimpseTask) -> ImageData:
                 f"{expected}: this NumPy draws other random numbers, so results could not be "
                 "compared. Use numpy==1.23.5"
             )
-    return drawn
+    return drawn, places
 
 
 def _pixels_digest(data: ImageData) -> str:

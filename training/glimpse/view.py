@@ -46,8 +46,20 @@ def look(
     class_names
         For the captions.
     """
+    first, noise = draw(len(data), 1, (0, 0), draw.std)
+    return look_from(net, context, data, first, noise, class_names)
+
+
+def look_from(
+    net: Any,
+    context: Any,
+    data: ImageData,
+    first: np.ndarray,
+    noise: np.ndarray,
+    class_names: Sequence[str],
+) -> GlimpsePath:
+    """Return one rollout of each image from first locations (N, 1, 2), with noise (N, 1, T, 2)."""
     images = data.images.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    first, noise = draw(len(images), 1, (0, 0), draw.std)
     image, first, noise = (mx.nd.array(value, ctx=context) for value in (images, first, noise))
     outputs = net(image, first, noise)
     locations = outputs[-1]

@@ -11,7 +11,7 @@ FLAG = "--pretrained"
 MODEL, DATASET, FINETUNE = ("--model", "-m"), ("--dataset",), "--finetune"
 # Flags of each script that take a file.
 CLASSIFIER_ACTIONS = ("--test", "--predict", "--masks", "--mask-score", FINETUNE)
-GLIMPSE_ACTIONS = ("--test", "--plot", FINETUNE)
+GLIMPSE_ACTIONS = ("--test", "--plot", "--gaze", FINETUNE)
 Find = Callable[[str, Optional[str], Optional[str]], str]
 
 

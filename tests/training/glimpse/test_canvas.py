@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from formats.errors import UserError
-from training.glimpse.canvas import CANVASES, Canvas, draw_canvases
+from training.glimpse.canvas import CANVASES, Canvas, draw_canvases, draw_places
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -40,6 +40,14 @@ def test_the_image_arrives_unchanged() -> None:
     drawn = draw_canvases(sources, sources, Canvas(40), rng())
     for image, source, top, left in zip(drawn, sources, offsets(drawn, 1), offsets(drawn, 2)):
         np.testing.assert_array_equal(image[top : top + 28, left : left + 20], source)
+
+
+def test_it_tells_where_the_image_lies() -> None:
+    sources = rng(1).integers(1, 256, (50, 28, 20, 1), dtype=np.uint8)
+    drawn, places = draw_places(sources, sources, Canvas(40), rng())
+    np.testing.assert_array_equal(places.T, [offsets(drawn, 1), offsets(drawn, 2)])
+    clutter = draw_places(sources, sources, Canvas(40, pieces=4), rng())
+    np.testing.assert_array_equal(clutter[1], places)
 
 
 def test_every_place_of_a_piece_occurs() -> None:

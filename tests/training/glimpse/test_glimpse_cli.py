@@ -192,6 +192,8 @@ def test_first_locations_are_scored_as_they_were_trained(
         ("--finetune FILE", "FILE"),
         ("--test FILE", "FILE"),
         ("--plot FILE", "FILE"),
+        ("--gaze FILE", "FILE"),
+        ("--gaze x.param --plot x.param", "--plot and --gaze: one thing at a time"),
         ("--test none.param", "none.param"),
         (f"--test {CLASSIFIER}", "attention56_small is no glimpse model: use train_cifar.py"),
         (f"--plot {CLASSIFIER}", "attention56_small is no glimpse model: use train_cifar.py"),

@@ -222,7 +222,7 @@ WORDS = (
     "pad_value num_glimpses glimpse_hidden loc_hidden location_octaves combine hidden_size "
     "core locator_hidden squash first_location reinforce_to_core std_final std_sweep rollouts "
     "reinforce_weight baseline_weight rotate scale shear elastic rollouts_eval eval_seeds "
-    "is_train best plot plot_freq plot_images output tensorboard"
+    "is_train best plot gaze plot_freq plot_images output tensorboard"
 )
 ALWAYS = frozenset(WORDS.split())
 
