@@ -63,6 +63,7 @@ from training.classifier.loaders import build_loaders, evaluation_batches, open_
 from training.classifier.matching import warn_of_more_classes, with_labels_of
 from training.classifier.networks import build_classifier
 from training.classifier.opening import open_classifier
+from training.classifier.proxy import check_proxy, prepare_proxy
 from training.classifier.recipes import RECIPES, with_recipe
 from training.classifier.task import (
     prepare_classifier,
@@ -188,7 +189,9 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
 
 
 def _prepare(config: CifarConfig) -> Task:
+    check_proxy(config)  # before data is downloaded
     task = prepare_classifier(config, open_dataset, build_loaders)
+    task.proxy = prepare_proxy(config, task)
     task.files.update(noise_files(task.loaders.train.data, config.label_noise, config.seed))
     return task
 

@@ -69,6 +69,7 @@ class BridgeConfig(TrainConfig):
         super().check()
         run_config.check_least(self, 0, "stop_after")
         undone = [name for name in ("average_last", "small_epochs") if getattr(self, name)]
+        undone += ["harder_share"] if self.harder_share < 1 else []
         if undone:
             raise UserError(
                 f"{', '.join(run_config.flags_of(undone))}: not done here. Leave it out (--ema "

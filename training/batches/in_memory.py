@@ -43,6 +43,11 @@ class Batch(NamedTuple):
     label: np.ndarray
     soft_label: Optional[np.ndarray] = None
 
+    def take(self, rows: np.ndarray) -> Batch:
+        """Return the batch of the images with these numbers."""
+        soft = None if self.soft_label is None else self.soft_label[rows]
+        return Batch(self.image[rows], self.label[rows], soft)
+
 
 class Plan(NamedTuple):
     """Which images a batch is made of, (N,), and what is drawn for them."""

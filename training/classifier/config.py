@@ -17,12 +17,15 @@ from training.classifier.recipes import RECIPES
 from training.settings.fields import LOOSE, REPEATED, option
 from training.settings.idle import Idle
 from training.settings.run_config import (
+    DIST_SYNC,
     ENGINES,
+    HOROVOD,
     NONE,
     PRECISIONS,
     RunConfig,
     check_least,
     check_one_action,
+    flags_of,
 )
 
 INITIALIZERS = ("msra", "xavier")
@@ -32,6 +35,7 @@ FUSED = ("auto", "on", "off")
 WIRINGS = ("legacy", "paper")
 LEARNINGS = ("arl", "nal")
 ATTENTIONS = ("mixed", "channel", "spatial")
+PROXY_EVERY = 4  # Jordan's
 OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".svg", ".pdf", ".tif", ".tiff")
 # Settings that change the network; None leaves what its name says.
 VARIANT = ("wiring", "learning", "attention")  # the same tensors
@@ -87,6 +91,11 @@ SMALL_IMAGES_IDLE = (
         ("cutout_size",),
         lambda c: c.cutout == "erasing",
         "--cutout erasing draws the size; choose square, or leave it out",
+    ),
+    Idle(
+        ("proxy", "proxy_depth", "proxy_every"),
+        lambda c: c.harder_share == 1,
+        "it goes with --harder-share below 1",
     ),
 )
 
@@ -256,6 +265,21 @@ class TrainConfig(ClassifierConfig):
         "test and save the mean of the weights at the ends of so many last epochs, with batch-norm "
         "statistics measured anew; 0: none",
     )
+    harder_share: float = option(
+        1.0,
+        "draw --batch-size / SHARE images for an update, and train on those --batch-size of them "
+        "that have the largest loss in a small network, --proxy; 1: on all",
+        metavar="SHARE",
+    )
+    proxy: str = option(
+        "resnet20_basic", "network that chooses for --harder-share, trained along", metavar="MODEL"
+    )
+    proxy_depth: Optional[int] = option(
+        None, "layers of the proxy, where it is a CIFAR ResNet; default: the network's"
+    )
+    proxy_every: int = option(
+        PROXY_EVERY, "updates of the network for one of the proxy, on the images of that batch"
+    )
 
     def check(self) -> None:
         """Raise UserError for a value outside its range."""
@@ -269,6 +293,7 @@ class TrainConfig(ClassifierConfig):
             raise UserError("--stem-init: --finetune takes all first weights from its file")
         self._check_average()
         self._check_small()
+        self._check_harder()
         if not 0 < self.label_noise <= 1:
             raise UserError(
                 f"--label-noise {self.label_noise}: give the share of labels that stay true, "
@@ -304,6 +329,32 @@ class TrainConfig(ClassifierConfig):
                 f"--small-epochs {self.small_epochs}: of --epochs {self.epochs} the last must be "
                 "on images of the size that is tested; choose fewer"
             )
+
+    def _check_harder(self) -> None:
+        """Raise UserError for a choice of images that cannot be made."""
+        share = f"--harder-share {self.harder_share:g}"
+        if not 0 < self.harder_share <= 1:
+            raise UserError(f"{share}: must be above 0 and at most 1, for example 0.5")
+        check_least(self, 1, "proxy_every")
+        if self.harder_share == 1:
+            return
+        if self.drawn_images() == self.batch_size:
+            raise UserError(
+                f"{share}: an update of --batch-size {self.batch_size} would leave no image out; "
+                "choose a smaller share"
+            )
+        for name, undone, instead in (
+            ("distributed", (HOROVOD, DIST_SYNC), "train with one worker"),
+            ("precision", ("float16",), "choose another"),
+            ("on_nonfinite", ("skip",), "choose stop"),
+        ):
+            if getattr(self, name) in undone:
+                flag = f"{flags_of([name])[0]} {getattr(self, name)}"
+                raise UserError(f"{share} is not done with {flag}: leave one out, or {instead}")
+
+    def drawn_images(self) -> int:
+        """Return how many images an update uses up, of which it trains on ``batch_size``."""
+        return round(self.batch_size / self.harder_share)
 
     def augmentation(self) -> Augmentation:
         """Return the part of the configuration that says what is done to a training batch."""

@@ -53,9 +53,15 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
         rest = rest.take(order[: config.train_count])
     if config.label_noise < 1:
         rest = add_label_noise(rest, classes, config.label_noise, config.seed)
+    drawn = config.drawn_images()
+    if config.batch_size <= len(rest.images) < drawn:
+        raise UserError(
+            f"--harder-share {config.harder_share:g}: an update draws {drawn} images, there are "
+            f"{len(rest.images)} to train; choose a smaller --batch-size, or a larger share"
+        )
     train = TrainBatches(
         rest,
-        config.batch_size,
+        drawn,
         augmentation=config.augmentation(),
         mean=dataset.mean,
         std=dataset.std,

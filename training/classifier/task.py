@@ -80,7 +80,7 @@ def prepare_classifier(
             f"{data.name} has images of {len(loaders.train.mean)} channel, {config.model} takes "
             f"{unused.image_shape[0]}: choose a data set in colour, or train_mnist_glimpse.py"
         )
-    _check_size(unused, config, loaders.train, data.name)
+    check_image_size(unused, config, loaders.train, data.name)
     choice = choose_graph(config, contexts, classes)
     config = replace(config, **choice.settings)
     choice.tell()
@@ -100,10 +100,11 @@ def prepare_classifier(
     trainer = with_loss_scaling(build_trainer(net, config), config.precision)
     card = {"network": network_section(config.model, net, classes), **expected.card_sections()}
     card["data"] = data_section(loaders.identity)
-    return ClassificationTask(net, trainer, contexts, loaders, files, config, card, watch, masks)
+    of_run = (loaders, files, config, card)
+    return ClassificationTask(net, trainer, contexts, *of_run, watch=watch, masks=masks)
 
 
-def _check_size(net: Any, config: Any, train: Any, data: str) -> None:
+def check_image_size(net: Any, config: Any, train: Any, data: str) -> None:
     """Raise UserError when the network takes no images as large as those of the data."""
     if config.model.startswith(GLUONCV):
         try:

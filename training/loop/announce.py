@@ -42,11 +42,7 @@ def announce(
         f"{config.model} on {config.dataset}: {len(loaders.train.data)} images to train{held_out}, "
         f"{len(loaders.test.data)} to test"
     )
-    if left := len(loaders.train.data) % config.batch_size:
-        print(
-            f"each epoch leaves out {left} of the images to train, drawn anew: batches are whole "
-            f"(--batch-size {config.batch_size})"
-        )
+    _tell_batches(config, len(loaders.train.data))
     gpus = visible_gpus(list_gpus())
     for line in gpu_lines(gpus, bool(gpus) and has_cuda()):
         print(line)
@@ -63,6 +59,23 @@ def announce(
         print(
             f"all {config.epochs} epochs are done; a new run from its weights: "
             f"--finetune {quoted(folder / LAST_FILE)}"
+        )
+
+
+def _tell_batches(config: Any, images: int) -> None:
+    """Say what the updates of an epoch of so many images leave out, if anything."""
+    drawn, chooses = config.drawn_images(), config.drawn_images() > config.batch_size
+    share = f", --harder-share {config.harder_share:g}" if chooses else ""
+    if left := images % drawn:
+        print(
+            f"each epoch leaves out {left} of the images to train, drawn anew: batches are whole "
+            f"(--batch-size {config.batch_size}{share})"
+        )
+    if chooses:
+        print(
+            f"each update draws {drawn} images and trains on the {config.batch_size} with the "
+            f"largest loss in the proxy {config.proxy}; train loss and accuracy are over these "
+            "harder images, images/s and the bar over all that are drawn"
         )
 
 

@@ -10,6 +10,7 @@ file or the new one, because there is only one and it is replaced at once; ``las
                               devices count over all workers
 ``state:PART:NAME``           a tensor of the optimizer's state for that parameter
 ``average:NAME``              the parameter's moving average, where one is kept
+``proxy:...``                 the same of the network that chooses images, where there is one
 ``meta``                      JSON as uint8: counters, metric sums, thread count
 ============================  =========================================================
 """
@@ -35,6 +36,7 @@ from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.records.state_file import FORMAT
 
+PROXY = "proxy:"
 EPOCH_FILE = "epoch-{:04d}.param"
 _EPOCH_FILES = re.compile(r"epoch-(\d{4,})\.param(\.sha256)?")
 
@@ -64,41 +66,51 @@ def collect_state(
     progress: Progress,
     average: Optional[Mapping[str, np.ndarray]] = None,
     everywhere: Optional[Mapping[str, np.ndarray]] = None,
+    proxy: Any = None,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of ``resume.state``.
 
     `average` are the moving averages of the parameters by structural name. `everywhere` are the
-    running statistics on the devices of all workers, where there are several.
+    running statistics on the devices of all workers, where there are several. `proxy` is the
+    `training.loop.task.Task` of the network that chooses images, on one device, if there is one.
 
     Raises
     ------
     UserError
         When a parameter or a state is not finite: then nothing may be saved over older files.
     """
+    arrays, counted = _own_state(net, trainer)
+    arrays.update({f"average:{name}": value for name, value in (average or {}).items()})
+    if proxy:
+        chooser, counted["proxy"] = _own_state(proxy.net, proxy.trainer)
+        arrays.update({PROXY + name: value for name, value in chooser.items()})
+    bad = next((name for name, value in arrays.items() if not np.isfinite(value).all()), None)
+    if bad:
+        epoch = progress.epoch + bool(progress.batch)
+        whose = "the proxy's " if bad.startswith(PROXY) else ""
+        raise UserError(
+            f"the training diverged: {whose}{bad.split(':')[-1]} is no longer finite after step "
+            f"{progress.step} in epoch {epoch}, learning rate {trainer.learning_rate:.4g}; the "
+            "last checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
+        )
+    arrays.update(_other_devices(net, everywhere))
+    meta = {"format": FORMAT, "progress": asdict(progress), **counted}
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    return arrays
+
+
+def _own_state(net: Any, trainer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return parameters and optimizer's tensors by their names in the file, and its counters."""
     arrays = {f"param:{name}": value for name, value in parameter_arrays(net).items()}
     names = _names_by_index(net, trainer)
     for index, state in _updaters(trainer)[0].states.items():  # all devices hold the same
         for part, tensor in enumerate(_parts(state)):
             arrays[f"state:{part}:{names[index]}"] = tensor.asnumpy()
-    arrays.update({f"average:{name}": value for name, value in (average or {}).items()})
-    bad = next((name for name, value in arrays.items() if not np.isfinite(value).all()), None)
-    if bad:
-        epoch = progress.epoch + bool(progress.batch)
-        raise UserError(
-            f"the training diverged: {bad.split(':')[-1]} is no longer finite after step "
-            f"{progress.step} in epoch {epoch}, learning rate {trainer.learning_rate:.4g}; the "
-            "last checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
-        )
-    arrays.update(_other_devices(net, everywhere))
-    meta = {
-        "format": FORMAT,
+    return arrays, {
         "optimizer": type(trainer._optimizer).__name__,
-        "progress": asdict(progress),
         "num_update": trainer._optimizer.num_update,
         "counts": {names[index]: count for index, count in _counts(trainer).items()},
     }
-    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    return arrays
 
 
 def _other_devices(
@@ -155,6 +167,25 @@ def restore(
         trainer._optimizer._all_index_update_counts[context.device_id] = dict(counts)
     trainer._optimizer._set_current_context(trainer._contexts[0].device_id)
     trainer._optimizer.num_update = meta["num_update"]
+
+
+def restore_proxy(proxy: Any, arrays: Mapping[str, np.ndarray], meta: Mapping) -> None:
+    """Put what `load_state` has of the network that chooses images into its `Task`, or None.
+
+    Raises
+    ------
+    UserError
+        When the file belongs to another one, or only one of the two is there.
+    """
+    if bool(proxy) != ("proxy" in meta):
+        found = "has no proxy" if proxy else "has a proxy, which these settings do not"
+        raise UserError(
+            f"the {STATE_FILE} of this run {found}. Restore the config.json that the run was "
+            "started with"
+        )
+    if proxy:
+        own = {n[len(PROXY) :]: value for n, value in arrays.items() if n.startswith(PROXY)}
+        restore(proxy.net, proxy.trainer, own, meta["proxy"])
 
 
 def _check_parameters(saved: Mapping[str, np.ndarray], parameters: Mapping[str, Any]) -> None:

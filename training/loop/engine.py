@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional, Protocol
 
 import mxnet as mx
 import numpy as np
@@ -31,6 +31,16 @@ class StepSums(NamedTuple):
     terms: Mapping[str, float] = {}
 
 
+class Chooser(Protocol):
+    """Chooses what of each batch is trained on, as `training.loop.harder.HarderImages` does."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of what it trains itself."""
+
+    def choose(self, batch: Batch, number: int) -> Batch:
+        """Return the part of `batch` that update `number`, from 0, trains on."""
+
+
 class Updater:
     """One optimizer step from one batch, on one or several devices, in parts that fit the memory.
 
@@ -49,6 +59,8 @@ class Updater:
         batch and computes its share.
     guard
         Decides which updates are left out; None: none is.
+    chooser
+        Chooses the images of each batch that are trained on; None: all are.
     """
 
     def __init__(
@@ -58,13 +70,20 @@ class Updater:
         clip_gradient: float = 0.0,
         group: Group = ALONE,
         guard: Optional[SkipGuard] = None,
+        chooser: Optional[Chooser] = None,
     ) -> None:
         self.net, self.trainer, self.contexts = task.net, task.trainer, list(task.contexts)
         self.objective = task.losses
         self.micro_batch, self.clip_gradient = micro_batch, clip_gradient
-        self.group, self.guard = group, guard
+        self.group, self.guard, self.chooser = group, guard, chooser
         self.devices = group.size * len(self.contexts)
         self._trained = [p for p in self.trainer._params if p.grad_req != "null"]
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the next updates, those of the chooser too."""
+        self.trainer.set_learning_rate(rate)
+        if self.chooser:
+            self.chooser.set_learning_rate(rate)
 
     def step(self, batch: Batch, number: int = 0) -> list[Measured]:
         """Update the parameters; return what `measure` needs, not yet computed.
@@ -76,6 +95,8 @@ class Updater:
         UserError
             When the batch has fewer images than there are devices.
         """
+        if self.chooser:
+            batch = self.chooser.choose(batch, number)
         images, devices = len(batch.image), self.devices
         if images < devices:
             raise UserError(
@@ -116,12 +137,12 @@ class Updater:
     def rounds(self, batch: Batch, count: int) -> list[tuple[Optional[Part], ...]]:
         """Return parts of `batch` for each device, in `count` rounds whose gradients add up."""
         # A device whose share is smaller can have one part less than the others.
-        own = (self._parts(batch, i, count) for i in range(len(self.contexts)))
+        own = (self.parts(batch, i, count) for i in range(len(self.contexts)))
         rounds = list(itertools.zip_longest(*own))
         self._accumulate(len(rounds) > 1)
         return rounds
 
-    def _parts(self, batch: Batch, device: int, count: int) -> list[Part]:
+    def parts(self, batch: Batch, device: int, count: int) -> list[Part]:
         """Return this device's (image, target, target in host memory) in at most `count` parts."""
         context = self.contexts[device]
         place = self.group.rank * len(self.contexts) + device
@@ -168,9 +189,10 @@ def train_one_epoch(
 ) -> Iterator[int]:
     """Train from ``progress.batch`` to the end of an epoch, keeping `progress` up to date.
 
-    Yields the number of images after each step; the time until the next one is asked for is not
-    counted. ``schedule(n)`` is the learning rate of update ``n``, which counts from 1. ``total``
-    makes the sums of a step those of all workers, before they are looked at.
+    Yields the number of images of the batch, of which not all may be trained on, after each step;
+    the time until the next one is asked for is not counted. ``schedule(n)`` is the learning rate of
+    update ``n``, which counts from 1. ``total`` makes the sums of a step those of all workers,
+    before they are looked at.
 
     Raises
     ------
@@ -181,7 +203,7 @@ def train_one_epoch(
     begin = time.monotonic()
     for batch in batches:
         lr = schedule(progress.step + 1)
-        updater.trainer.set_learning_rate(lr)
+        updater.set_learning_rate(lr)
         try:
             sums = total(measure(updater.step(batch, progress.step)))
         except mx.MXNetError as error:
@@ -194,11 +216,12 @@ def train_one_epoch(
         if updater.guard and updater.guard.skipped:
             updater.guard.count(progress, sums.loss, lr)
         elif not math.isfinite(sums.loss):
+            skip = ", or go on with --resume RUN --on-nonfinite skip, which leaves out such updates"
             raise UserError(
                 f"the loss became {sums.loss} in epoch {progress.epoch + 1} at step "
                 f"{progress.step + 1}, learning rate {lr:.4g}; the last checkpoint is kept. "
-                "Start anew with a lower --lr or more --warmup-epochs, or go on with --resume RUN "
-                "--on-nonfinite skip, which leaves out such updates"
+                "Start anew with a lower --lr or more --warmup-epochs"
+                f"{'' if updater.chooser else skip}"
             )
         else:
             progress.skipped_in_row = 0
@@ -207,7 +230,7 @@ def train_one_epoch(
         progress.batch += 1
         after_update(progress.step)
         progress.epoch_sec += time.monotonic() - begin
-        yield sums.images
+        yield len(batch.image)
         begin = time.monotonic()  # what is done between, such as a checkpoint, is not training
     mx.nd.waitall()  # the last update
     progress.epoch_sec += time.monotonic() - begin

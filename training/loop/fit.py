@@ -23,6 +23,7 @@ from training.loop.averaging import average_of
 from training.loop.checkpoint import collect_state, keep_last, save_parameters
 from training.loop.engine import Updater, train_one_epoch
 from training.loop.fresh_statistics import measure_statistics, statistics_batches
+from training.loop.harder import HarderImages
 from training.loop.nonfinite import SkipGuard
 from training.loop.parameters import average_statistics, plain_layout
 from training.loop.task import Task, has_histograms, sample_images, trained_weights
@@ -78,7 +79,9 @@ class Fit(Epochs):
         self.group, self._writes = group, not group.rank
         skips = config.on_nonfinite == "skip"
         guard = SkipGuard(task.net, config.nonfinite_limit, group.any) if skips else None
-        self.updater = Updater(task, config.micro_batch, config.clip_gradient, group, guard)
+        chooser = HarderImages(task.proxy, config) if task.proxy else None
+        limits = (config.micro_batch, config.clip_gradient)
+        self.updater = Updater(task, *limits, group, guard, chooser)
         self.average = average_of(task.net, config)
         if progress.step and self.average.is_kept:
             self.average.load(load_state(run.folder)[1], progress.epoch)
@@ -161,6 +164,8 @@ class Fit(Epochs):
         """Score, record and save; return the scores of the test, if there was one."""
         progress = self.progress
         row = self.begin_row()
+        # Of the data, so that it tells how long an epoch takes; losses are of what was trained on.
+        row["images_per_sec"] *= self.config.drawn_images() / self.config.batch_size
         if self.updater.guard:
             row["skipped"] = progress.skipped
         for name, total in progress.terms.items():
@@ -194,7 +199,7 @@ class Fit(Epochs):
 
     def _measure_statistics(self) -> None:
         """Give the network batch-norm statistics of its present weights."""
-        batches = statistics_batches(self.loaders.train)
+        batches = statistics_batches(self.loaders.train, self.config.batch_size)
         with ProgressBar(len(batches.data), "  statistics", quiet=not self._writes) as bar:
             measure_statistics(self.updater, batches, partial(self._advance, bar))
         average_statistics(self.net, self._statistics())
@@ -239,7 +244,8 @@ class Fit(Epochs):
 
     def _state(self) -> dict[str, np.ndarray]:
         average, everywhere = self.average.arrays(), self._statistics()
-        return collect_state(self.net, self.task.trainer, self.progress, average, everywhere)
+        task, extra = self.task, (average, everywhere, self.task.proxy)
+        return collect_state(self.net, task.trainer, self.progress, *extra)
 
     def _write(self, state: Mapping[str, np.ndarray]) -> None:
         if self._writes:

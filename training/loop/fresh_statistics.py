@@ -17,18 +17,20 @@ _FAR = 2.0**20  # so far from any statistic that the share of it that is left is
 _FROZEN = 0.9999
 
 
-def statistics_batches(train: TrainBatches) -> EvalBatches:
+def statistics_batches(train: TrainBatches, size: int = 0) -> EvalBatches:
     """Return batches of `IMAGES` training images, or of all, the same in every epoch.
 
-    They are as large as those of the training and not augmented, because no image is at the test.
+    They are of `size` images, 0: as many as `train` draws at a time, and not augmented, because no
+    image is at the test.
     """
-    count = min(IMAGES, len(train.data.images)) // train.batch_size or 1
+    size = size or train.batch_size
+    count = min(IMAGES, len(train.data.images)) // size or 1
     # Drawn apart from all epochs, whose seeds are (seed, epoch, 0, 0). A folder is sorted by class.
     words = np.random.SeedSequence([train.seed, 0, 2])
     order = np.random.Generator(np.random.PCG64(words)).permutation(len(train.data.images))
-    rows = order[: count * train.batch_size]
+    rows = order[: count * size]
     data = ImageData(train.data.images[rows], train.data.labels[rows], None)
-    return EvalBatches(data, train.batch_size, mean=train.mean, std=train.std)
+    return EvalBatches(data, size, mean=train.mean, std=train.std)
 
 
 def measure_statistics(

@@ -42,7 +42,8 @@ class Task:
 
     ``files`` go into the folder of a new run; ``config`` are the settings with what was chosen for
     those that left it open, None: nothing was. ``card`` is the start of
-    `training.records.cards.Cards`: what network and data are.
+    `training.records.cards.Cards`: what network and data are. ``proxy`` is the task of a small
+    network whose losses choose what of each batch is trained on, or None.
     """
 
     net: Any
@@ -52,6 +53,7 @@ class Task:
     files: dict[str, bytes] = field(default_factory=dict)
     config: Any = None
     card: Mapping[str, Any] = field(default_factory=dict)
+    proxy: Optional[Task] = None
 
     def losses(self, part: Part, key: tuple[int, ...]) -> Measured:
         """Return the losses of a part of a batch; it is called while gradients are recorded.

@@ -35,7 +35,7 @@ from training.loop.announce import (
     warn_of_changes,
     warn_unverified,
 )
-from training.loop.checkpoint import restore
+from training.loop.checkpoint import restore, restore_proxy
 from training.loop.fit import Fit, Result
 from training.loop.task import Task
 from training.records.environment import describe
@@ -155,6 +155,7 @@ def ready(
             compare_with_record(state[0], task.loaders.identity, chosen.data_changed)
             state[0].batch = min(state[0].batch, len(task.loaders.train))
         restore(task.net, task.trainer, *state[1:], group.rank * len(task.contexts))
+        restore_proxy(task.proxy, *state[1:])
     task.config = replace(task.config, gpus=chosen.gpus) if task.config else chosen
     return task, state
 

@@ -20,7 +20,7 @@ from training.records.run_folder import LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress, check_counters
 
 FORMAT = 1
-_NAME = re.compile(r"(param|average|(state|device):(0|[1-9]\d{0,8})):.+", re.ASCII)
+_NAME = re.compile(r"(proxy:)?(param|average|(state|device):(0|[1-9]\d{0,8})):.+", re.ASCII)
 
 
 def write_state(
@@ -58,7 +58,8 @@ def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[
         known = {item.name for item in fields(Progress)}
         progress = Progress(**{k: v for k, v in meta["progress"].items() if k in known})
         progress.check()
-        check_counters([meta["num_update"], *meta["counts"].values()])
+        for counted in (meta, *([meta["proxy"]] if "proxy" in meta else [])):
+            check_counters([counted["num_update"], *counted["counts"].values()])
         meta["verified"] = verified
     except ParamFileError as error:
         raise UserError(f"cannot continue {folder}: {error} Or {anew}") from error

@@ -168,6 +168,10 @@ class RunConfig:
         0, "also keep the parameters of so many last epochs, as epoch-NNNN.param; 0: none"
     )
 
+    def drawn_images(self) -> int:
+        """Return how many images of the data an update uses up; not all may be trained on."""
+        return self.batch_size
+
     def may_hold_out(self) -> bool:
         """Return whether images may be held out: a folder may have some, which opening it tells."""
         return bool(self.valid_count) or self.dataset.startswith("folder:")

@@ -74,6 +74,9 @@ REFUSED = [
     ((CIFAR,), "--no-flip --flip-mode alternating", "--flip-mode alternating", "--no-flip"),
     ((CIFAR,), "--small-size 16", "--small-size", "--small-epochs"),
     ((CIFAR,), "--average-last 3 --ema 0.9", "--average-last", "--ema"),
+    ((CIFAR,), "--proxy resnet20", "--proxy", "--harder-share below 1"),
+    ((CIFAR,), "--proxy-depth 8 --proxy-every 2", "--proxy-every", "--harder-share below 1"),
+    ((CIFAR,), "--on-nonfinite skip --harder-share 0.5", "--on-nonfinite skip", "--harder-share"),
     ((CIFAR,), "--stem-init whitened --finetune x", "--stem-init", "--finetune"),
     (ALL[:2], "--freeze trunk", "--freeze trunk", "--finetune"),
     ((CIFAR,), "--early-stopping 3", "--early-stopping", "--valid-count"),
@@ -124,6 +127,7 @@ EFFECTIVE = [
     (ALL[1:2], "--schedule cosine --epochs 3"),
     (ALL[:1], "--recipe quick --epochs 2"),  # which has no mixup
     (ALL[:1], "--mirror x"),
+    (ALL[:1], "--harder-share 0.5 --proxy resnet20 --proxy-depth 11 --proxy-every 1"),
     (ALL[2:], "--num-patches 2 --glimpse-scale 2 --first-radius 0.5"),
 ]
 
@@ -218,7 +222,7 @@ WORDS = (
     "normalization init fused flip label_smoothing distributed sync_batch_norm images predict "
     "masks mask_score test finetune freeze list_models summary train_count label_noise pad "
     "crop_size flip_mode shift jitter cutout small_size small_epochs stem_init average_last "
-    "recipe export_start seed_format size crop_area pca_noise patch_size num_patches "
+    "harder_share recipe export_start seed_format size crop_area pca_noise patch_size num_patches "
     "pad_value num_glimpses glimpse_hidden loc_hidden location_octaves combine hidden_size "
     "core locator_hidden squash first_location reinforce_to_core std_final std_sweep rollouts "
     "reinforce_weight baseline_weight rotate scale shear elastic rollouts_eval eval_seeds "
