@@ -147,6 +147,26 @@ def test_documents_say_what_the_runs_scored(
     assert [told for told, _ in pairs] == [computed for _, computed in pairs]
 
 
+def test_what_options_of_short_trainings_gain_follows_from_their_runs() -> None:
+    with (DOCS / "evidence" / "short_search.csv").open(encoding="utf-8", newline="") as file:
+        runs = list(csv.DictReader(file))
+    (rows,) = [rows for rows in tables(page("results.md")) if "better than `base`" in rows[0]]
+    accuracy: dict[str, dict[str, float]] = {}
+    for run in runs:
+        accuracy.setdefault(run["setting"], {})[run["seed"]] = float(run["valid_acc"])
+    assert {row["setting"].strip("`") for row in rows} == set(accuracy)
+    for row in rows:
+        name = row["setting"].strip("`")
+        assert row["held-out accuracy"] == spread(list(accuracy[name].values())).percent()
+        of_this = [run for run in runs if run["setting"] == name]
+        assert {run["epochs"] for run in of_this} == {row["epochs"]}
+        assert all(row["options"].strip("`") in run["command"] for run in of_this)
+        if name != "base":
+            better = spread([a - accuracy["base"][seed] for seed, a in accuracy[name].items()])
+            wanted = f"{100 * better.mean:.2f} ± {100 * better.std:.2f} points"
+            assert row["better than `base`"] == wanted
+
+
 def test_every_run_is_there_once() -> None:
     names = [(run["group"], run["setting"], run["seed"]) for run in RUNS]
     assert len(set(names)) == len(names) == 60
