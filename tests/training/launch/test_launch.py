@@ -171,9 +171,17 @@ def killed(job: Job, run: Path) -> tuple[int, str]:
     return code, output
 
 
+def step_of(run: Path) -> int:
+    """Return the step of the checkpoint of a run that goes on; -1 while it is being replaced."""
+    try:
+        return load_state(run)[0].step
+    except UserError:  # the old file beside the new digest
+        return -1
+
+
 def stopped_after(job: Job, run: Path, step: int) -> tuple[int, str]:
     """Ask the launcher to stop after further steps; what it says."""
-    eventually(lambda: load_state(run)[0].step > step, "further checkpoint")
+    eventually(lambda: step_of(run) > step, "further checkpoint")
     job.process.send_signal(signal.SIGTERM)
     return job.end()
 
