@@ -56,7 +56,7 @@ def describe() -> dict[str, Any]:
     """
     return {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": list(sys.argv),
+        "command": _command(),
         "python": platform.python_version(),
         "packages": _versions(),
         "platform": platform.platform(),
@@ -69,6 +69,14 @@ def describe() -> dict[str, Any]:
         "git": _git_state(PROJECT),
         **_facts,
     }
+
+
+def _command() -> list[str]:
+    """Return the words of the command line; ``-m`` and the module's name in place of its file."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is None:
+        return list(sys.argv)
+    return ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
 
 
 def _versions() -> dict[str, str]:

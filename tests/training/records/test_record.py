@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,17 @@ def test_config_and_environment_are_written(tmp_path: Path) -> None:
     assert env["resumes"] == []
 
 
+def test_a_module_is_recorded_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/me/tool/__main__.py", "--seed", "3"])
+    for spec, first in (
+        (SimpleNamespace(name="tool.__main__"), ["-m", "tool"]),
+        (SimpleNamespace(name="tool.part"), ["-m", "tool.part"]),
+        (None, ["/home/me/tool/__main__.py"]),
+    ):
+        monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+        assert environment.describe()["command"] == [*first, "--seed", "3"]
+
+
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     record(tmp_path, 1)
     before = (tmp_path / "metrics.jsonl").read_bytes()
@@ -234,7 +246,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     assert read_board(resumed) == read_board(whole)
     env = json.loads((resumed / "env.json").read_text())
     assert [entry["epoch"] for entry in env["resumes"]] == [2]
-    assert env["resumes"][0]["command"] == sys.argv
+    assert env["resumes"][0]["command"] == environment.describe()["command"]
 
 
 def test_metrics_that_are_damaged_in_the_middle_are_not_resumed(tmp_path: Path) -> None:
