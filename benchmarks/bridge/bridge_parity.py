@@ -21,8 +21,7 @@ from benchmarks.bridge.bridge_cases import Arrays, Case, Size, make_case
 from benchmarks.bridge.bridge_pair import SMALLEST_SHARE, Pair, difference, rounding, worst
 from benchmarks.glimpse.bench_glimpse import TORCH_FOLDER, find_torch
 from benchmarks.harness.interleave import Worker
-from benchmarks.harness.report import begin, store
-from formats.atomic import write_atomically
+from benchmarks.harness.report import begin, store, write_between
 from formats.errors import UserError
 from model import list_models
 from training.settings.config import parse
@@ -163,12 +162,7 @@ def too_large(record: dict[str, Any]) -> list[str]:
 
 def write_docs(text: str, path: Path = ROOT / "docs" / "bridge.md") -> None:
     """Put the table between its two marks."""
-    page = path.read_text(encoding="utf-8")
-    head, mark, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not mark or not end:
-        raise UserError(f"{path}: lacks the lines {BEGIN} and {END} that the table goes between")
-    write_atomically(path, f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}".encode())
+    write_between(path, BEGIN, END, text)
 
 
 def measure(config: Config) -> list[dict[str, Any]]:

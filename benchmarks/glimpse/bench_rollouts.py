@@ -20,9 +20,8 @@ from typing import Any, Optional
 
 from benchmarks.glimpse.rollout_worker import DATA, SETTINGS, WEIGHTS
 from benchmarks.harness.interleave import Plan, Worker, interleave
-from benchmarks.harness.report import begin, check_threads, headline, machine, store
+from benchmarks.harness.report import begin, check_threads, headline, machine, store, write_between
 from benchmarks.harness.series import compare
-from formats.atomic import write_atomically
 from formats.errors import UserError
 from machine.processor import AVX2, ISA_VARIABLE, LIMITS
 from training.settings.config import parse
@@ -145,12 +144,7 @@ def kept_rows(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_docs(text: str, path: Path = PAGE) -> None:
     """Put the text between the two marks of the page; UserError where they are missing."""
-    page = path.read_text(encoding="utf-8")
-    head, mark, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (mark and end):
-        raise UserError(f"{path}: lacks the lines {BEGIN} and {END} that the table goes between")
-    write_atomically(path, f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}".encode())
+    write_between(path, BEGIN, END, text)
 
 
 @exits()

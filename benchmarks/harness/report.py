@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from formats.atomic import write_atomically
@@ -82,6 +83,16 @@ def row(names: Sequence[str], found: Mapping[str, Any], scale: float = 1e3) -> s
 
 def _three_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Put the text between two marks of a page; UserError where they are missing."""
+    page = path.read_text(encoding="utf-8")
+    head, mark, rest = page.partition(begin)
+    _, last, tail = rest.partition(end)
+    if not (mark and last):
+        raise UserError(f"{path}: lacks the lines {begin} and {end} that the table goes between")
+    write_atomically(path, f"{head}{begin}\n\n{text}\n\n{end}{tail}".encode())
 
 
 def store(path: str, record: Any) -> None:

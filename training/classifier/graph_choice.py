@@ -64,11 +64,21 @@ class Choice(NamedTuple):
         """The precision that MXNet itself is set to; fused operators bring their own."""
         return "float32" if self.fused else self.precision
 
+    @property
+    def steps(self) -> str:
+        """What computes training steps, with the reason where it is MXNet itself."""
+        return self.fused or f"{OWN_GRAPH} ({self.reason})"
+
+    def apply(self, net: Any) -> None:
+        """Let an initialized network train so."""
+        net.hybridize(**hybridize_options(self.amp))
+        if self.fused:
+            fuse(net, self.precision)
+
     def tell(self) -> None:
         """Print it and let the record of the run have it."""
-        steps = self.fused or f"{OWN_GRAPH} ({self.reason})"
-        print(f"training steps by {steps}, {self.precision}{self.why and f' ({self.why})'}")
-        remember("training_steps", steps)
+        print(f"training steps by {self.steps}, {self.precision}{self.why and f' ({self.why})'}")
+        remember("training_steps", self.steps)
         remember("precision", f"{self.precision}{self.why and f': {self.why}'}")
 
 

@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from formats.errors import UserError
-from model.execution.fused_training import fuse
 from model.registry import FAMILIES, ModelError, overrides_of
 from training.classifier.config import OVERRIDES, TrainConfig
-from training.classifier.graph_choice import OWN_GRAPH, Choice, choose_graph
+from training.classifier.graph_choice import Choice, choose_graph
 from training.classifier.networks import build_classifier
 from training.classifier.task import check_image_size, check_parts, start_network, start_stem
-from training.compute.devices import device_names, hybridize_options
+from training.compute.devices import device_names
 from training.compute.optimizer import build_trainer
 from training.loop.task import ClassificationTask
 
@@ -57,11 +56,8 @@ def prepare_proxy(config: TrainConfig, task: ClassificationTask) -> Optional[Cla
     check_image_size(net, own, train, config.dataset)
     if not config.resume:
         start_stem(net, own, train)
-    net.hybridize(**hybridize_options(choice.amp))
-    if choice.fused:
-        fuse(net, choice.precision)
-    steps = choice.fused or f"{OWN_GRAPH} ({choice.reason})"
-    print(f"proxy {config.proxy}: {steps}, {choice.precision}")
+    choice.apply(net)
+    print(f"proxy {config.proxy}: {choice.steps}, {choice.precision}")
     return ClassificationTask(net, build_trainer(net, own), task.contexts)
 
 

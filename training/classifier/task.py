@@ -12,7 +12,6 @@ import mxnet as mx
 from formats.errors import UserError
 from formats.images.preprocessing import PREPROCESSING_FILE, Preprocessing
 from formats.weight_file import read_weight_shapes
-from model.execution.fused_training import fuse
 from model.execution.gate_report import watch_gates
 from model.layers.gluoncv_zoo import PREFIX as GLUONCV
 from model.layers.gluoncv_zoo import check_size
@@ -28,7 +27,6 @@ from training.classifier.networks import build_classifier
 from training.classifier.whitening import whiten_stem
 from training.compute.devices import (
     choose_contexts,
-    hybridize_options,
     norm_arguments,
     use_precision,
 )
@@ -90,9 +88,7 @@ def prepare_classifier(
         _start(net, config, contexts, loaders.train, tuple(data.class_names))
     if config.freeze == "trunk":
         freeze_except(net, _classifier_of(net, config.model))
-    net.hybridize(**hybridize_options(choice.amp))
-    if choice.fused:
-        fuse(net, choice.precision)
+    choice.apply(net)
     expected = _preprocessing(data, loaders)
     files = {PREPROCESSING_FILE: expected.to_json()}
     watch = _for_a_batch(watch_gates(net), loaders, contexts[0])

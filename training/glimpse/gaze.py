@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mxnet as mx
 import numpy as np
 
 from formats.errors import UserError
 from formats.images.outputs import require_finite
+from training.batches.in_memory import EvalBatches
 from training.data.dataset import FOLDER_PREFIX, ImageData
 from training.glimpse.config import GlimpseConfig
 from training.glimpse.data import place_test
-from training.glimpse.loaders import Opened
+from training.glimpse.loaders import Opened, eval_batches
 from training.glimpse.pictures.gaze_figure import plot_gaze
+from training.glimpse.pictures.path import middle_pixels
 from training.glimpse.pictures.plot import MOST_IMAGES, plot_paths
-from training.glimpse.rollouts import Draw
+from training.glimpse.rollouts import Draw, score_rollouts
 from training.glimpse.view import look_from
-
-BATCH = 500
 
 
 class Gaze(NamedTuple):
@@ -85,26 +85,32 @@ class Gaze(NamedTuple):
         ]
 
 
-def measure_gaze(opened: Opened, seeds: int) -> Gaze:
-    """Return where a network looks on all test images, once for each evaluation seed.
-
-    Raises
-    ------
-    UserError
-        When the images are no digits, or the network gives numbers that are not finite.
-    """
+def placed_digits(opened: Opened) -> tuple[ImageData, np.ndarray]:
+    """Return what `place_test` does; UserError where the images are no digits."""
     if opened.task.name.startswith(FOLDER_PREFIX):
         raise UserError(
             f"--gaze: images of {opened.task.name} have no digit to look for; name a file for "
             "mnist, translated, cluttered, cluttered100, digits or digits-translated"
         )
-    images, places = place_test(opened.task)
-    sources = opened.task.dataset.test.images[..., 0]
+    return place_test(opened.task)
+
+
+def measure_gaze(opened: Opened, images: ImageData, places: np.ndarray, seeds: int) -> Gaze:
+    """Return where a network looks on all test images, once for each evaluation seed.
+
+    `images` and `places` are those of `placed_digits`.
+
+    Raises
+    ------
+    UserError
+        When the network gives numbers that are not finite.
+    """
+    sources, batches = opened.task.dataset.test.images[..., 0], eval_batches(images)
     parts, anywhere = [], []
     for seed in range(seeds):
         still = replace(opened.draw(), std=0.0, seed=seed)
         loose = replace(opened.draw(), std=1.0, uniform=True, seed=seed)
-        for rows, first, probabilities, locations in _rollouts(opened.net, opened, images, still):
+        for rows, first, probabilities, locations in _rollouts(opened, batches, still):
             answers = probabilities.argmax(axis=2)  # (B, T)
             parts.append(
                 (
@@ -114,27 +120,26 @@ def measure_gaze(opened: Opened, seeds: int) -> Gaze:
                     first,
                 )
             )
-        for rows, _, probabilities, _ in _rollouts(opened.control, opened, images, loose):
-            hits = probabilities.argmax(axis=2) == images.labels[rows, None]
-            anywhere.append(hits.mean(axis=0) * len(hits))
+        anywhere.append(score_rollouts(opened.control, batches, opened.contexts, loose).steps)
     hits, offset, seen, confidence, first = (np.concatenate(values) for values in zip(*parts))
-    random = np.sum(anywhere, axis=0) / len(hits)
+    random = np.mean(anywhere, axis=0)
     return Gaze(hits, offset, seen, confidence, first, random, opened.net.spec.patch_size)
 
 
 def _rollouts(
-    net: Any, opened: Opened, images: ImageData, draw: Draw
+    opened: Opened, batches: EvalBatches, draw: Draw
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield batches.
 
     Rows (B,), first locations (B, 2), probabilities (B, T, classes) and locations (B, T, 2).
     """
-    for number, begin in enumerate(range(0, len(images), BATCH)):
-        rows = np.arange(begin, min(begin + BATCH, len(images)))
-        pixels = images.images[rows].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    begin = 0
+    for number, batch in enumerate(batches):
+        rows = np.arange(begin, begin + len(batch.image))
+        begin += len(rows)
         first, noise = draw(len(rows), 1, (0, number), draw.std)
-        inputs = (pixels, first, noise)
-        outputs = net(*(mx.nd.array(value, ctx=opened.contexts[0]) for value in inputs))
+        inputs = (batch.image, first, noise)
+        outputs = opened.net(*(mx.nd.array(value, ctx=opened.contexts[0]) for value in inputs))
         probabilities = mx.nd.softmax(outputs[0]).asnumpy()[:, 0]
         require_finite(probabilities, "the test images")
         yield rows, first[:, 0], probabilities, np.clip(outputs[-1].asnumpy()[:, 0], -1, 1)
@@ -147,9 +152,7 @@ def _against_digits(
 
     `digits` uint8 (B, h, w) are the images before they were put at `places` (B, 2).
     """
-    size = np.array(opened.task.image_size)
-    half = np.float32(0.5) * (locations[..., ::-1].astype(np.float32) + np.float32(1))
-    centre = np.trunc(half * size.astype(np.float32))  # (B, T, 2), rows and columns
+    centre = middle_pixels(locations, *opened.task.image_size)[..., ::-1]  # rows and columns
     first = centre - opened.net.spec.patch_size // 2 - places[:, None]  # in the digit's own image
     ink = digits.astype(np.float64)
     total = ink.sum(axis=(1, 2)) + 1e-12
@@ -174,12 +177,12 @@ def _against_digits(
 
 def draw_gaze(opened: Opened, config: GlimpseConfig, path: Path) -> None:
     """Print where a saved file looks, and draw it beside its surest wrong answers."""
-    gaze = measure_gaze(opened, config.eval_seeds)
+    images, places = placed_digits(opened)
+    gaze = measure_gaze(opened, images, places, config.eval_seeds)
     print("\n".join(gaze.lines()))
     output = Path(config.output or path.parent)
     output.mkdir(parents=True, exist_ok=True)
     files = [plot_gaze(gaze, output / f"{path.stem}_gaze.png")]
-    images = place_test(opened.task)[0]
     chosen = surest_wrong(gaze, len(images), min(config.plot_images, MOST_IMAGES))
     if len(chosen):
         shown = ImageData(images.images[chosen], images.labels[chosen])

@@ -60,7 +60,7 @@ def glimpse_loaders(config: GlimpseConfig, task: GlimpseTask) -> Loaders:
     rest, held_out = hold_out(data, count)
     valid = None
     if held_out is not None:
-        valid = _batches(draw_split(held_out, task.canvas, SPLIT_SEED))
+        valid = eval_batches(draw_split(held_out, task.canvas, SPLIT_SEED))
     train = GlimpseTrainBatches(
         rest,
         config.batch_size,
@@ -75,10 +75,11 @@ def glimpse_loaders(config: GlimpseConfig, task: GlimpseTask) -> Loaders:
 
 def test_batches(task: GlimpseTask) -> EvalBatches:
     """Return the test images of a task, which are the same in every run."""
-    return _batches(draw_test(task))
+    return eval_batches(draw_test(task))
 
 
-def _batches(data: ImageData) -> EvalBatches:
+def eval_batches(data: ImageData) -> EvalBatches:
+    """Return batches of images, uint8 (N, H, W, C), as the network is evaluated with."""
     channels = data.images.shape[3]
     return EvalBatches(data, EVAL_BATCH, mean=(0.0,) * channels, std=(1.0,) * channels)
 

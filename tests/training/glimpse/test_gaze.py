@@ -17,7 +17,7 @@ from model import create_model
 from training.glimpse import gaze, loaders
 from training.glimpse.config import GlimpseConfig
 from training.glimpse.data import load_task
-from training.glimpse.gaze import Gaze, measure_gaze, surest_wrong
+from training.glimpse.gaze import Gaze, measure_gaze, placed_digits, surest_wrong
 from training.glimpse.loaders import Opened
 from training.glimpse.rollouts import score_rollouts
 
@@ -78,7 +78,7 @@ def test_offsets_and_shares_by_hand() -> None:
 
 
 def test_it_looks_as_the_scores_do(opened: Opened) -> None:
-    found = measure_gaze(opened, 2)
+    found = measure_gaze(opened, *placed_digits(opened), 2)
     scores, anywhere = [], []
     for seed in (0, 1):
         still = replace(opened.draw(), std=0.0, seed=seed)
@@ -138,4 +138,4 @@ def test_a_file_is_told_and_drawn(
 def test_images_without_a_digit_are_refused(opened: Opened) -> None:
     task = replace(opened.task, name="folder:photos")
     with pytest.raises(gaze.UserError, match="folder:photos have no digit to look for"):
-        measure_gaze(opened._replace(task=task), 1)
+        placed_digits(opened._replace(task=task))

@@ -44,12 +44,11 @@ def plot_gaze(gaze: Any, output: PathLike) -> Path:
     for axis in axes[:3]:
         axis.set_xticks(looks)
         axis.set_xlabel("look")
-    last = gaze.offset[:, 1:].reshape(-1, 2) if len(looks) > 1 else gaze.offset[:, 0]
-    half = float(max(8.0, np.quantile(np.abs(last), 0.98)))
+    later, word = (gaze.offset[:, 1:], "later looks") if len(looks) > 1 else (gaze.offset, "looks")
+    half = float(max(8.0, np.quantile(np.abs(later), 0.98)))
     for axis, which, name in ((axes[3], gaze.right, "right"), (axes[4], ~gaze.right, "wrong")):
-        _density(axis, gaze, which, half)
-        later = "later looks" if len(looks) > 1 else "looks"
-        axis.set(title=f"{later}, {name} answers", xlabel="pixels from the digit's middle")
+        _density(axis, later[which], half, gaze.patch_size)
+        axis.set(title=f"{word}, {name} answers", xlabel="pixels from the digit's middle")
     return write_named(output, png(figure, DPI))
 
 
@@ -64,12 +63,10 @@ def _both(axis: Axes, gaze: Any, values: np.ndarray) -> None:
         axis.fill_between(looks, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _density(axis: Axes, gaze: Any, which: np.ndarray, half: float) -> None:
+def _density(axis: Axes, offset: np.ndarray, half: float, size: int) -> None:
     """Draw how often places around the digit's middle are looked at, darker: oftener."""
-    steps = slice(1, None) if gaze.offset.shape[1] > 1 else slice(None)
-    rows, columns = gaze.offset[which][:, steps].reshape(-1, 2).T
+    rows, columns = offset.reshape(-1, 2).T
     edges = np.linspace(-half, half, BINS + 1)
     axis.hist2d(columns, rows, bins=(edges, edges), cmap="Purples")
-    size = gaze.patch_size
     axis.plot(*(size / 2 * np.array([[-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1]])), ":", color="0.3")
     axis.set(xlim=(-half, half), ylim=(half, -half), aspect="equal")

@@ -87,9 +87,7 @@ class GlimpsePath:
             bottom - 1.
         """
         height, width = self.images.shape[2:]
-        lengths = np.array([width, height], np.float32)
-        half = np.float32(0.5) * (self.locations.astype(np.float32) + np.float32(1))
-        start = np.trunc(half * lengths).astype(np.int64)[:, :, None, :]  # (N, T, 1, 2)
+        start = middle_pixels(self.locations, height, width)[:, :, None]  # (N, T, 1, 2)
         sizes = np.array(self.box_sizes(), np.int64)[:, None]  # (K, 1)
         corner = start - sizes // 2
         return np.concatenate([corner, corner + sizes], axis=3)
@@ -119,6 +117,16 @@ class GlimpsePath:
         if low < -TOLERANCE or high > 1 + TOLERANCE:
             patches = (patches - low) / (high - low)
         return as_rgb(patches)
+
+
+def middle_pixels(locations: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the pixels (x, y), int64 (..., 2), that locations (..., 2) in [-1, 1] look at.
+
+    In float32, as `GlimpsePath.boxes` says.
+    """
+    half = np.float32(0.5) * (locations.astype(np.float32) + np.float32(1))
+    pixels: np.ndarray = np.trunc(half * np.array([width, height], np.float32)).astype(np.int64)
+    return pixels
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
