@@ -16,7 +16,7 @@ from mxnet.gluon import SymbolBlock, nn
 from machine.processor import cpu_identity
 from model.execution.fused_inference import INT8, ranges_graph
 from model.execution.graph import Graph
-from model.execution.inference import PreparedNetwork, check_image
+from model.execution.inference import PreparedNetwork, check_image, prepare_inference
 from model.execution.inference_graphs import (
     Checked,
     Target,
@@ -114,9 +114,9 @@ def quantize(
         Largest loss of accuracy; 0.002 is 0.2 points.
     operators
         None: the faster of the two. True: the project's own operators, which must be built, know
-        the network and run on this processor. False: MXNet's.
+        the network and run on this processor. False: MXNet's. Float32 is timed for None alone.
     batch_size
-        Number of images of a call that the two are timed with.
+        Number of images of a call that is timed.
 
     Returns
     -------
@@ -152,8 +152,13 @@ def quantize(
         if operators:
             raise ValueError(f"own operators do not quantize this network: {how}")
         steps.append(f"not by own operators: {how}")
-        return forms.by_mxnet()
-    return forms.by_operators() if operators else forms.faster(batch_size)
+        quantized = forms.by_mxnet()
+    else:
+        quantized = forms.by_operators() if operators else forms.faster(batch_size)
+    if operators is None:
+        told = _slower_than_float32(net, quantized, _repeated(calibration, batch_size))
+        quantized.steps = (*told, *quantized.steps)
+    return quantized
 
 
 @dataclass
@@ -214,6 +219,19 @@ class _Forms:
         except AccuracyError as error:
             self.timed.append(f"the faster is not accurate enough: {error}")
             return forms[1]()
+
+
+def _slower_than_float32(
+    net: nn.HybridBlock, quantized: PreparedNetwork, image: Any
+) -> tuple[str, ...]:
+    """Return a step that says so where 8 bits take no less time than prepared float32."""
+    int8, float32 = _seconds((quantized, prepare_inference(net, image[:BATCH])), image)
+    if int8 < float32:
+        return ()
+    return (
+        f"8 bits are not faster here: {1e3 * int8:.3g} ms, float32 of prepare_inference "
+        f"{1e3 * float32:.3g} ms, {len(image)} images",
+    )
 
 
 def _seconds(blocks: Sequence[Any], image: Any) -> list[float]:

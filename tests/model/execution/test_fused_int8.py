@@ -265,6 +265,8 @@ def test_the_faster_form_is_returned(
     asked = []
 
     def measured(blocks: Any, image: Any) -> list[float]:
+        if isinstance(blocks[1], PreparedNetwork):  # float32
+            return [0.001, 0.002]
         own, mxnets = ("attn_infer" in block(mx.sym.var("data")).tojson() for block in blocks)
         asked.append((own, mxnets, len(image)))
         np.testing.assert_array_equal(image[8:].asnumpy(), image[:3].asnumpy())  # once more
@@ -284,6 +286,41 @@ def test_the_faster_form_is_returned(
     assert said in prepared.steps
     prepared.export(str(tmp_path / "net"))
     assert "attn_infer" not in (tmp_path / "net-symbol.json").read_text()
+
+
+@pytest.mark.parametrize("own", [True, False])  # False: as on a processor without dot products
+@pytest.mark.parametrize(("int8", "told"), [(0.004, True), (0.003, True), (0.002, False)])
+def test_float32_that_is_faster_is_told(
+    int8: float, told: bool, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not own:
+        others = operators.cpu_identity().replace(quantization.DOT_PRODUCTS, "")
+        monkeypatch.setattr(operators, "cpu_identity", lambda: others)
+    compared = []
+
+    def measured(blocks: Any, image: Any) -> list[float]:
+        if isinstance(blocks[1], PreparedNetwork):
+            compared.append((quantization.INT8 in blocks[1].steps, len(image)))
+        return [int8, 0.003]
+
+    monkeypatch.setattr(quantization, "_seconds", measured)
+    net = network("no gate")
+    prepared = quantize(net, images(8, 16), max_loss=1.0, batch_size=11)
+    step = f"8 bits are not faster here: {1e3 * int8:g} ms, float32 of prepare_inference 3 ms"
+    assert (f"{step}, 11 images" in prepared.steps) == told
+    assert compared == [(False, 11)]
+    assert "int8: accuracy" in prepared.steps[-1]
+
+
+@pytest.mark.filterwarnings("ignore:Cannot decide type for the following arguments")
+def test_float32_is_not_timed_for_a_form_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantization, "_seconds", lambda blocks, image: pytest.fail("timed"))
+    for own in (False, True):
+        net = network("no gate")
+        if not (own and refused(net)):
+            quantize(net, images(8, 16), max_loss=1.0, operators=own)
 
 
 def test_the_slower_form_is_returned_where_the_faster_loses_too_much(
