@@ -18,6 +18,7 @@ from mxnet.gluon import nn
 from model.recurrent_attention import RecurrentAttention, Rollouts
 
 REWARDS = ("last", "every", "likelihood")
+POLICY_BASELINES = ("state", "rollouts")
 LOG_TWO_PI = math.log(2 * math.pi)
 
 
@@ -37,16 +38,26 @@ class LossWeights:
         ``last``: 1 when the last decision is right, for every step (the paper). ``every``: the
         share of right decisions from a step on. ``likelihood``: the probability of the true class
         after the last glimpse.
+    policy_baseline
+        What the policy's reward is compared with. ``state``: the baseline network's estimate.
+        ``rollouts``: the mean reward of the image's other rollouts (leave-one-out; Kool et al.
+        2019, "Buy 4 REINFORCE samples, get a baseline for free!"), 0 where there is no other. The
+        baseline network is trained all the same.
     """
 
     baseline: float = 1.0
     reinforce: float = 0.01
     intermediate: float = 0.0
     reward: str = "last"
+    policy_baseline: str = "state"
 
     def __post_init__(self) -> None:
-        if self.reward not in REWARDS:
-            raise ValueError(f"unknown reward {self.reward!r}; available: {', '.join(REWARDS)}")
+        for what, given, known in (
+            ("reward", self.reward, REWARDS),
+            ("policy_baseline", self.policy_baseline, POLICY_BASELINES),
+        ):
+            if given not in known:
+                raise ValueError(f"unknown {what} {given!r}; available: {', '.join(known)}")
         for name in ("baseline", "reinforce", "intermediate"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -121,7 +132,7 @@ class HybridLoss(nn.HybridBlock):
     def _policy(self, F: Any, rollouts: Rollouts, reward: Any, std: Any) -> Any:
         """Return sum_t -log pi(sample_t) (reward_t - b_t) over the steps that were chosen, (B, R).
 
-        The baseline of a location is that of the glimpse before it, whose state chose it. A first
+        The baseline b of a location is that of the glimpse before it, whose state chose it. A first
         location of the network's own has no such state; it takes the first baseline.
         """
         spec = self.net.spec
@@ -136,12 +147,26 @@ class HybridLoss(nn.HybridBlock):
         std = F.reshape(std, shape=(1, 1, 1, 1))
         squares = F.broadcast_div(F.square(deviation), 2 * F.square(std))
         log_pi = -F.sum(F.broadcast_add(squares, F.log(std) + 0.5 * LOG_TWO_PI), axis=3)
-        steps = spec.num_glimpses
-        baselines = F.BlockGrad(rollouts.baselines)
+        if self.weights.policy_baseline == "rollouts":
+            expected = chosen(_mean_of_others(F, reward))
+        else:
+            expected = self._before(F, F.BlockGrad(rollouts.baselines), first)
+        return F.sum(-log_pi * (chosen(reward) - expected), axis=2)
+
+    def _before(self, F: Any, baselines: Any, first: int) -> Any:
+        """Return the baseline (B, R, S) of the glimpse before each of those from `first` on."""
+        steps = self.net.spec.num_glimpses
         before = F.slice_axis(baselines, axis=2, begin=0, end=max(steps - 1, 1))
         if first == 0 and steps > 1:
             before = F.concat(F.slice_axis(baselines, axis=2, begin=0, end=1), before, dim=2)
-        return F.sum(-log_pi * (chosen(reward) - before), axis=2)
+        return before
+
+
+def _mean_of_others(F: Any, reward: Any) -> Any:
+    """Return the mean over the other rollouts of an image, (B, R, T); 0 without others."""
+    others = F.sum(F.ones_like(reward), axis=1, keepdims=True) - 1
+    total = F.sum(reward, axis=1, keepdims=True)
+    return F.broadcast_div(F.broadcast_sub(total, reward), F.maximum(others, 1))
 
 
 def _last(F: Any, x: Any) -> Any:

@@ -6,7 +6,7 @@ sizes and attribute names of kevinzakka/recurrent-visual-attention (MIT), whose 
     glimpse    g_t = relu(fc3 relu(fc1 patches(x, l_t)) + fc4 relu(fc2 l_t))
     core       h_t = relu(i2h g_t + h2h h_{t-1}), or an LSTM
     location   mean of l_{t+1} = tanh(fc_lt relu(fc h_t)) or tanh(fc h_t)
-    baseline   b_t = fc h_t, without gradient into the core
+    baseline   b_t = fc h_t, without gradient into the core; one for all glimpses, or for each
     action     logits_t = fc h_t
 
 Differs from the seed: all images and rollouts at once; noise is an input, so that a forward pass is
@@ -72,7 +72,8 @@ class RecurrentAttention(nn.HybridBlock):
             self.sensor = Sensor(self.retina.values, spec)
             self.rnn = core(spec.hidden_size, spec.glimpse_hidden + spec.loc_hidden)
             self.locator = Locator(spec.hidden_size, spec.locator_hidden)
-            self.baseliner = Head(1, spec.hidden_size)
+            baselines = spec.num_glimpses if spec.baseline_per_glimpse else 1
+            self.baseliner = Head(baselines, spec.hidden_size)
             self.classifier = Head(classes, spec.hidden_size)
             if spec.first_location == "learned":
                 self.first_mean = self.params.get("first_mean", shape=(1, 2), init="zeros")
@@ -126,7 +127,10 @@ class RecurrentAttention(nn.HybridBlock):
     ) -> tuple[Any, ...]:
         walk = self._operator if self._native else self._graph
         hidden, means, samples, locations = walk(F, image, first_location, noise, params)
-        baseline = F.reshape(self.baseliner(F.BlockGrad(hidden)), shape=(0, 0))
+        baseline = self.baseliner(F.BlockGrad(hidden))  # (M, T, 1), or (M, T, T)
+        if self.spec.baseline_per_glimpse:
+            baseline = F.concat(*_diagonal(F, baseline, self.spec.num_glimpses), dim=1)
+        baseline = F.reshape(baseline, shape=(0, 0))
         if self.spec.num_glimpses == 1 and not self._native:
             # Gluon wants inputs and parameters in use, and gradients of all.
             state = F.reshape(F.BlockGrad(hidden), shape=(-3, 0))
@@ -220,6 +224,12 @@ class RecurrentAttention(nn.HybridBlock):
         if self.spec.gaze == "noise":
             mean = F.zeros_like(mean)
         return mean, F.BlockGrad(mean) + noise
+
+
+def _diagonal(F: Any, square: Any, size: int) -> list[Any]:
+    """Return the elements (M, 1, 1) of the diagonals of (M, size, size)."""
+    rows = [F.slice_axis(square, axis=1, begin=t, end=t + 1) for t in range(size)]
+    return [F.slice_axis(row, axis=2, begin=t, end=t + 1) for t, row in enumerate(rows)]
 
 
 def _image_index(F: Any, image: Any, places: Any) -> Any:

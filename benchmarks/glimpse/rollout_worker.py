@@ -43,7 +43,7 @@ SETTINGS = {
     "cluttered8": Setting(
         "cluttered", "glimpse_cluttered8", "glimpse_cluttered8_2.91_6f19ef3e.param"
     ),
-    "cluttered100": Setting("cluttered100", "glimpse_cluttered8", None, {"num_patches": 4}),
+    "cluttered100": Setting("cluttered100", "glimpse_cluttered100", None, {}),
 }
 
 

@@ -44,6 +44,8 @@ class GlimpseSpec:
         image, as in DRAM, Ba et al. 2015, arXiv 1412.7755, section 2.4).
     reinforce_to_core
         Let the policy's gradient into the core.
+    baseline_per_glimpse
+        The baseline has weights of its own for each glimpse, instead of one layer for all.
     gaze
         ``policy``, or ``noise``: the noise is the location itself and the policy is not heeded,
         for controls.
@@ -67,6 +69,7 @@ class GlimpseSpec:
     squash: str = "clamp"
     first_location: str = "given"
     reinforce_to_core: bool = True
+    baseline_per_glimpse: bool = False
     gaze: str = "policy"
     classes: int = 10
 
@@ -136,4 +139,10 @@ SPECS: dict[str, GlimpseSpec] = {
     # With a core of 256 too, the training accuracy on cluttered stayed below the test accuracy.
     "glimpse_cluttered": GlimpseSpec(**SIXTY, hidden_size=512),  # type: ignore[arg-type]
     "glimpse_cluttered8": GlimpseSpec(**SIXTY, hidden_size=512, num_glimpses=8),  # type: ignore[arg-type]
+    # The paper's four scales for 100x100: the largest patch is 96 pixels wide.
+    "glimpse_cluttered100": GlimpseSpec(
+        **{**SIXTY, "height": 100, "width": 100, "num_patches": 4},  # type: ignore[arg-type]
+        hidden_size=512,
+        num_glimpses=8,
+    ),
 }

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from model import create_model
-from model.hybrid_loss import REWARDS, HybridLoss, LossWeights
+from model.hybrid_loss import POLICY_BASELINES, REWARDS, HybridLoss, LossWeights
 from model.recurrent_attention import Rollouts
-from training.glimpse.config import REWARDS as CONFIG_REWARDS
+from training.glimpse import config
 
 SMALL = {
     "height": 12,
@@ -68,6 +68,18 @@ def parts(found: dict[str, np.ndarray]) -> set[str]:
 # ------------------------------------------------------------------------------------ loss in NumPy
 
 
+def reward_of(logits: np.ndarray, label: int, kind: str) -> np.ndarray:
+    """What each step of one rollout is credited with (T,)."""
+    steps = len(logits)
+    right = (logits.argmax(axis=1) == label).astype(float)
+    likelihood = np.exp(logits[-1, label]) / np.exp(logits[-1]).sum()
+    return {
+        "last": np.full(steps, right[-1]),
+        "every": np.array([right[t:].mean() for t in range(steps)]),
+        "likelihood": np.full(steps, likelihood),
+    }[kind]
+
+
 def expected(
     rollouts: Rollouts, label: np.ndarray, std: float, weights: LossWeights, first: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -75,20 +87,20 @@ def expected(
     losses, rows = [], []
     for logits, baselines, means, samples, y in zip(*rollouts[:4], label):
         found = []
-        for z, b, mean, sample in zip(logits, baselines, means, samples):
-            steps = len(z)
+        credits = [reward_of(z, y, weights.reward) for z in logits]
+        for rollout, (z, b, mean, sample) in enumerate(zip(logits, baselines, means, samples)):
+            steps, reward = len(z), credits[rollout]
             entropy = np.log(np.exp(z).sum(axis=1)) - z[:, y]
             right = (z.argmax(axis=1) == y).astype(float)
-            reward = {
-                "last": np.full(steps, right[-1]),
-                "every": np.array([right[t:].mean() for t in range(steps)]),
-                "likelihood": np.full(steps, np.exp(-entropy[-1])),
-            }[weights.reward]
+            compared: Any = [b[max(t - 1, 0)] for t in range(steps)]
+            if weights.policy_baseline == "rollouts":
+                others = credits[:rollout] + credits[rollout + 1 :]
+                compared = np.mean(others, axis=0) if others else np.zeros(steps)
             policy = 0.0
             for t in range(first, steps):  # each chosen location, with the state that chose it
                 density = np.exp(-((sample[t] - mean[t]) ** 2) / (2 * std**2))
                 log_pi = np.log(density / (std * np.sqrt(2 * np.pi))).sum()
-                policy -= log_pi * (reward[t] - b[max(t - 1, 0)])
+                policy -= log_pi * (reward[t] - compared[t])
             error = ((b - reward) ** 2).mean()
             loss = entropy[-1] + weights.baseline * error + weights.reinforce * policy
             if steps > 1:
@@ -103,12 +115,18 @@ def expected(
 
 @pytest.mark.parametrize("hybridize", [False, True])
 @pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("compared", POLICY_BASELINES)
 @pytest.mark.parametrize(
-    "overrides", [{}, {"first_location": "learned"}, {"num_glimpses": 1}], ids=str
+    "overrides",
+    [{}, {"first_location": "learned"}, {"num_glimpses": 1}, {"baseline_per_glimpse": True}],
+    ids=str,
 )
-def test_loss_and_terms(overrides: dict[str, Any], reward: str, hybridize: bool) -> None:
+def test_loss_and_terms(
+    overrides: dict[str, Any], compared: str, reward: str, hybridize: bool
+) -> None:
     net = build(**overrides)
-    weights = LossWeights(baseline=0.7, reinforce=0.3, intermediate=0.2, reward=reward)
+    weights = LossWeights(0.7, reinforce=0.3, intermediate=0.2, reward=reward)
+    weights = replace(weights, policy_baseline=compared)
     loss = HybridLoss(net, weights)
     if hybridize:
         loss.hybridize(static_alloc=True, static_shape=True)
@@ -121,6 +139,17 @@ def test_loss_and_terms(overrides: dict[str, Any], reward: str, hybridize: bool)
     names = "cross_entropy baseline reinforce reward correct location_spread"
     assert tuple(names.split()) == loss.TERMS
     np.testing.assert_allclose(terms.asnumpy(), wanted[1], rtol=1e-5, atol=1e-5)
+
+
+def test_without_other_rollouts_the_reward_is_compared_with_nothing() -> None:
+    net = build()
+    loss = HybridLoss(net, LossWeights(policy_baseline="rollouts"))
+    image, first, noise, std, label = inputs_for(net)
+    one = [image, first[:, :1], noise[:, :1]]
+    _, terms = loss(*one, std, label)
+    rollouts = Rollouts(*(out.asnumpy().astype(np.float64) for out in net(*one)))
+    wanted = expected(rollouts, label.asnumpy().astype(int), STD, loss.weights, 1)[1]
+    np.testing.assert_allclose(terms.asnumpy(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_the_deviation_is_an_input() -> None:
@@ -140,6 +169,10 @@ def test_the_deviation_is_an_input() -> None:
     ("values", "message"),
     [
         ({"reward": "first"}, "unknown reward 'first'; available: last, every, likelihood"),
+        (
+            {"policy_baseline": "mean"},
+            "unknown policy_baseline 'mean'; available: state, rollouts",
+        ),
         ({"baseline": -1.0}, "baseline must be 0 or more, got -1.0"),
         ({"reinforce": float("nan")}, "reinforce must be 0 or more, got nan"),
         ({"intermediate": float("inf")}, "intermediate must be 0 or more, got inf"),
@@ -150,8 +183,9 @@ def test_impossible_weights_are_refused(values: dict[str, Any], message: str) ->
         LossWeights(**values)
 
 
-def test_the_command_line_knows_the_same_rewards() -> None:
-    assert CONFIG_REWARDS == REWARDS
+def test_the_command_line_knows_the_same_words() -> None:
+    assert config.REWARDS == REWARDS
+    assert config.POLICY_BASELINES == POLICY_BASELINES
 
 
 # ---------------------------------------------------------------------------- where a gradient goes

@@ -152,7 +152,8 @@ class Reference:
                 tanh = spec.squash == "tanh" and spec.gaze == "policy"
                 location = np.tanh(sample) if tanh else sample.clip(-1, 1)
             h, c = self.core(self.glimpse(image, location), h, c)
-            logits, baseline = self.linear("classifier.fc", h), self.linear("baseliner.fc", h)[0]
+            logits, baselines = self.linear("classifier.fc", h), self.linear("baseliner.fc", h)
+            baseline = baselines[step if spec.baseline_per_glimpse else 0]
             rows.append((logits, baseline, mean, sample, location))
         return [np.array(column) for column in zip(*rows)]
 
@@ -175,6 +176,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"first_location": "context", "core": "lstm"},  # smaller than its thumbnail
     {"reinforce_to_core": False, "num_glimpses": 2},
     {"num_glimpses": 1},
+    {"baseline_per_glimpse": True},
+    {"baseline_per_glimpse": True, "num_glimpses": 1},
     {"gaze": "noise", "squash": "tanh"},
     {"gaze": "noise", "first_location": "learned"},
     {"gaze": "noise", "first_location": "context"},
@@ -259,6 +262,8 @@ def test_what_patches_shows_is_what_the_sensor_saw() -> None:
         ("glimpse_translated", {}, 461_837),
         ("glimpse_cluttered", {}, 792_845),
         ("glimpse_cluttered8", {}, 792_845),  # glimpses are free
+        ("glimpse_cluttered8", {"baseline_per_glimpse": True}, 792_845 + 7 * 513),
+        ("glimpse_cluttered100", {}, 792_845 + 144 * 256),  # one scale more
     ],
 )
 def test_parameter_counts(name: str, overrides: dict[str, Any], count: int) -> None:

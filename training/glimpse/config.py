@@ -12,6 +12,7 @@ from training.settings.idle import Idle
 from training.settings.run_config import RunConfig, check_least, check_one_action
 
 REWARDS = ("last", "every", "likelihood")
+POLICY_BASELINES = ("state", "rollouts")
 # Settings that are fields of the network's spec.
 SPEC_FIELDS = (
     "patch_size",
@@ -29,6 +30,7 @@ SPEC_FIELDS = (
     "squash",
     "first_location",
     "reinforce_to_core",
+    "baseline_per_glimpse",
 )
 
 
@@ -84,6 +86,11 @@ IDLE = (
         "--reinforce-weight 0 and --baseline-weight 0 credit nothing; leave it out",
     ),
     Idle(
+        ("policy_baseline",),
+        lambda c: not c.reinforce_weight,
+        "--reinforce-weight 0 gives the policy no reward; leave it out",
+    ),
+    Idle(
         ("histogram_every", "log_dir"),
         lambda c: not c.tensorboard,
         "--no-tensorboard writes nothing for TensorBoard; leave one of them out",
@@ -136,6 +143,9 @@ class GlimpseConfig(RunConfig):
         None, "where the first glimpse is from", choices=("given", "learned", "context")
     )
     reinforce_to_core: Optional[bool] = option(None, "let the policy's gradient into the core")
+    baseline_per_glimpse: Optional[bool] = option(
+        None, "a baseline of its own for each glimpse, instead of one for all"
+    )
 
     epochs: int = option(100, "epochs to train", group="training")
     batch_size: int = option(128, "images per update", flags=("-b",))
@@ -160,6 +170,12 @@ class GlimpseConfig(RunConfig):
     baseline_weight: float = option(1.0, "weight of the baseline's squared error")
     intermediate_weight: float = option(0.0, "weight of the decisions before the last")
     reward: str = option("last", "what the policy is credited with", choices=REWARDS)
+    policy_baseline: str = option(
+        "state",
+        "what its reward is compared with: the baseline network, or the mean of the image's other "
+        "rollouts",
+        choices=POLICY_BASELINES,
+    )
 
     rotate: float = option(0.0, "largest random rotation in degrees", group="augmentation")
     scale: float = option(0.0, "largest random change of height and width, as a fraction")
@@ -206,6 +222,11 @@ class GlimpseConfig(RunConfig):
         check_one_action(self, "resume", "test", "plot", "gaze", "std_sweep")
         if not self.first_radius <= 1:
             raise UserError(f"--first-radius {self.first_radius}: must be 0 to 1")
+        if self.policy_baseline == "rollouts" and self.rollouts < 2:
+            raise UserError(
+                "--policy-baseline rollouts compares the rollouts of an image: add --rollouts 4, "
+                "or leave it out"
+            )
         if not 0 <= self.valid_fraction < 1:
             raise UserError(f"--valid-fraction {self.valid_fraction}: must be 0 or more, below 1")
         if self.std_sweep and not self.may_hold_out():

@@ -36,7 +36,7 @@ from training.records.seed_log import changed_settings
 
 # The network for a data set when --model is not given.
 MODELS = dict.fromkeys(("translated", "digits-translated"), "glimpse_translated")
-MODELS.update(dict.fromkeys(("cluttered", "cluttered100"), "glimpse_cluttered"))
+MODELS.update({name: f"glimpse_{name}" for name in ("cluttered", "cluttered100")})
 DEFAULT_MODEL = "glimpse_mnist"
 
 
@@ -83,7 +83,11 @@ def prepare_glimpse(config: GlimpseConfig) -> RolloutTask:
         start_from(net, config.finetune, contexts, tuple(data.dataset.class_names))
     _use_operator(net, contexts)
     weights = LossWeights(
-        config.baseline_weight, config.reinforce_weight, config.intermediate_weight, config.reward
+        config.baseline_weight,
+        config.reinforce_weight,
+        config.intermediate_weight,
+        config.reward,
+        config.policy_baseline,
     )
     loss = HybridLoss(net, weights)
     loss.hybridize(static_alloc=True, static_shape=True)

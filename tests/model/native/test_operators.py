@@ -35,6 +35,7 @@ SMALL = {
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"reinforce_to_core": False},
+    {"baseline_per_glimpse": True},
     {"locator_hidden": 0, "squash": "tanh"},
     {"combine": "multiply", "location_octaves": 3},
     {"num_glimpses": 1},

@@ -176,6 +176,7 @@ def test_first_locations_are_scored_as_they_were_trained(
         ("--glimpse-scale inf", "not a finite number"),
         ("--std 0", "--std 0.0: must be more than 0 and at most 1"),
         ("--std-final 2", "--std 2.0: must be more than 0"),
+        ("--policy-baseline rollouts", "compares the rollouts of an image: add --rollouts 4"),
         ("--first-radius 1.5", "--first-radius 1.5: must be 0 to 1"),
         ("--first-radius nan", "not a finite number"),
         ("--rollouts 0", "--rollouts 0: must be 1 or more"),

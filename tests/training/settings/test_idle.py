@@ -64,6 +64,12 @@ REFUSED = [
         "--reward",
         "--reinforce-weight 0",
     ),
+    (
+        (GLIMPSE,),
+        "--reinforce-weight 0 --rollouts 4 --policy-baseline rollouts",
+        "--policy-baseline",
+        "--reinforce-weight 0",
+    ),
     ((GLIMPSE,), "--no-tensorboard --histogram-every 2", "--histogram-every", "--no-tensorboard"),
     ((GLIMPSE,), "--no-tensorboard --log-dir x", "--log-dir", "--no-tensorboard"),
     ((GLIMPSE,), "--plot-epoch 3", "--plot-epoch", "--plot RUN"),
@@ -224,9 +230,9 @@ WORDS = (
     "crop_size flip_mode shift jitter cutout small_size small_epochs stem_init average_last "
     "harder_share recipe export_start seed_format size crop_area pca_noise patch_size num_patches "
     "pad_value num_glimpses glimpse_hidden loc_hidden location_octaves combine hidden_size "
-    "core locator_hidden squash first_location reinforce_to_core std_final std_sweep rollouts "
-    "reinforce_weight baseline_weight rotate scale shear elastic rollouts_eval eval_seeds "
-    "is_train best plot gaze plot_freq plot_images output tensorboard"
+    "core locator_hidden squash first_location reinforce_to_core baseline_per_glimpse std_final "
+    "std_sweep rollouts reinforce_weight baseline_weight rotate scale shear elastic rollouts_eval "
+    "eval_seeds is_train best plot gaze plot_freq plot_images output tensorboard"
 )
 ALWAYS = frozenset(WORDS.split())
 
