@@ -46,7 +46,7 @@ class DeviceBatches:
         self.labels = torch.from_numpy(source.data.labels.astype(np.int64)).to(device)
         self.normalizer = Normalizer(source.mean, source.std, device)
         self.height, self.width = images.shape[1:3]
-        check_crop(chosen.crop_size, chosen.pad, (self.height, self.width))
+        check_crop(chosen.crop_size, chosen.pad, (self.height, self.width), chosen.pad_mode)
         size = (chosen.crop_size,) * 2 if chosen.crop_size else (self.height, self.width)
         self.rows, self.columns = size
         colour = np.rint(np.asarray(source.mean) * 255).astype(np.float32)
@@ -95,6 +95,8 @@ class DeviceBatches:
             return self.images[index[:, None, None], row[:, :, None], column[:, None, :]]
         top, left = (self._send(place)[:, None] for place in draws.crop)
         row, column = row + top - chosen.pad, column + left - chosen.pad
+        if chosen.pad_mode == "reflect":
+            row, column = reflected(row, self.height), reflected(column, self.width)
         inside_row = (row >= 0) & (row < self.height)
         inside_column = (column >= 0) & (column < self.width)
         row, column = row.clamp(0, self.height - 1), column.clamp(0, self.width - 1)
@@ -132,6 +134,11 @@ class DeviceBatches:
         soft = torch.full((len(index), classes), epsilon / classes, device=self.device)
         one = torch.full((len(index), 1), 1 - epsilon, device=self.device)
         return soft.scatter_add_(1, self.labels[index][:, None], one)
+
+
+def reflected(place: Tensor, size: int) -> Tensor:
+    """Return places less than `size` outside of 0 to `size` - 1, mirrored at the nearer end."""
+    return size - 1 - (size - 1 - place.abs()).abs()
 
 
 class Normalizer:

@@ -45,6 +45,7 @@ CPU = torch.device("cpu")
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {"pad": 0, "flip": False},
     "crop": {"pad": 4, "crop_size": 20},
+    "reflect": {"pad": 23, "pad_mode": "reflect"},
     "alternating": {"pad": 4, "flip_mode": "alternating"},
     "shift": {"pad": 3, "shift": 0.2},
     "square": {"cutout": "square", "cutout_size": 9},

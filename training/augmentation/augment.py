@@ -25,6 +25,7 @@ from training.augmentation.draws import Range, draw_flips, draw_mix, draw_places
 
 CUTOUT_KINDS = ("none", "square", "erasing")
 FLIP_MODES = ("random", "alternating")
+PAD_MODES = ("black", "reflect")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Augmentation:
     Parameters
     ----------
     pad
-        Pixels of zero padding on each side before a random crop; 0: none.
+        Pixels of padding on each side before a random crop; 0: none.
+    pad_mode
+        What the padding is, see :func:`pad_crop`.
     crop_size
         Edge of the random crop in pixels; 0: the size that the image has without the padding.
     flip
@@ -71,6 +74,7 @@ class Augmentation:
     """
 
     pad: int = 4
+    pad_mode: str = "black"
     crop_size: int = 0
     flip: bool = True
     flip_mode: str = "random"
@@ -89,6 +93,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         checks = (
             ("pad", self.pad >= 0, "0 or more pixels"),
+            ("pad_mode", self.pad_mode in PAD_MODES, "one of " + ", ".join(PAD_MODES)),
             ("crop_size", self.crop_size >= 0, "0 (the image's size) or more pixels"),
             ("flip_mode", self.flip_mode in FLIP_MODES, "one of " + ", ".join(FLIP_MODES)),
             ("shift", 0 <= self.shift < 1, "a fraction of the image, 0 <= shift < 1"),
@@ -133,7 +138,8 @@ def augment(
     40x40 image before the crop, so that there a part of the rectangle can be cropped away.
     """
     if augmentation.pad or augmentation.crop_size:
-        images = pad_crop(images, augmentation.pad, rng, size=augmentation.crop_size)
+        size, mode = augmentation.crop_size, augmentation.pad_mode
+        images = pad_crop(images, augmentation.pad, rng, size=size, mode=mode)
     if augmentation.shift:
         images = random_shift(images, augmentation.shift, rng)
     if augmentation.flip:
@@ -156,31 +162,46 @@ def augment(
 
 
 def pad_crop(
-    images: np.ndarray, pad: int, rng: np.random.Generator, *, size: int = 0
+    images: np.ndarray,
+    pad: int,
+    rng: np.random.Generator,
+    *,
+    size: int = 0,
+    mode: str = "black",
 ) -> np.ndarray:
-    """Surround each (H, W) image with ``pad`` pixels of 0 and crop it at a random place.
+    """Surround each (H, W) image with ``pad`` pixels and crop it at a random place.
 
     The crop is (H, W), or (``size``, ``size``) where that is not 0. All places are equally likely.
-    The padding is black in raw pixels, before the normalisation, as in the usual Gluon scripts;
-    padding with the mean (0 after the normalisation) is a different augmentation.
+    Padding of the mode ``black`` is 0 in raw pixels, before the normalisation, as in the usual
+    Gluon scripts; padding with the mean (0 after the normalisation) is a different augmentation.
+    ``reflect`` mirrors the image at its border pixels, so that no edge is made that a test image
+    does not have (Page 2018, https://github.com/davidcpage/cifar10-fast).
 
     Raises
     ------
     UserError
-        When the crop is larger than the padded image.
+        When the crop is larger than the padded image, or reflected padding as large as the image.
     """
     count, height, width, channels = images.shape
     rows, columns = (size, size) if size else (height, width)
-    check_crop(size, pad, (height, width))
-    padded = np.zeros((count, height + 2 * pad, width + 2 * pad, channels), images.dtype)
-    padded[:, pad : pad + height, pad : pad + width] = images
+    check_crop(size, pad, (height, width), mode)
+    if mode == "reflect":
+        padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    else:
+        padded = np.zeros((count, height + 2 * pad, width + 2 * pad, channels), images.dtype)
+        padded[:, pad : pad + height, pad : pad + width] = images
     room = (height + 2 * pad - rows, width + 2 * pad - columns)
     top, left = draw_places(count, room, rng)
     return _crop(padded, top, left, rows, columns)
 
 
-def check_crop(size: int, pad: int, shape: tuple[int, int]) -> None:
-    """Raise UserError when a crop of ``size`` is larger than an image (H, W) with its padding."""
+def check_crop(size: int, pad: int, shape: tuple[int, int], mode: str = "black") -> None:
+    """Raise UserError for what `pad_crop` cannot do with images of a shape (H, W)."""
+    if mode == "reflect" and pad >= min(shape):
+        raise UserError(
+            f"padding of {pad} pixels cannot be reflected from images of {shape[0]}x{shape[1]}; "
+            f"choose at most {min(shape) - 1}"
+        )
     largest = min(shape) + 2 * pad
     if size > largest:
         raise UserError(

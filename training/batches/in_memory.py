@@ -151,7 +151,7 @@ class TrainBatches:
 
     def _epoch(self, epoch: int, mix: bool, start: int) -> Iterator[Batch]:
         for rows, rng in self._parts(epoch, start):
-            yield self._make(rows, mix, rng, epoch)
+            yield self.make(rows, mix, rng, epoch)
 
     def plans(self, epoch: int, mixup: bool = True, start: int = 0) -> Iterator[Plan]:
         """Yield what makes the batches of `epoch`, for one who makes them on a GPU."""
@@ -171,7 +171,8 @@ class TrainBatches:
         """Return which images are mirrored, where that is not drawn anew for each batch."""
         return None if self._first_flips is None else self._first_flips[rows] ^ bool(epoch % 2)
 
-    def _make(self, rows: np.ndarray, mix: bool, rng: np.random.Generator, epoch: int) -> Batch:
+    def make(self, rows: np.ndarray, mix: bool, rng: np.random.Generator, epoch: int) -> Batch:
+        """Return the batch of these images, augmented by what `rng` draws as in `epoch`."""
         chosen, mirrored = self.augmentation, self._mirrored(rows, epoch)
         pixels = augment(self.data.images[rows], chosen, self.mean, rng, mirrored)
         if epoch < chosen.small_epochs:

@@ -12,7 +12,7 @@ from typing import ClassVar, Optional
 
 from formats.errors import UserError
 from formats.images.preprocessing import DATASET, figures_of
-from training.augmentation.augment import CUTOUT_KINDS, FLIP_MODES, Augmentation
+from training.augmentation.augment import CUTOUT_KINDS, FLIP_MODES, PAD_MODES, Augmentation
 from training.classifier.recipes import RECIPES
 from training.settings.fields import LOOSE, REPEATED, option
 from training.settings.idle import Idle
@@ -92,6 +92,7 @@ SMALL_IMAGES_IDLE = (
         lambda c: c.cutout == "erasing",
         "--cutout erasing draws the size; choose square, or leave it out",
     ),
+    Idle(("pad_mode",), lambda c: not c.pad, "--pad 0 adds no border; leave one of them out"),
     Idle(
         ("proxy", "proxy_depth", "proxy_every"),
         lambda c: c.harder_share == 1,
@@ -238,6 +239,9 @@ class TrainConfig(ClassifierConfig):
         metavar="CLEAN_RATIO",
     )
     pad: int = option(4, "pixels of padding before the random crop; 0: no crop")
+    pad_mode: str = option(
+        "black", "padding: black, or the image mirrored at its border", choices=PAD_MODES
+    )
     crop_size: int = option(0, "edge of the random crop in pixels; 0: as large as the image")
     flip_mode: str = option(
         "random",
@@ -360,6 +364,7 @@ class TrainConfig(ClassifierConfig):
         """Return the part of the configuration that says what is done to a training batch."""
         return Augmentation(
             pad=self.pad,
+            pad_mode=self.pad_mode,
             crop_size=self.crop_size,
             flip=self.flip,
             flip_mode=self.flip_mode,

@@ -38,7 +38,7 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
         When fewer training images are left than one batch needs, or a crop is larger than they.
     """
     _, height, width, _ = dataset.train.images.shape
-    check_crop(config.crop_size, config.pad, (height, width))
+    check_crop(config.crop_size, config.pad, (height, width), config.pad_mode)
     _check_small(config, (height, width))
     identity = identity_of(dataset)
     dataset = normalized(dataset, config.normalization)

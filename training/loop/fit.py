@@ -199,8 +199,8 @@ class Fit(Epochs):
 
     def _measure_statistics(self) -> None:
         """Give the network batch-norm statistics of its present weights."""
-        batches = statistics_batches(self.loaders.train, self.config.batch_size)
-        with ProgressBar(len(batches.data), "  statistics", quiet=not self._writes) as bar:
+        batches = statistics_batches(self.loaders.train, self.config.batch_size, self.mixes())
+        with ProgressBar(len(batches.rows), "  statistics", quiet=not self._writes) as bar:
             measure_statistics(self.updater, batches, partial(self._advance, bar))
         average_statistics(self.net, self._statistics())
 

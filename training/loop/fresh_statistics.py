@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 import mxnet as mx
 import numpy as np
 
-from training.batches.in_memory import EvalBatches, TrainBatches, parts_of_batch
-from training.data.dataset import ImageData
+from training.batches.in_memory import Batch, TrainBatches, parts_of_batch
 
 # Running statistics of a training, with MXNet's momentum of 0.9, are over about 20 batches.
 IMAGES = 5120
@@ -17,20 +17,43 @@ _FAR = 2.0**20  # so far from any statistic that the share of it that is left is
 _FROZEN = 0.9999
 
 
-def statistics_batches(train: TrainBatches, size: int = 0) -> EvalBatches:
-    """Return batches of `IMAGES` training images, or of all, the same in every epoch.
+@dataclass(frozen=True)
+class StatisticsBatches:
+    """Batches of `size` of the training images that `rows` numbers, always the same.
 
-    They are of `size` images, 0: as many as `train` draws at a time, and not augmented, because no
-    image is at the test.
+    They are augmented as in training, mixed too where `mixup` says so, but never shrunk. Networks
+    are fitted to the statistics of such images: a black border of a crop, for one, adds so much to
+    the variance behind the stem that a network whose statistics were measured without it lost 5
+    points of accuracy.
     """
-    size = size or train.batch_size
+
+    train: TrainBatches
+    rows: np.ndarray
+    size: int
+    mixup: bool
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.size
+
+    def __iter__(self) -> Iterator[Batch]:
+        whole = self.train.augmentation.small_epochs  # an epoch that does not shrink
+        for k in range(len(self)):
+            rows = self.rows[k * self.size : (k + 1) * self.size]
+            yield self.train.make(rows, self.mixup, _generator(self.train.seed, k), whole)
+
+
+def statistics_batches(train: TrainBatches, size: int, mixup: bool = False) -> StatisticsBatches:
+    """Return batches of `size` images, `IMAGES` or all training images, the same in every epoch."""
     count = min(IMAGES, len(train.data.images)) // size or 1
-    # Drawn apart from all epochs, whose seeds are (seed, epoch, 0, 0). A folder is sorted by class.
-    words = np.random.SeedSequence([train.seed, 0, 2])
-    order = np.random.Generator(np.random.PCG64(words)).permutation(len(train.data.images))
-    rows = order[: count * size]
-    data = ImageData(train.data.images[rows], train.data.labels[rows], None)
-    return EvalBatches(data, size, mean=train.mean, std=train.std)
+    # A folder is sorted by class.
+    order = _generator(train.seed).permutation(len(train.data.images))
+    return StatisticsBatches(train, order[: count * size], size, mixup)
+
+
+def _generator(seed: int, *child: int) -> np.random.Generator:
+    """Return what draws apart from all epochs, whose seeds are (seed, epoch, 0, 0)."""
+    words = np.random.SeedSequence([seed, 0, 2], spawn_key=child)
+    return np.random.Generator(np.random.PCG64(words))
 
 
 def measure_statistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ EVERYTHING = Augmentation(pad=3, shift=0.2, cutout="erasing")
 
 FUNCTIONS = {
     "pad_crop": lambda images, rng: pad_crop(images, 2, rng),
+    "reflect": lambda images, rng: pad_crop(
+        images, min(images.shape[1:3]) - 1, rng, mode="reflect"
+    ),
     "random_flip": random_flip,
     "random_shift": lambda images, rng: random_shift(images, 0.3, rng),
     "cutout_square": lambda images, rng: cutout_square(images, 4, MEAN[: images.shape[3]], rng),
@@ -92,10 +96,11 @@ def test_an_image_does_not_touch_the_others_of_its_batch(name: str) -> None:
     assert not np.delete(difference, 3, axis=0).any()
 
 
-def test_pad_crop_takes_every_offset_equally_often_with_zeros_outside() -> None:
+@pytest.mark.parametrize(("mode", "outside"), [("black", "constant"), ("reflect", "reflect")])
+def test_pad_crop_takes_every_offset_equally_often(mode: str, outside: Any) -> None:
     count, pad = 25 * 400, 2
-    crops = pad_crop(numbered_images(count, 5, 5), pad, generator())
-    padded = np.pad(numbered_images(1, 5, 5)[0, :, :, 0], pad)
+    crops = pad_crop(numbered_images(count, 5, 5), pad, generator(), mode=mode)
+    padded = np.pad(numbered_images(1, 5, 5)[0, :, :, 0], pad, mode=outside)
 
     # The middle pixel is inside the original for all 25 offsets and its value tells the offset.
     middle = crops[:, 2, 2, 0].astype(int) - 1
@@ -107,6 +112,22 @@ def test_pad_crop_takes_every_offset_equally_often_with_zeros_outside() -> None:
     assert len(seen) == 25
     assert seen.min() > 300  # 400 expected, standard deviation 19.6
     assert seen.max() < 500
+
+
+def test_what_padding_cannot_be_reflected_is_refused() -> None:
+    images = random_images((2, 6, 4, 3))
+    assert pad_crop(images, 3, generator(), mode="reflect").shape == images.shape
+    with pytest.raises(UserError, match=r"4 pixels cannot be reflected from images of 6x4; .* 3$"):
+        pad_crop(images, 4, generator(), mode="reflect")
+
+
+def test_the_padding_of_a_crop_is_as_the_settings_say() -> None:
+    images = random_images((50, 8, 8, 3)) | 1
+    chosen = Augmentation(pad=4, flip=False)
+    for mode, black in (("black", True), ("reflect", False)):
+        found = augment(images, replace(chosen, pad_mode=mode), MEAN, generator())
+        np.testing.assert_array_equal(found, pad_crop(images, 4, generator(), mode=mode))
+        assert bool((found == 0).any()) == black
 
 
 def test_random_shift_reaches_every_whole_pixel_and_repeats_the_edge() -> None:
@@ -283,6 +304,7 @@ def test_augment_applies_what_it_is_told() -> None:
     ("field", "value"),
     [
         ("pad", -1),
+        ("pad_mode", "edge"),
         ("shift", 1.0),
         ("cutout", "round"),
         ("cutout_prob", 1.5),

@@ -13,10 +13,13 @@ import pytest
 
 from bridge.loop.settings import BridgeConfig
 from formats.errors import UserError
+from formats.images.preprocessing import normalize
 from formats.param_file import read_params
 from model.execution.fused_training import fuse
 from model.registry import create_model
 from tests.training.loop.test_averaging import DATA, Crash, after, change, finish, network, values
+from training.augmentation.augment import augment
+from training.augmentation.draws import draw_first_flips
 from training.batches.in_memory import Batch
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
@@ -168,21 +171,40 @@ def test_the_operators_measure_what_the_network_does(name: str) -> None:
         assert np.ptp(value) > 0, key
 
 
-def test_they_are_measured_on_training_images_as_in_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaders = build_loaders(CONFIG, DATA, 3)
-    assert loaders.valid is not None
-    whole = statistics_batches(loaders.train)
-    train = {image.tobytes() for image in loaders.train.data.images}
-    found = {image.tobytes() for image in whole.data.images}
-    assert found == train
-    assert not found & {image.tobytes() for image in loaders.valid.data.images}
+def test_they_are_measured_on_training_images_as_in_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = build_loaders(CONFIG, DATA, 3).train
+    whole = statistics_batches(train, 4)
+    assert sorted(whole.rows) == list(range(len(train.data.images)))
     monkeypatch.setattr(fresh_statistics, "IMAGES", 10)
-    some = statistics_batches(loaders.train)
-    assert len(some.data.images) == 8
-    assert [len(batch.image) for batch in some] == [4, 4]
-    assert len({*map(bytes, some.data.images)}) == 8
+    some = statistics_batches(train, 4)
+    first, again = list(some), list(some)
+    assert [len(batch.image) for batch in first] == [4, 4] == [4] * len(some)
+    assert len(set(some.rows)) == 8
+    for batch, same, rows in zip(first, again, (some.rows[:4], some.rows[4:])):
+        assert np.array_equal(batch.image, same.image)
+        assert np.array_equal(batch.label, train.data.labels[rows])
+    # As an epoch would make them of these images, by draws of their own.
+    words = np.random.SeedSequence([CONFIG.seed, 0, 2], spawn_key=(1,))
+    rng = np.random.Generator(np.random.PCG64(words))
+    images, rows = train.data.images, some.rows[4:]
+    mirrored = draw_first_flips(len(images), CONFIG.seed)[rows]
+    pixels = augment(images[rows], train.augmentation, train.mean, rng, mirrored)
+    assert np.array_equal(first[1].image, normalize(pixels, train.mean, train.std))
     monkeypatch.setattr(fresh_statistics, "IMAGES", 3)
-    assert len(statistics_batches(loaders.train).data.images) == 4
+    assert len(statistics_batches(train, 4).rows) == 4
+
+
+def test_images_of_statistics_are_mixed_where_training_mixes_and_never_small() -> None:
+    config = replace(CONFIG, mixup_alpha=1.0, small_size=4, small_epochs=2)
+    train = build_loaders(config, DATA, 3).train
+    assert next(iter(train.epoch(0))).image.shape[2:] == (4, 4)
+    plain, mixed = (next(iter(statistics_batches(train, 4, mix))) for mix in (False, True))
+    assert plain.image.shape == mixed.image.shape == (4, 3, *train.data.images.shape[1:3])
+    assert plain.soft_label is None
+    assert mixed.soft_label is not None
+    assert not np.array_equal(plain.image, mixed.image)
 
 
 # -------------------------------------------------------------------------------------- whole runs
@@ -211,7 +233,9 @@ def test_the_mean_is_tested_and_saved(tmp_path: Path, monkeypatch: pytest.Monkey
     net.load_parameters(str(tmp_path / "last.param"))
     loaders, row = build_loaders(CONFIG, DATA, 3), read_metrics(tmp_path)[-1]
     assert evaluate(net, loaders.test, [mx.cpu()]).loss == row["test_loss"]
-    measure_statistics(updater_of(net, micro_batch=2), statistics_batches(loaders.train))
+    measure_statistics(
+        updater_of(net, micro_batch=2), statistics_batches(loaders.train, 4, mixup=True)
+    )
     for name in STATISTICS:
         np.testing.assert_allclose(values(net)[f"1.{name}"], last[f"1.{name}"], rtol=1e-5)
         assert not np.allclose(last[f"1.{name}"], own[5][f"1.{name}"], rtol=1e-3)

@@ -40,6 +40,7 @@ REFUSED = [
     (ALL[:2], "--scale-batch", "--scale-batch", "one worker"),
     (ALL[:2], "--mask-output x.png", "--mask-output", "--masks FILE"),
     (ALL[:2], "--mask-images 10", "--mask-images", "--mask-score FILE"),
+    ((CIFAR,), "--pad 0 --pad-mode reflect", "--pad-mode", "--pad 0"),
     ((CIFAR,), "--cutout none --cutout-prob 0.2", "--cutout-prob", "--cutout none"),
     ((CIFAR,), "--cutout none --cutout-size 8", "--cutout-size", "--cutout none"),
     ((CIFAR,), "--cutout erasing --cutout-size 8", "--cutout-size", "--cutout erasing"),
