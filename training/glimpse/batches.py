@@ -69,9 +69,9 @@ class GlimpseTrainBatches(TrainBatches):
         )
         self.canvas = canvas
         self.deformation = deformation
-        self._make(np.arange(1), False, np.random.Generator(np.random.PCG64(0)), 0)  # raises early
+        self.make(np.arange(1), False, np.random.Generator(np.random.PCG64(0)), 0)  # raises early
 
-    def _make(self, rows: np.ndarray, mix: bool, rng: np.random.Generator, epoch: int) -> Batch:
+    def make(self, rows: np.ndarray, mix: bool, rng: np.random.Generator, epoch: int) -> Batch:
         images = deform(self.data.images[rows], self.deformation, rng)
         if self.canvas is not None:
             images = draw_canvases(images, self.data.images, self.canvas, rng, own=rows)

@@ -150,7 +150,7 @@ def lost(error: Exception) -> Any:
 
 @pytest.mark.parametrize(
     ("place", "name", "call", "step"),
-    [("train", "_make", 7, 5), ("test", "__iter__", 2, 6)],
+    [("train", "make", 7, 5), ("test", "__iter__", 2, 6)],
     ids=["training", "evaluation"],
 )
 @pytest.mark.parametrize(
