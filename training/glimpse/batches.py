@@ -72,6 +72,7 @@ class GlimpseTrainBatches(TrainBatches):
         self.make(np.arange(1), False, np.random.Generator(np.random.PCG64(0)), 0)  # raises early
 
     def make(self, rows: np.ndarray, mix: bool, rng: np.random.Generator, epoch: int) -> Batch:
+        """Return the batch of these images, deformed and put on canvases by what `rng` draws."""
         images = deform(self.data.images[rows], self.deformation, rng)
         if self.canvas is not None:
             images = draw_canvases(images, self.data.images, self.canvas, rng, own=rows)
