@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -31,7 +31,6 @@ class Setting(NamedTuple):
     task: str
     model: str
     file: Optional[str]
-    overrides: Mapping[str, Any] = {}
 
 
 SETTINGS = {
@@ -43,7 +42,7 @@ SETTINGS = {
     "cluttered8": Setting(
         "cluttered", "glimpse_cluttered8", "glimpse_cluttered8_2.91_6f19ef3e.param"
     ),
-    "cluttered100": Setting("cluttered100", "glimpse_cluttered100", None, {}),
+    "cluttered100": Setting("cluttered100", "glimpse_cluttered100", None),
 }
 
 
@@ -86,7 +85,7 @@ def build(config: Config, rollouts: int) -> Iterator[int]:
     run = GlimpseConfig(**TASK_SETTINGS[setting.task], rollouts=rollouts)
     data = load_task(config.data, config.data_dir).dataset.train
     edge = canvas.size if canvas else data.images.shape[1]
-    net = create_model(setting.model, 10, height=edge, width=edge, **setting.overrides)
+    net = create_model(setting.model, 10, height=edge, width=edge)
     if config.weights == "trained":
         load_parameters(net, str(FILES / str(setting.file)), mx.cpu())
     else:

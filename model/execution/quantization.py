@@ -148,15 +148,16 @@ def quantize(
         own = by_operators(net, INT8, target, lambda: _ranges(net, calibration))
     block, _, how = own
     forms = _Forms(graph, steps, size, calibration, judge, target, own)
+    timed = _repeated(calibration, batch_size)
     if block is None:
         if operators:
             raise ValueError(f"own operators do not quantize this network: {how}")
         steps.append(f"not by own operators: {how}")
         quantized = forms.by_mxnet()
     else:
-        quantized = forms.by_operators() if operators else forms.faster(batch_size)
+        quantized = forms.by_operators() if operators else forms.faster(timed)
     if operators is None:
-        told = _slower_than_float32(net, quantized, _repeated(calibration, batch_size))
+        told = _slower_than_float32(net, quantized, timed)
         quantized.steps = (*told, *quantized.steps)
     return quantized
 
@@ -201,16 +202,15 @@ class _Forms:
         block = compiled(self.graph.symbol(), self.graph.parameters())
         return _quantized(block, self.calibration)
 
-    def faster(self, batch_size: int) -> PreparedNetwork:
+    def faster(self, image: Any) -> PreparedNetwork:
         """Return the form that is faster, or the other one where it loses too much accuracy."""
         try:
-            image = _repeated(self.calibration, batch_size)
             seconds = _seconds((self.own[0], self._mxnets), image)
         except ValueError as error:
             self.timed.append(str(error))
             return self.by_operators()
         ours, theirs = (f"{1e3 * each:.3g} ms" for each in seconds)
-        self.timed.append(f"{ours} by own operators, {theirs} by MXNet's, {batch_size} images")
+        self.timed.append(f"{ours} by own operators, {theirs} by MXNet's, {len(image)} images")
         forms = [self.by_operators, self.by_mxnet]
         if seconds[1] < seconds[0]:
             forms.reverse()

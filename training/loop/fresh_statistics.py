@@ -42,7 +42,7 @@ class StatisticsBatches:
             yield self.train.make(rows, self.mixup, _generator(self.train.seed, k), whole)
 
 
-def statistics_batches(train: TrainBatches, size: int, mixup: bool = False) -> StatisticsBatches:
+def statistics_batches(train: TrainBatches, size: int, mixup: bool) -> StatisticsBatches:
     """Return batches of `size` images, `IMAGES` or all training images, the same in every epoch."""
     count = min(IMAGES, len(train.data.images)) // size or 1
     # A folder is sorted by class.

@@ -175,10 +175,10 @@ def test_they_are_measured_on_training_images_as_in_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train = build_loaders(CONFIG, DATA, 3).train
-    whole = statistics_batches(train, 4)
+    whole = statistics_batches(train, 4, mixup=False)
     assert sorted(whole.rows) == list(range(len(train.data.images)))
     monkeypatch.setattr(fresh_statistics, "IMAGES", 10)
-    some = statistics_batches(train, 4)
+    some = statistics_batches(train, 4, mixup=False)
     first, again = list(some), list(some)
     assert [len(batch.image) for batch in first] == [4, 4] == [4] * len(some)
     assert len(set(some.rows)) == 8
@@ -193,7 +193,7 @@ def test_they_are_measured_on_training_images_as_in_training(
     pixels = augment(images[rows], train.augmentation, train.mean, rng, mirrored)
     assert np.array_equal(first[1].image, normalize(pixels, train.mean, train.std))
     monkeypatch.setattr(fresh_statistics, "IMAGES", 3)
-    assert len(statistics_batches(train, 4).rows) == 4
+    assert len(statistics_batches(train, 4, mixup=False).rows) == 4
 
 
 def test_images_of_statistics_are_mixed_where_training_mixes_and_never_small() -> None:
