@@ -31,7 +31,7 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
 from formats.errors import quoted  # noqa: E402
-from training.classifier.recipes import RECIPES, with_recipe  # noqa: E402
+from training.classifier.recipes import NO_SMALL, RECIPES, with_recipe  # noqa: E402
 from training.records.run_folder import weight_files  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
 from training.settings.exit_code import INTERRUPTED_EXIT, exit_code  # noqa: E402
@@ -52,7 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     check_resume(given)
-    config = _saved(given) if given.get("resume") else _chosen(given)
+    config = _saved(given) if given.get("resume") else chosen_settings(given)
     config.check()
     if not config.resume:
         check_idle(config, given)
@@ -71,9 +71,17 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     return 0
 
 
-def _chosen(given: Mapping[str, Any]) -> BridgeConfig:
+def chosen_settings(given: Mapping[str, Any]) -> BridgeConfig:
     """Return the settings of a recipe with the user's; the network is the symbol's."""
-    settings = {**with_recipe(RECIPES, given.get("recipe", "pistony"), given)}
+    recipe = given.get("recipe", "pistony")
+    settings = {**with_recipe(RECIPES, recipe, given)}
+    if settings.get("small_epochs") and "small_epochs" not in given:
+        settings |= NO_SMALL
+        print(
+            f"--recipe {recipe}: all epochs are on whole images, because --small-epochs is not "
+            "done here",
+            flush=True,
+        )
     settings["model"] = given.get("model", "")
     return BridgeConfig(**settings)
 

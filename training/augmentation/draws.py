@@ -7,6 +7,7 @@ applies them on a GPU. So both train on the same batches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -56,6 +57,19 @@ class Draws(NamedTuple):
     jitter: Optional[Jitter] = None
     cutout: Optional[Rectangles] = None
     mix: Optional[Mix] = None
+
+
+def generator(*words: int, child: Sequence[int] = ()) -> np.random.Generator:
+    """Return what draws by the seed `words`, or its part that `child` numbers.
+
+    The draws of an epoch are those of (seed, epoch), which are (seed, epoch, 0, 0) too; what draws
+    apart from all epochs has another third word.
+    """
+    # spawn_key=(k,) is what SeedSequence.spawn gives its k-th child, without making the children
+    # before it.
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence(words, spawn_key=tuple(child)))
+    )
 
 
 def draw_batch(
@@ -126,9 +140,7 @@ def draw_first_flips(count: int, seed: int) -> np.ndarray:
 
     A function of `seed` alone, whose numbers no epoch and no batch draws.
     """
-    # The words of an epoch's seeds are (seed, epoch, 0, 0).
-    words = np.random.SeedSequence([seed, 0, _ALTERNATING])
-    return draw_flips(count, np.random.Generator(np.random.PCG64(words)))
+    return draw_flips(count, generator(seed, 0, _ALTERNATING))
 
 
 def draw_jitter(count: int, strength: float, rng: np.random.Generator) -> Jitter:

@@ -23,7 +23,7 @@ import numpy as np
 from formats.errors import UserError
 from formats.images.preprocessing import normalize
 from training.augmentation.augment import Augmentation, augment, mixup, smooth_labels
-from training.augmentation.draws import Draws, draw_batch, draw_first_flips
+from training.augmentation.draws import Draws, draw_batch, draw_first_flips, generator
 from training.augmentation.shrink import shrink
 from training.data.dataset import ImageData
 from training.data.identity import DataIdentity
@@ -165,7 +165,7 @@ class TrainBatches:
         order = generator(self.seed, epoch).permutation(len(self.data.images))
         for k in range(start, len(self)):
             rows = order[k * self.batch_size : (k + 1) * self.batch_size]
-            yield rows, generator(self.seed, epoch, (k,))
+            yield rows, generator(self.seed, epoch, child=(k,))
 
     def _mirrored(self, rows: np.ndarray, epoch: int) -> Optional[np.ndarray]:
         """Return which images are mirrored, where that is not drawn anew for each batch."""
@@ -288,15 +288,6 @@ def _fill(items: Iterable[T], buffer: queue.Queue, stop: threading.Event) -> Non
         buffer.put((False, error))
     else:
         buffer.put((False, None))
-
-
-def generator(seed: int, epoch: int, child: tuple[int, ...] = ()) -> np.random.Generator:
-    """Return what draws for an epoch, or for a part of it that `child` numbers."""
-    # spawn_key=(k,) is what SeedSequence.spawn gives its k-th child, without making the children
-    # before it.
-    return np.random.Generator(
-        np.random.PCG64(np.random.SeedSequence([seed, epoch], spawn_key=child))
-    )
 
 
 def _check(data: ImageData, batch_size: int, mean: Sequence[float], std: Sequence[float]) -> None:

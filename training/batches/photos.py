@@ -18,8 +18,9 @@ import numpy as np
 from formats.errors import UserError
 from formats.images.decode import centre_square, check_file, open_rgb
 from formats.images.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD, Figures
+from training.augmentation.draws import generator
 from training.augmentation.photo_augment import PhotoAugmentation, augment_photo, normalize_photo
-from training.batches.in_memory import Batch, generator, labelled, prefetched
+from training.batches.in_memory import Batch, labelled, prefetched
 from training.data.image_folder import Files
 
 READERS = min(16, os.cpu_count() or 1)
@@ -194,11 +195,14 @@ class PhotoTrainBatches(_Photos):
                 def prepare(
                     image: object, place: int, k: int = k, begin: int = own.start
                 ) -> np.ndarray:
-                    rng = generator(self.seed, epoch, (k, begin + place))
+                    rng = generator(self.seed, epoch, child=(k, begin + place))
                     return augment_photo(image, self.size, self.augmentation, rng)
 
                 image, label = self._load(rows[own], pool, prepare)
-                alpha, rng = self.mixup_alpha if mix else 0.0, generator(self.seed, epoch, (k,))
+                alpha, rng = (
+                    self.mixup_alpha if mix else 0.0,
+                    generator(self.seed, epoch, child=(k,)),
+                )
                 classes, smoothing = self.shape.classes, self.label_smoothing
                 batch = labelled(image, label, classes, alpha, smoothing, rng)
                 yield _widened(batch, own, len(rows))

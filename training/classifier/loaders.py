@@ -76,7 +76,7 @@ def _check_small(config: TrainConfig, shape: tuple[int, int]) -> None:
     if config.small_epochs and not config.small_size < height == width:
         raise UserError(
             f"--small-size {config.small_size}: the training images are {height}x{width}; they "
-            "must be square and larger than that"
+            "must be square and larger than that. --small-size 0 leaves out what a recipe has"
         )
 
 

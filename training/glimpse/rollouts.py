@@ -15,6 +15,7 @@ import mxnet as mx
 import numpy as np
 
 from formats.errors import UserError
+from training.augmentation.draws import generator
 from training.batches.scores import Scores, check_labels, image_and_label
 from training.loop.task import Measured, Part, Task
 
@@ -49,7 +50,7 @@ class Draw:
         self, images: int, rollouts: int, key: Sequence[int], std: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return first locations (images, rollouts, 2) and noise (images, rollouts, steps, 2)."""
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key])))
+        rng = generator(self.seed, *key)
         first = _uniform(rng, (images, rollouts, 2)) * np.float32(self.radius)
         shape = (images, rollouts, self.steps, 2)
         if not std:

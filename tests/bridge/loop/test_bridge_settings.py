@@ -12,6 +12,7 @@ import pytest
 import train_cifar
 from bridge.loop.settings import LEFT_OUT, BridgeConfig, check_resume
 from bridge.loop.status_line import StatusLine, clock
+from bridge.train import chosen_settings
 from formats.errors import UserError
 from formats.param_file import read_params
 from training.classifier.networks import create_classifier
@@ -34,6 +35,18 @@ def test_recipes_and_defaults_are_those_of_train_cifar(recipe: str) -> None:
     differing = {name for name in names - OWN if getattr(ours, name) != getattr(theirs, name)}
     # A network is the symbol's; the precision depends on the device.
     assert differing <= {"model", "precision"}
+
+
+def test_a_recipe_with_small_images_is_on_whole_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"recipe": "short", "symbol": "s"}
+    config = chosen_settings(given)
+    config.check()
+    assert (config.small_size, config.small_epochs, config.lr) == (0, 0, RECIPES["short"]["lr"])
+    assert "--recipe short: all epochs are on whole images" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--small-epochs: not done here"):
+        chosen_settings({**given, "small_epochs": 5}).check()
+    chosen_settings({**given, "small_epochs": 0}).check()
+    assert not capsys.readouterr().out
 
 
 def test_what_is_no_training_has_no_flag(capsys: pytest.CaptureFixture[str]) -> None:

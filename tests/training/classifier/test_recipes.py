@@ -53,6 +53,26 @@ def test_flags_go_before_a_recipe() -> None:
     assert cosine.lr_steps == ()
 
 
+@pytest.mark.parametrize(
+    ("given", "small"),
+    [
+        ({}, (24, 15)),
+        ({"epochs": 11}, (24, 5)),
+        ({"epochs": 1, "warmup_epochs": 0}, (0, 0)),
+        ({"epochs": 20, "small_epochs": 3}, (24, 3)),
+        ({"small_size": 16}, (16, 15)),
+        ({"small_size": 0}, (0, 0)),
+        ({"small_epochs": 0}, (0, 0)),
+    ],
+)
+def test_the_short_recipe_starts_on_small_images(
+    given: dict[str, int], small: tuple[int, int]
+) -> None:
+    config = train_cifar.CifarConfig(**with_recipe(RECIPES, "short", given))
+    config.check()
+    assert (config.small_size, config.small_epochs) == small
+
+
 def test_the_short_recipe_flips_as_it_is_told() -> None:
     assert with_recipe(RECIPES, "short", {})["flip_mode"] == "alternating"
     train_cifar.CifarConfig(**with_recipe(RECIPES, "short", {"flip": False})).check()
