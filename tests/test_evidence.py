@@ -147,22 +147,35 @@ def test_documents_say_what_the_runs_scored(
     assert [told for told, _ in pairs] == [computed for _, computed in pairs]
 
 
-def test_what_options_of_short_trainings_gain_follows_from_their_runs() -> None:
-    with (DOCS / "evidence" / "short_search.csv").open(encoding="utf-8", newline="") as file:
+@pytest.mark.parametrize(
+    ("document", "records", "network"),
+    [("results.md", "short_search.csv", "model")],
+)
+def test_what_a_search_found_follows_from_its_runs(
+    document: str, records: str, network: str
+) -> None:
+    with (DOCS / "evidence" / records).open(encoding="utf-8", newline="") as file:
         runs = list(csv.DictReader(file))
-    (rows,) = [rows for rows in tables(page("results.md")) if "better than `base`" in rows[0]]
-    accuracy: dict[str, dict[str, float]] = {}
+    rows = [
+        row for table in tables(page(document)) if "better than `base`" in table[0] for row in table
+    ]
+    accuracy: dict[tuple[str, str], dict[str, float]] = {}
     for run in runs:
-        accuracy.setdefault(run["setting"], {})[run["seed"]] = float(run["valid_acc"])
-    assert {row["setting"].strip("`") for row in rows} == set(accuracy)
+        one = accuracy.setdefault((run[network], run["setting"]), {})
+        assert run["seed"] not in one
+        one[run["seed"]] = float(run["valid_acc"])
+    assert sorted((row[network].strip("`"), row["setting"].strip("`")) for row in rows) == sorted(
+        accuracy
+    )
     for row in rows:
-        name = row["setting"].strip("`")
-        assert row["held-out accuracy"] == spread(list(accuracy[name].values())).percent()
-        of_this = [run for run in runs if run["setting"] == name]
+        key = row[network].strip("`"), row["setting"].strip("`")
+        assert row["held-out accuracy"] == spread(list(accuracy[key].values())).percent()
+        of_this = [run for run in runs if (run[network], run["setting"]) == key]
         assert {run["epochs"] for run in of_this} == {row["epochs"]}
         assert all(row["options"].strip("`") in run["command"] for run in of_this)
-        if name != "base":
-            better = spread([a - accuracy["base"][seed] for seed, a in accuracy[name].items()])
+        if key[1] != "base":
+            base = accuracy[key[0], "base"]
+            better = spread([a - base[seed] for seed, a in accuracy[key].items()])
             wanted = f"{100 * better.mean:.2f} ± {100 * better.std:.2f} points"
             assert row["better than `base`"] == wanted
 
