@@ -31,7 +31,10 @@ def images_of(count: int, seed: int) -> ImageData:
 
 
 DATA = Dataset("tiny", images_of(50, 1), images_of(9, 2), ("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)
-WORDS = "--recipe short --dataset tiny --model resnet20_basic --depth 14 -b 8 --epochs 3 --small-size 0 --gpus cpu"
+WORDS = (
+    "--recipe short --dataset tiny --model resnet20_basic --depth 14 -b 8 --epochs 3 "
+    "--small-size 0 --gpus cpu"
+)
 HARDER = f"{WORDS} --harder-share 0.5 --proxy-depth 8 --proxy-every 2"
 
 
