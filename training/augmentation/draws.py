@@ -19,7 +19,9 @@ Places = tuple[np.ndarray, np.ndarray]  # top and left, (N,) each
 # second round, and an image into which nothing fits stays as it is after the last one.
 _ERASING_TRIES = 8
 _ERASING_ROUNDS = 16
+# Third words of the seeds of what draws apart from all epochs; see `generator`.
 _ALTERNATING = 1
+STATISTICS = 2
 
 
 class Jitter(NamedTuple):

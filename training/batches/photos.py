@@ -199,10 +199,8 @@ class PhotoTrainBatches(_Photos):
                     return augment_photo(image, self.size, self.augmentation, rng)
 
                 image, label = self._load(rows[own], pool, prepare)
-                alpha, rng = (
-                    self.mixup_alpha if mix else 0.0,
-                    generator(self.seed, epoch, child=(k,)),
-                )
+                alpha = self.mixup_alpha if mix else 0.0
+                rng = generator(self.seed, epoch, child=(k,))
                 classes, smoothing = self.shape.classes, self.label_smoothing
                 batch = labelled(image, label, classes, alpha, smoothing, rng)
                 yield _widened(batch, own, len(rows))

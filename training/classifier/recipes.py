@@ -219,10 +219,10 @@ RECIPES: dict[str, Recipe] = {
 
 def _small(recipe: Recipe, given: Mapping[str, Any]) -> Mapping[str, int]:
     """Return the first epochs on smaller images: all of a recipe's, or none if one is put to 0."""
-    share = recipe["small_epochs"] / recipe["epochs"]
-    epochs = given.get("small_epochs", int(share * max(0, given.get("epochs", recipe["epochs"]))))
-    size = given.get("small_size", recipe["small_size"])
-    return {"small_size": size, "small_epochs": epochs} if size and epochs else NO_SMALL
+    epochs = max(0, given.get("epochs", recipe["epochs"]))
+    share = recipe["small_epochs"] * epochs // recipe["epochs"]
+    small, size = given.get("small_epochs", share), given.get("small_size", recipe["small_size"])
+    return {"small_size": size, "small_epochs": small} if size and small else NO_SMALL
 
 
 def with_recipe(recipes: Mapping[str, Recipe], name: str, given: Mapping[str, Any]) -> Recipe:

@@ -9,14 +9,13 @@ from typing import Any, Callable, Optional
 import mxnet as mx
 import numpy as np
 
-from training.augmentation.draws import generator
+from training.augmentation.draws import STATISTICS, generator
 from training.batches.in_memory import Batch, TrainBatches, parts_of_batch
 
 # Running statistics of a training, with MXNet's momentum of 0.9, are over about 20 batches.
 IMAGES = 5120
 _FAR = 2.0**20  # so far from any statistic that the share of it that is left is exact
 _FROZEN = 0.9999
-_STATISTICS = 2  # third word of their seed
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class StatisticsBatches:
         whole = self.train.augmentation.small_epochs  # an epoch that does not shrink
         for k in range(len(self)):
             rows = self.rows[k * self.size : (k + 1) * self.size]
-            rng = generator(self.train.seed, 0, _STATISTICS, child=(k,))
+            rng = generator(self.train.seed, 0, STATISTICS, child=(k,))
             yield self.train.make(rows, self.mixup, rng, whole)
 
 
@@ -49,7 +48,7 @@ def statistics_batches(train: TrainBatches, size: int, mixup: bool) -> Statistic
     """Return batches of `size` images, `IMAGES` or all training images, the same in every epoch."""
     count = min(IMAGES, len(train.data.images)) // size or 1
     # A folder is sorted by class.
-    order = generator(train.seed, 0, _STATISTICS).permutation(len(train.data.images))
+    order = generator(train.seed, 0, STATISTICS).permutation(len(train.data.images))
     return StatisticsBatches(train, order[: count * size], size, mixup)
 
 
