@@ -118,6 +118,12 @@ class TrainBatches:
         """Batches per epoch."""
         return len(self.data.images) // self.batch_size
 
+    def pixels(self, epoch: int) -> int:
+        """Return how many pixels an image has in `epoch`, from 0, before a canvas."""
+        height, width = self.data.images.shape[1:3]
+        small = epoch < self.augmentation.small_epochs
+        return self.augmentation.small_size**2 if small else height * width
+
     def epoch(
         self, epoch: int, mixup: bool = True, start: int = 0, prefetch: int = 0
     ) -> Iterator[Batch]:

@@ -163,6 +163,10 @@ class PhotoTrainBatches(_Photos):
         """Return the batches per epoch."""
         return len(self.data) // self.batch_size
 
+    def pixels(self, epoch: int) -> int:
+        """Return how many pixels an image has, the same in every epoch."""
+        return self.size**2
+
     def keep(self, first: int, count: int, devices: int) -> None:
         """Read only what `count` devices from number `first` on, of `devices`, get of a batch.
 

@@ -148,7 +148,7 @@ class Fit(Epochs):
                 for images in steps:
                     loss, acc = map(progress.mean, (progress.loss_sum, progress.correct_sum))
                     bar.advance(images, loss=loss, acc=acc)
-                    self._duration.tell(bar, images, progress.step, self.config.epochs, len(train))
+                    self._duration.tell(bar, images, self.config.epochs, self._steps_left)
                     if agreement.due():
                         self._save()
                     if agreement.stop():
@@ -156,6 +156,17 @@ class Fit(Epochs):
                 return True
             finally:
                 batches.close()
+
+    def _steps_left(self) -> float:
+        """Return how many of the present epoch's steps take as long as the rest of the training.
+
+        That of a step goes by the pixels of its images: later ones can be larger.
+        """
+        train, progress = self.loaders.train, self.progress
+        later = range(progress.epoch + 1, self.config.epochs)
+        epochs = sum(map(train.pixels, later)) / train.pixels(progress.epoch)
+        left: float = len(train) * (1 + epochs) - progress.batch
+        return left
 
     def _due(self) -> bool:
         return 0 < self.config.checkpoint_minutes <= self.minutes_unsaved()

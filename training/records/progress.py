@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
+from typing import Any, Callable
 
 SECONDS_BETWEEN_LINES = 30.0  # where the output is a file, every refresh is a line
 
@@ -91,8 +91,13 @@ class DurationNote:
         self._steps = self._images = 0
         self._begun = math.nan
 
-    def tell(self, bar: ProgressBar, images: int, step: int, epochs: int, batches: int) -> None:
-        """Count a step of `images`, the `step`-th of all; print the estimate once."""
+    def tell(
+        self, bar: ProgressBar, images: int, epochs: int, steps_left: Callable[[], float]
+    ) -> None:
+        """Count a step of `images`; print the estimate once.
+
+        ``steps_left()`` is how many steps that take as long as this one are left of `epochs`.
+        """
         if self._steps < 0:
             return
         now = time.monotonic()
@@ -105,7 +110,7 @@ class DurationNote:
         if self._steps <= self.STEPS or seconds < self.SECONDS:
             return
         self._steps = -1
-        left = (epochs * batches - step) * images
+        left = steps_left() * images
         rate = self._images / seconds
         bar.note(
             f"{rate:.0f} images/s: about {duration(left / rate)} for the training that is left "

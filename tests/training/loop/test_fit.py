@@ -295,6 +295,16 @@ def test_the_time_left_is_told_once(
     assert int(told[0]) < 60
 
 
+def test_the_time_left_counts_larger_images_of_later_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    monkeypatch.setattr(fit.DurationNote, "tell", lambda *given: left.append(given[-1]()))
+    finish(tmp_path, replace(CONFIG, small_size=4, small_epochs=2))
+    whole = 4  # steps on 4x4 pixels for one on 8x8
+    assert left == [5 - step + 6 * whole for step in range(6)] + [5 - step for step in range(6)]
+
+
 # --------------------------------------------------------------------------------- the interruption
 
 
