@@ -80,7 +80,7 @@ test-demo: setup  ## test that page in a browser (needs Chromium)
 
 docs: setup  ## make the site of the documents in build/site (a broken link or a wrong docstring fails it)
 	@.ci/overlay.sh docs $(VENV_DOCS)
-	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build -q
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build
 	@echo "open build/site/index.html; with search: python3 -m http.server -d build/site"
 
 test-notebooks: setup  ## run the notebooks; each must end well and give what is committed

@@ -42,6 +42,7 @@ import numpy as np
 
 from formats.images.outputs import require_finite
 from machine.processor import limit_onednn
+from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import ModelError
 from model.weights.file_match import LoadError
 from training.apply.pretrained import with_weights
@@ -132,6 +133,9 @@ def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:
         tell_unheeded(
             "is_train", given, (*ACTIONS["test"], "best", "run_dir", "resume", "checkpoint_dir")
         )
+    if config.list_models:
+        print("\n".join(sorted(GLIMPSE)))
+        return 0
     if config.plot and Path(config.plot).is_dir():
         return draw_run(config)
     if config.plot or config.test or config.gaze:

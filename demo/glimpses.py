@@ -48,8 +48,8 @@ class GlimpseModel:
         known = known_settings(known_of(path))
         if not known.get("model"):
             raise UserError(
-                f"{path}: nothing says which glimpse model this is; give a published file, or one "
-                "in the folder of its run"
+                f"{path}: nothing says which glimpse model this is; give a published file, one "
+                "with its card, or one in the folder of its run"
             )
         fields = {name: known[name] for name in SPEC_FIELDS if known.get(name) is not None}
         self.net = create_model(known["model"], **fields)

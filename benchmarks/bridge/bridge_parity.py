@@ -56,7 +56,8 @@ class Config:
         """Refuse networks that there are not."""
         unknown = [name for name in self.models if name not in list_models()]
         if unknown:
-            raise UserError(f"--models {' '.join(unknown)}; train_cifar.py --list-models has all")
+            scripts = "train_cifar.py and train_mnist_glimpse.py"
+            raise UserError(f"--models {' '.join(unknown)}; --list-models of {scripts} has all")
         if self.steps < 1 or self.curve < 0:
             raise UserError("--steps must be 1 or more, --curve 0 or more")
 

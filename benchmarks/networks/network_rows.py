@@ -17,22 +17,21 @@ PEAK_CHANNELS, PEAK_BATCH, PEAK_LAYERS = 128, 16, 4  # of the convolutions that 
 
 @dataclass(frozen=True)
 class Network:
-    """A network, the batch that it is trained with, and the speed to reach."""
+    """A network and the batch that it is trained with."""
 
     family: str
     train_batch: int
-    train_goal: float  # times PyTorch's speed, float32
     overrides: tuple[tuple[str, Any], ...] = ()
 
 
 # RAM's w is 0 at first, which no longer is so after the first updates; then no gate is a constant.
 NETWORKS = {
-    "attention92": Network("attention", 32, 1.15),
-    "attention56": Network("attention", 32, 1.15),
-    "attention92_paper": Network("attention", 64, 1.4),
-    "attention56_paper": Network("attention", 64, 1.4),
-    "resnet164": Network("resnet", 64, 1.8),
-    "resnet164_ram": Network("resnet", 64, 1.4, (("w_init", 0.1),)),
+    "attention92": Network("attention", 32),
+    "attention56": Network("attention", 32),
+    "attention92_paper": Network("attention", 64),
+    "attention56_paper": Network("attention", 64),
+    "resnet164": Network("resnet", 64),
+    "resnet164_ram": Network("resnet", 64, (("w_init", 0.1),)),
 }
 
 
@@ -41,15 +40,13 @@ class Mode:
     """One way of using a network.
 
     ``forms`` names what PyTorch does: memory layouts, and ``compiled`` for torch.compile of the
-    channels_last form; for int8 it is our own float32. ``goal`` is the ratio to reach, to the
-    fastest form.
+    channels_last form; for int8 it is our own float32.
     """
 
     kind: str
     precision: str
     batch: int
     forms: tuple[str, ...]
-    goal: float
 
     @property
     def case(self) -> str:
@@ -64,20 +61,19 @@ class Mode:
 EAGER = ("nchw", "channels_last")
 COMPILED = "compiled"
 WIDE = "float32"  # ours in it, which int8 is compared with
-BF16_TRAIN_GOAL, INFER_GOAL, INT8_GOAL = 1.2, 1.15, 2.0
 
 
 def modes_of(network: Network) -> dict[str, Mode]:
     """Return the modes of a network by the name that they have in the table."""
     train = network.train_batch
     found = {
-        "train fp32": Mode("train", "float32", train, EAGER, network.train_goal),
-        "train bf16": Mode("train", "bfloat16", train, EAGER, BF16_TRAIN_GOAL),
+        "train fp32": Mode("train", "float32", train, EAGER),
+        "train bf16": Mode("train", "bfloat16", train, EAGER),
     }
     all_forms = (*EAGER, COMPILED)
     for batch in (LARGE, SMALL):
         for short, precision in (("fp32", "float32"), ("bf16", "bfloat16")):
-            mode = Mode("infer", precision, batch, all_forms, INFER_GOAL)
+            mode = Mode("infer", precision, batch, all_forms)
             found[f"infer {short}, batch {batch}"] = mode
-        found[f"infer int8, batch {batch}"] = Mode("infer", "int8", batch, (WIDE,), INT8_GOAL)
+        found[f"infer int8, batch {batch}"] = Mode("infer", "int8", batch, (WIDE,))
     return found

@@ -53,6 +53,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "test": (*_FILE, *_PLACES, "rollouts_eval", "eval_seeds"),
     "gaze": (*_FILE, *_PLACES, "eval_seeds", "plot_images", "output"),
     "plot": (*_FILE, *_PLACES, "plot_images", "plot_epoch", "output", "seed"),
+    "list_models": (),
 }
 IDLE = (
     Idle(
@@ -209,6 +210,7 @@ class GlimpseConfig(RunConfig):
     plot_freq: int = option(5, "epochs between two that are kept for drawing; 0: none")
     plot_images: int = option(6, "images to draw")
     output: Optional[str] = option(None, "folder for drawings; default: beside the file")
+    list_models: bool = option(False, "list the networks and end")
     checkpoint_dir: Optional[str] = option(None, "folder of runs that are named by their network")
     log_dir: Optional[str] = option(None, "folder that gets a link to the run, for TensorBoard")
     tensorboard: bool = option(True, "write MXBoard event files")
@@ -219,7 +221,7 @@ class GlimpseConfig(RunConfig):
         check_least(self, 1, "rollouts", "image_size", "rollouts_eval", "eval_seeds", "plot_images")
         check_least(self, 0, "first_radius", "reinforce_weight", "baseline_weight", "plot_freq")
         check_least(self, 0, "intermediate_weight", "plot_epoch")
-        check_one_action(self, "resume", "test", "plot", "gaze", "std_sweep")
+        check_one_action(self, "resume", "test", "plot", "gaze", "std_sweep", "list_models")
         if not self.first_radius <= 1:
             raise UserError(f"--first-radius {self.first_radius}: must be 0 to 1")
         if self.policy_baseline == "rollouts" and self.rollouts < 2:

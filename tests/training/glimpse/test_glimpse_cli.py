@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import train_cifar
 import train_mnist_glimpse
 from formats.param_file import read_params
+from model import list_models
 from training.loop import engine
 from training.records.metrics import read_metrics
 from training.records.state_file import load_state
@@ -57,6 +59,14 @@ def test_a_run_leaves_its_files(whole: Path) -> None:
     assert {f"train_{term}" for term in terms} <= set(rows[-1])
     assert [row["epoch"] for row in rows] == [1, 2]
     assert {"valid_acc", "test_acc", "train_acc"} <= set(rows[0])
+
+
+def test_the_models_of_both_scripts_are_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("--list-models") == 0
+    glimpse = capsys.readouterr().out.split()
+    assert "glimpse_cluttered100" in glimpse
+    assert train_cifar.main(["--list-models"]) == 0
+    assert sorted(glimpse + capsys.readouterr().out.split()) == list_models()
 
 
 def test_a_saved_file_scores_what_the_run_recorded(
