@@ -51,12 +51,12 @@ from training.glimpse.config import ACTIONS, TASK_SETTINGS, GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL, note_on_seed_flags, translate_seed_flags
 from training.glimpse.gaze import draw_gaze
 from training.glimpse.report import print_report
-from training.glimpse.rollouts import Draw, score_rollouts
+from training.glimpse.rollouts import Draw, RolloutTask, score_rollouts
 from training.glimpse.task import open_glimpse, prepare_glimpse, with_run_folder, with_start
 from training.glimpse.view import draw_file, draw_run
 from training.loop.train import train
-from training.records.metrics import read_metrics
 from training.records.run_folder import default_folder
+from training.reports.run_results import read_result
 from training.settings.config import parse_overrides
 from training.settings.exit_code import exits
 from training.settings.idle import tell_unheeded
@@ -141,7 +141,7 @@ def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:
     if config.plot or config.test or config.gaze:
         return _score_or_draw(config, given)
     if config.std_sweep:
-        return _sweep(config, argv)
+        return _sweep(with_start(config, given), argv)
     config, given = with_run_folder(config, given)
     if not config.is_train:
         path = Path(str(config.run_dir)) / ("best.param" if config.best else "last.param")
@@ -156,15 +156,22 @@ def _sweep(config: GlimpseConfig, argv: Sequence[str]) -> int:
     scores = {}
     for std in config.std_sweep:
         one = replace(config, std=std, std_sweep=(), run_dir=f"{base}/std-{std:g}")
-        code = train(PROG, one, {}, argv, prepare_glimpse)
-        rows = read_metrics(Path(str(one.run_dir)))
-        if code or len(rows) < config.epochs:
+        code = train(PROG, one, {}, argv, _prepare_judged)
+        done = read_result(str(one.run_dir))
+        if code or not done.finished:
             return code
-        scores[std] = rows[-1]["valid_acc"]
+        scores[std] = done.last("valid_acc")
     for std, score in scores.items():
         print(f"std {std:g}: held-out accuracy {score:.4f} after {config.epochs} epochs")
     print(f"best: --std {max(scores, key=lambda std: scores[std]):g}")
     return 0
+
+
+def _prepare_judged(config: GlimpseConfig) -> RolloutTask:
+    """Return what one training of a sweep needs, with held-out images."""
+    task = prepare_glimpse(config)
+    config.check_sweep(task.loaders.valid is not None)
+    return task
 
 
 def _finish(config: GlimpseConfig, folder: Path) -> None:

@@ -119,10 +119,11 @@ class TrainBatches:
         return len(self.data.images) // self.batch_size
 
     def pixels(self, epoch: int) -> int:
-        """Return how many pixels an image has in `epoch`, from 0, before a canvas."""
-        height, width = self.data.images.shape[1:3]
-        small = epoch < self.augmentation.small_epochs
-        return self.augmentation.small_size**2 if small else height * width
+        """Return how many pixels an image of a batch has in `epoch`, from 0, before a canvas."""
+        chosen = self.augmentation
+        edge = chosen.small_size if epoch < chosen.small_epochs else chosen.crop_size
+        height, width = (edge, edge) if edge else self.data.images.shape[1:3]
+        return height * width
 
     def epoch(
         self, epoch: int, mixup: bool = True, start: int = 0, prefetch: int = 0

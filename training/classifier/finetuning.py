@@ -71,7 +71,7 @@ def with_start(config: C, given: Mapping[str, Any], gentle: bool = False) -> C:
     Raises
     ------
     UserError, formats.param_reader.ParamFileError
-        When the file cannot be read.
+        When the file cannot be read, or what is taken does not go with the other settings.
     """
     path = config.finetune
     if not path or config.resume:
@@ -110,7 +110,9 @@ def with_start(config: C, given: Mapping[str, Any], gentle: bool = False) -> C:
             f"the settings are those of a short finetuning: {config.epochs} epochs, batches of "
             f"{batch}, learning rate {config.lr:g}; flags change them"
         )
-    return replace(config, **taken)
+    changed = replace(config, **taken)
+    changed.check()
+    return changed
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,7 @@ from training.settings.fields import option
 from training.settings.idle import Idle
 from training.settings.run_config import RunConfig, check_least, check_one_action
 
+MOST_IMAGES = 16  # in one picture
 REWARDS = ("last", "every", "likelihood")
 POLICY_BASELINES = ("state", "rollouts")
 # Settings that are fields of the network's spec.
@@ -97,6 +98,11 @@ IDLE = (
         "--no-tensorboard writes nothing for TensorBoard; leave one of them out",
     ),
     Idle(("plot_epoch",), lambda c: True, "it goes with --plot RUN"),
+    Idle(
+        ("checkpoint_dir",),
+        lambda c: c.run_dir,
+        "--run-dir names the folder of the run; leave one of them out",
+    ),
     Idle(
         ("std", "checkpoint_dir"),
         lambda c: c.std_sweep,
@@ -222,6 +228,8 @@ class GlimpseConfig(RunConfig):
         check_least(self, 0, "first_radius", "reinforce_weight", "baseline_weight", "plot_freq")
         check_least(self, 0, "intermediate_weight", "plot_epoch")
         check_one_action(self, "resume", "test", "plot", "gaze", "std_sweep", "list_models")
+        if self.plot_images > MOST_IMAGES:
+            raise UserError(f"--plot-images {self.plot_images}: must be at most {MOST_IMAGES}")
         if not self.first_radius <= 1:
             raise UserError(f"--first-radius {self.first_radius}: must be 0 to 1")
         if self.policy_baseline == "rollouts" and self.rollouts < 2:
@@ -231,10 +239,11 @@ class GlimpseConfig(RunConfig):
             )
         if not 0 <= self.valid_fraction < 1:
             raise UserError(f"--valid-fraction {self.valid_fraction}: must be 0 or more, below 1")
-        if self.std_sweep and not self.may_hold_out():
-            raise UserError(
-                "--std-sweep needs held-out images to judge by: add --valid-fraction 0.1"
-            )
+        if self.std_sweep:
+            self.check_sweep(self.may_hold_out())
+        if len({f"{std:g}" for std in self.std_sweep}) < len(self.std_sweep):
+            told = " ".join(f"{std:g}" for std in self.std_sweep)
+            raise UserError(f"--std-sweep {told}: give each deviation once")
         if self.std_sweep and self.early_stopping:
             raise UserError(
                 "--std-sweep compares trainings of the same length: leave out --early-stopping"
@@ -242,6 +251,14 @@ class GlimpseConfig(RunConfig):
         for std in (self.std, self.final_std, *self.std_sweep):
             if not 0 < std <= 1:
                 raise UserError(f"--std {std}: must be more than 0 and at most 1")
+
+    @staticmethod
+    def check_sweep(held_out: bool) -> None:
+        """Raise UserError when a sweep has no held-out images to be judged by."""
+        if not held_out:
+            raise UserError(
+                "--std-sweep needs held-out images to judge by: add --valid-fraction 0.1"
+            )
 
     @property
     def final_std(self) -> float:

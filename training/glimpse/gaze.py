@@ -24,7 +24,7 @@ from training.glimpse.data import place_test
 from training.glimpse.loaders import Opened, eval_batches
 from training.glimpse.pictures.gaze_figure import plot_gaze
 from training.glimpse.pictures.path import middle_pixels
-from training.glimpse.pictures.plot import MOST_IMAGES, plot_paths
+from training.glimpse.pictures.plot import plot_paths
 from training.glimpse.rollouts import Draw, score_rollouts
 from training.glimpse.view import look_from
 
@@ -183,7 +183,7 @@ def draw_gaze(opened: Opened, config: GlimpseConfig, path: Path) -> None:
     output = Path(config.output or path.parent)
     output.mkdir(parents=True, exist_ok=True)
     files = [plot_gaze(gaze, output / f"{path.stem}_gaze.png")]
-    chosen = surest_wrong(gaze, len(images), min(config.plot_images, MOST_IMAGES))
+    chosen = surest_wrong(gaze, len(images), config.plot_images)
     if len(chosen):
         shown = ImageData(images.images[chosen], images.labels[chosen])
         first = gaze.first[chosen, None]

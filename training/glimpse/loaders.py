@@ -55,6 +55,9 @@ def glimpse_loaders(config: GlimpseConfig, task: GlimpseTask) -> Loaders:
     data, count = task.dataset, config.valid_count
     if data.valid is None:
         count = count or round(config.valid_fraction * len(data.train))
+        if config.valid_fraction and not count:
+            share = f"--valid-fraction {config.valid_fraction:g} of {len(data.train)} images"
+            print(f"note: {share} is none, so no image is held out")
     elif config.valid_fraction and not count:
         print(f"note: the held-out images are those of the val folder of {data.name}, no fraction")
     rest, held_out = hold_out(data, count)

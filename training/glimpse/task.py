@@ -211,12 +211,14 @@ def with_start(config: GlimpseConfig, given: Mapping[str, Any]) -> GlimpseConfig
     if not path or config.resume:
         return config
     known = known_settings(known_of(path))
+    model = known.get("model")
+    if not model or given.get("model", model) != model:
+        return config
     taken = {
         name: known[name]
         for name in ("model", *SPEC_FIELDS)
         if known.get(name) not in (None, "") and name not in given
     }
-    if not taken.get("model") or given.get("model", taken["model"]) != taken["model"]:
-        return config
-    print(f"finetuning {', '.join(f'{name} {value}' for name, value in taken.items())}")
+    if taken:
+        print(f"finetuning {', '.join(f'{name} {value}' for name, value in taken.items())}")
     return replace(config, **taken)

@@ -25,7 +25,8 @@ from typing import Any, Optional
 
 from formats.atomic import write_atomically
 from formats.errors import UserError
-from training.records.run_folder import CONFIG_FILE
+from training.records.run_folder import CONFIG_FILE, STATE_FILE
+from training.records.state_file import load_state
 from training.reports.run_results import RunResult, read_result, spread
 from training.settings.exit_code import exits
 
@@ -77,7 +78,7 @@ def repeat(
             place = [] if going else [f"--run-dir={run}"]
             print(f"seed {seed}: {'goes on' if going else 'starts'} in {run}", flush=True)
             code = _call([sys.executable, str(script), *more, *place])
-            if not _finished(run):
+            if code or not _finished(run):
                 raise UserError(
                     f"seed {seed} did not come to its end (exit code {code}). Run the same command "
                     f"again to go on; finished seeds in {folder} are kept"
@@ -189,7 +190,11 @@ def _begun(folder: Path) -> list[Path]:
 
 
 def _finished(run: Path) -> bool:
-    return (run / CONFIG_FILE).exists() and read_result(run).finished
+    """Return whether all epochs are on record, and saved: a full disk can stop what follows."""
+    if not (run / CONFIG_FILE).exists():
+        return False
+    result, kept = read_result(run), (run / STATE_FILE).exists()
+    return result.finished and (not kept or load_state(run)[0].epoch >= result.epoch)
 
 
 def _call(command: Sequence[str]) -> int:

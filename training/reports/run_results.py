@@ -13,7 +13,7 @@ import numpy as np
 from formats.atomic import PathLike
 from formats.errors import UserError
 from training.records.metrics import METRICS_FILE, read_metrics
-from training.records.run_folder import CONFIG_FILE, CURVES_FILE, read_config
+from training.records.run_folder import CONFIG_FILE, read_config
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,18 @@ class RunResult:
     @property
     def finished(self) -> bool:
         """Whether the training came to its end, by early stopping too."""
-        # The curves are drawn at the end of a training only.
-        stops = self.config.get("early_stopping") and (self.folder / CURVES_FILE).exists()
-        return bool(self.rows) and (self.epoch >= int(self.config.get("epochs", 0)) or bool(stops))
+        at_end = bool(self.rows) and self.epoch >= int(self.config.get("epochs", 0))
+        return at_end or self._stopped_early()
+
+    def _stopped_early(self) -> bool:
+        """Return what `training.records.run_progress.Progress.stops_early` has said, from rows."""
+        patience = int(self.config.get("early_stopping") or 0)
+        judged = [row for row in self.rows if row.get("valid_acc") is not None]
+        if not patience or not judged:
+            return False
+        every = int(self.config.get("eval_every") or 1)
+        best = int(max(judged, key=lambda row: float(row["valid_acc"]))["epoch"])
+        return self.epoch // every - best // every >= patience
 
     def last(self, key: str) -> float:
         """Return a number of the last epoch.

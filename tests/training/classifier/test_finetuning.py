@@ -90,6 +90,15 @@ def test_network_and_normalization_are_those_of_the_file(
     assert with_start(train_cifar.CifarConfig(), {}) == train_cifar.CifarConfig()
 
 
+def test_settings_are_checked_again_with_what_is_taken(path: Path, tmp_path: Path) -> None:
+    """A batch that is cut for few images leaves none of them out."""
+    folder = pictures(tmp_path / "pictures", ("cat", "dog"))
+    words = ["--finetune", str(path), "--dataset", f"folder:{folder}", "--harder-share", "0.95"]
+    config, given = config_of(*words)
+    with pytest.raises(UserError, match=r"--harder-share 0.95: .*would leave no image out"):
+        with_start(config, given, gentle=True)
+
+
 def test_what_a_flag_gives_is_a_flag_and_the_rest_is_not(tmp_path: Path) -> None:
     nal = saved(tmp_path / "nal.param", ("a", "b"), learning="nal", attention="tanh")
     started = with_start(*config_of("--finetune", str(nal)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ import train_cifar
 import train_mnist_glimpse
 from formats.param_file import read_params
 from model import list_models
+from training.glimpse.config import GlimpseConfig
+from training.glimpse.task import with_start
 from training.loop import engine
 from training.records.metrics import read_metrics
 from training.records.state_file import load_state
@@ -205,6 +209,10 @@ def test_first_locations_are_scored_as_they_were_trained(
         ("--plot FILE", "FILE"),
         ("--gaze FILE", "FILE"),
         ("--gaze x.param --plot x.param", "--plot and --gaze: one thing at a time"),
+        ("--plot-images 17", "--plot-images 17: must be at most 16"),
+        ("--std-sweep 0.1 0.10", "--std-sweep 0.1 0.1: give each deviation once"),
+        ("--std-sweep 0.1 0.2 --valid-fraction 1e-4", "--std-sweep needs held-out images"),
+        ("--checkpoint-dir x", "--run-dir names the folder of the run"),
         ("--test none.param", "none.param"),
         (f"--test {CLASSIFIER}", "attention56_small is no glimpse model: use train_cifar.py"),
         (f"--plot {CLASSIFIER}", "attention56_small is no glimpse model: use train_cifar.py"),
@@ -237,6 +245,50 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert message in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["EMPTY", "FILE"]
     assert not list((tmp_path / "EMPTY").iterdir())
+
+
+def test_a_sweep_takes_the_network_of_its_file_and_names_the_best(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["--dataset", "digits", "--gpus", "cpu", "--finetune", whole / "last.param"]
+    less = ["--epochs", 1, "--plot-freq", 0, "--tensorboard", "false", "--checkpoint-minutes", 0]
+    sweep = ["--std-sweep", 0.1, 0.2, "--run-dir", tmp_path / "run"]
+    assert main(*start, *less, *sweep) == 0
+    shown = capsys.readouterr().out
+    runs = {std: tmp_path / "run" / f"std-{std}" for std in ("0.1", "0.2")}
+    scores = {std: read_metrics(run)[-1]["valid_acc"] for std, run in runs.items()}
+    for std, run in runs.items():
+        assert f"std {std}: held-out accuracy {scores[std]:.4f} after 1 epochs" in shown
+        assert read_params(run / "last.param")["classifier.fc.weight"].shape == (10, 12)
+    assert shown.endswith(f"best: --std {max(scores, key=lambda std: scores[std])}\n")
+
+
+def test_a_sweep_that_is_stopped_at_once_says_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM in the first epoch of the first training, whose exit code is 0."""
+
+    def stopped(_: Any, config: Any, *__: Any) -> int:
+        folder = Path(config.run_dir)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"epochs": config.epochs}))
+        return 0
+
+    monkeypatch.setattr(train_mnist_glimpse, "train", stopped)
+    assert main("--dataset", "digits", "--std-sweep", 0.1, 0.2, "--run-dir", tmp_path / "run") == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["std-0.1"]
+    assert capsys.readouterr().err == ""
+
+
+def test_finetuning_takes_what_the_file_says_also_beside_its_model(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"finetune": str(whole / "last.param"), "model": "glimpse_mnist", "loc_hidden": 9}
+    started = with_start(GlimpseConfig(**given), given)
+    assert (started.num_glimpses, started.hidden_size, started.loc_hidden) == (3, 12, 9)
+    assert "num_glimpses 3" in capsys.readouterr().out
+    given["model"] = "glimpse_translated"
+    assert with_start(GlimpseConfig(**given), given) == GlimpseConfig(**given)
 
 
 def test_an_unknown_epoch_and_damaged_glimpses(

@@ -305,6 +305,14 @@ def test_the_time_left_counts_larger_images_of_later_epochs(
     assert left == [5 - step + 6 * whole for step in range(6)] + [5 - step for step in range(6)]
 
 
+def test_pixels_are_those_of_the_images_that_are_trained_on() -> None:
+    config = replace(CONFIG, small_size=4, small_epochs=2)
+    for crop, pixels in ((0, 8 * 8), (6, 6 * 6)):
+        train = build_loaders(replace(config, crop_size=crop), DATA, 3).train
+        assert [train.pixels(epoch) for epoch in range(3)] == [16, 16, pixels]
+        assert [next(train.epoch(epoch)).image[0, 0].size for epoch in (1, 2)] == [16, pixels]
+
+
 # --------------------------------------------------------------------------------- the interruption
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from formats.errors import UserError
+from training.records.run_progress import Progress
 from training.reports import compare, repeat
 from training.reports.compare import comparison_csv, comparison_table, group_runs
 from training.reports.compare_plot import curves, draw_groups
@@ -51,6 +52,8 @@ for epoch in range(len(lines) + 1, 3):
            "test_acc": 0.1 * epoch + 0.01 * seed, "wall_sec": 1800.0}
     with open(path, "a") as file:
         file.write(json.dumps(row) + "\\n")
+if f"--fail-{seed}" in sys.argv and not going:
+    sys.exit(2)
 """
 
 
@@ -123,6 +126,24 @@ def test_a_seed_that_stopped_is_resumed(
     assert not (out / "summary.json").exists()
     assert run(trainer, out, "--stop-1") == 0
     assert (out / "calls").read_text() == "0 1 1r 2 "
+
+
+def test_a_seed_that_failed_after_its_last_epoch_is_not_counted(
+    trainer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The row of the last epoch is written, and then the disk is full."""
+    out = tmp_path / "out"
+    assert run(trainer, out, "--fail-0") == 2
+    assert "seed 0 did not come to its end (exit code 2)" in capsys.readouterr().err
+    (out / "seed-0" / "resume.state").write_bytes(b"")
+    monkeypatch.setattr(repeat, "load_state", lambda _: (Progress(epoch=1), {}, {}))
+    assert run(trainer, out, "--fail-0", seeds=1) == 2
+    monkeypatch.setattr(repeat, "load_state", lambda _: (Progress(epoch=2), {}, {}))
+    assert run(trainer, out, "--fail-0", seeds=1) == 0
+    assert (out / "calls").read_text() == "0 0r "
 
 
 def test_a_request_to_stop_reaches_the_training(trainer: Path, tmp_path: Path) -> None:
@@ -270,9 +291,17 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_a_run_that_stopped_early_is_finished(tmp_path: Path) -> None:
-    folder = fake(tmp_path / "a", 0, 0.5, epochs=9, run_epochs=3, early_stopping=2)
+    folder = fake(tmp_path / "a", 0, 0.5, epochs=9, run_epochs=4, early_stopping=2)
+    (folder / "curves.png").write_bytes(b"")  # which can be drawn at any time
     assert not read_result(folder).finished
-    (folder / "curves.png").write_bytes(b"")
+    for accuracies, finished in (
+        ([0.5, 0.6, 0.6, 0.5], True),
+        ([0.5, 0.4, 0.6, 0.6], False),
+        ([0.5, None, 0.4, None], True),
+    ):
+        rows = [{"epoch": n, "valid_acc": acc} for n, acc in enumerate(accuracies, 1)]
+        assert RunResult(folder, {"epochs": 9, "early_stopping": 2}, rows).finished == finished
+    folder = fake(tmp_path / "b", 0, 0.5, epochs=2)
     assert read_result(folder).finished
     assert find_runs(folder) == [folder]
     with pytest.raises(UserError, match="has no valid_acc in its last epoch"):

@@ -76,6 +76,7 @@ REFUSED = [
     ((GLIMPSE,), "--plot-epoch 3", "--plot-epoch", "--plot RUN"),
     ((GLIMPSE,), "--std-sweep 0.1 0.2 --std 0.3", "--std", "--std-sweep"),
     ((GLIMPSE,), "--std-sweep 0.1 --checkpoint-dir x", "--checkpoint-dir", "--std-sweep"),
+    ((GLIMPSE,), "--run-dir x --checkpoint-dir y", "--checkpoint-dir", "--run-dir"),
     # Refused by the checks of the settings, for more than doing nothing.
     ((GLIMPSE,), "--std-sweep 0.1 --early-stopping 3", "--std-sweep", "--early-stopping"),
     ((CIFAR,), "--no-flip --flip-mode alternating", "--flip-mode alternating", "--no-flip"),
