@@ -10,8 +10,9 @@ its own::
     python -m training.launch -n 4 --local 2 --address 10.0.0.1 --port 9091 -- ARGS...
     python -m training.launch -n 4 --local 2 --join 10.0.0.1:9091 -- ARGS...
 
-When a worker ends before its time, all of them are ended. Exit code: that of the first one that
-failed; 0 when all came to their end, or saved because of SIGTERM.
+When a worker ends before its time, all of them are ended. SIGTERM, SIGHUP and Ctrl-C are handed on
+to the workers, which save; a second Ctrl-C ends them at once. Exit code: that of the first one that
+failed; 0 when all came to their end, or saved because of SIGTERM or SIGHUP; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -66,16 +67,20 @@ class Supervisor:
         self._signals: list[int] = []
         self._workers: list[str] = []
         self._gone: Optional[str] = None
+        self._unsaved = False  # a signal has ended workers that could not save
 
     def run(self) -> int:
         """Start everything, and return the exit code when all has ended."""
-        old = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        handled = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            handled.append(signal.SIGHUP)
+        old = {number: signal.signal(number, self._handle) for number in handled}
         try:
             with Crew() as crew:
                 self._start(crew)
                 failed = self._watch(crew)
                 crew.wait(GRACE_SEC if failed or self._gone else LAST_SEC)
-            self.plan.close(done=not failed and not self._gone)
+            self.plan.close(done=not (failed or self._gone or self._unsaved))
             return self._report(failed)
         finally:
             for number, handler in old.items():
@@ -119,14 +124,17 @@ class Supervisor:
         sent = 0
         while any(name in crew.running for name in self._workers):
             for ended in crew.step():
-                if ended.code and not (self._signals and ended.code == 128 + signal.SIGINT):
+                if -ended.code in self._signals:  # before its training had begun
+                    self._unsaved = True
+                elif ended.code and not (self._signals and ended.code == 128 + signal.SIGINT):
                     return ended
             if self._gone:
                 return None
             for number in self._signals[sent:]:
                 crew.signal(number, self._workers)
                 sent += 1
-            if sent > 1:  # asked twice
+            if signal.SIGINT in self._signals[1:]:  # asked twice, as in one process alone
+                self._unsaved = True
                 crew.kill()
         return None
 
@@ -146,10 +154,10 @@ class Supervisor:
         self._signals.append(number)
 
     def _report(self, failed: Optional[Ended]) -> int:
-        if self._signals:
-            return 128 + signal.SIGINT if signal.SIGINT in self._signals else 0
         if not failed and not self._gone:
-            return 0
+            if signal.SIGINT in self._signals:
+                return 128 + signal.SIGINT
+            return 128 + self._signals[0] if self._unsaved else 0
         what = str(failed) if failed else self._gone
         hint = "what it said is above"
         if not failed or failed.code != 2:

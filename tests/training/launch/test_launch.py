@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import numpy as np
@@ -21,7 +22,7 @@ from formats.digest import verify_digest
 from formats.errors import UserError
 from formats.param_file import read_params
 from training.launch import peers as launch_peers
-from training.launch.__main__ import main, worker_command
+from training.launch.__main__ import Supervisor, main, worker_command
 from training.launch.peers import free_port, gather_machines, join_first_machine
 from training.launch.processes import Crew, Ended
 from training.loop.announce import python_word
@@ -212,6 +213,69 @@ def test_nothing_outlives_the_job(tmp_path: Path, victim: str, program: str) -> 
     if victim == "scheduler":
         assert code == 128 + 9
         assert "error: scheduler was ended by signal 9" in output
+
+
+WORKER = """
+import pathlib, signal, sys, time
+folder, code, *numbers = sys.argv[1:-2]
+def save(number, frame):
+    time.sleep(0.5)
+    (pathlib.Path(folder) / "saved").touch()
+    sys.exit(int(code))
+for number in numbers:
+    signal.signal(int(number), save)
+(pathlib.Path(folder) / "begun").touch()
+time.sleep(600)
+"""
+HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("signals", "saves_at", "code", "wanted", "saved", "told"),
+    [
+        ([TERM], [TERM], 0, 0, True, ""),
+        ([TERM, TERM], [TERM], 0, 0, True, ""),
+        ([HUP], [HUP], 0, 0, True, ""),
+        ([INT], [INT], 128 + INT, 128 + INT, True, ""),
+        ([INT, INT], [INT], 128 + INT, 128 + INT, False, ""),
+        ([TERM], [TERM], 2, 2, True, "error: worker 0 ended with exit code 2; what it said is"),
+        ([TERM], [], 0, 128 + TERM, False, ""),
+    ],
+)
+def test_signals_are_handed_on_and_the_code_says_whether_all_is_saved(
+    signals: list[int],
+    saves_at: list[int],
+    code: int,
+    wanted: int,
+    saved: bool,
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    numbers = [str(int(number)) for number in saves_at]
+    command = worker_command(str(tmp_path / "worker.py"), [str(tmp_path), str(code), *numbers])
+    ends: list[bool] = []
+    plan: Any = SimpleNamespace(
+        first=0, servers=0, workers=1, local=1, first_rank=0, peers=[], variables=lambda _: {}
+    )
+    plan.close = lambda done: ends.append(done)
+
+    def send() -> None:
+        eventually((tmp_path / "begun").exists, "worker")
+        for number in signals:
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        assert Supervisor(plan, command).run() == wanted
+    finally:
+        sender.join()
+    assert (tmp_path / "saved").exists() == saved
+    assert ends == [saved and not told]
+    assert capsys.readouterr().err.startswith(told)
 
 
 def test_a_mistake_of_the_user_is_said_once(tmp_path: Path) -> None:
