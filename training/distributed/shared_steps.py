@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Callable
 
 import numpy as np
@@ -21,8 +22,22 @@ def statistics_everywhere(group: Group, net: Any) -> dict[str, np.ndarray]:
         for name, parameter in net._collect_params_with_prefix().items()
         if name.endswith(("running_mean", "running_var"))
     }
+    return _gathered(group, own)
+
+
+def means_everywhere(group: Group, own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the means over all workers of arrays that each of them has, by name."""
+    found = _gathered(group, {name: value[None] for name, value in own.items()})
+    return {
+        name: values.mean(axis=0, dtype=np.float64).astype(values.dtype)
+        for name, values in found.items()
+    }
+
+
+def _gathered(group: Group, own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays by name, of which each worker has some rows, with the rows of all workers."""
     if group.size == 1 or not own:
-        return own
+        return dict(own)
     flat = group.gather(np.concatenate([values.reshape(-1) for values in own.values()]))
     found, begin = {}, 0
     for name, values in own.items():

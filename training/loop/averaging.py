@@ -54,6 +54,12 @@ class Average:
     def finish_epoch(self) -> None:
         """Keep what the last `end_epoch` has computed; the epoch is over."""
 
+    def share(self, means: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]) -> None:
+        """Give the average the same values on all workers, before it is tested or saved.
+
+        `means` returns the means over all workers of arrays by name.
+        """
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the average by structural name; nothing where there is none."""
         return {name: value.asnumpy() for name, value in self._kept.items()}
@@ -108,6 +114,16 @@ class WeightAverage(Average):
             value = self._kept[name]
             value *= keep
             value += parameter.list_data()[0] * (1 - keep)
+
+    def share(self, means: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]) -> None:
+        """Average the running statistics, which are of a worker's own images; see `Average.share`.
+
+        Updates keep their means what they would be: statistics are averaged linearly.
+        """
+        _settle()
+        own = {name: value.asnumpy() for name, value in self._kept.items() if _is_statistic(name)}
+        for name, value in means(own).items():
+            self._kept[name][:] = value
 
     def load(self, arrays: Mapping[str, np.ndarray], epoch: int) -> None:
         """Go on from the arrays of a saved state; see `Average.load`."""

@@ -18,7 +18,12 @@ from formats.errors import UserError, quoted
 from training.batches.in_memory import EvalBatches
 from training.batches.scores import Scores
 from training.distributed.group import ALONE, Group
-from training.distributed.shared_steps import Agreement, evaluate_together, statistics_everywhere
+from training.distributed.shared_steps import (
+    Agreement,
+    evaluate_together,
+    means_everywhere,
+    statistics_everywhere,
+)
 from training.loop.averaging import average_of
 from training.loop.checkpoint import collect_state, keep_last, save_parameters
 from training.loop.engine import Updater, train_one_epoch
@@ -196,6 +201,7 @@ class Fit(Epochs):
         judged = test = None
         epoch, tests = self.progress.epoch + 1, self.is_tested()
         self.average.end_epoch(epoch, self._measure_statistics if tests else None)
+        self._share_average()
         with self.average.applied():
             if tests:
                 data = (self.loaders.valid, self.loaders.test)
@@ -241,6 +247,7 @@ class Fit(Epochs):
         """Save all that a resume and a user need; `row` is that of an epoch that has just ended."""
         if count_time:
             self.count_time()
+        self._share_average()
         # Collected first: it refuses a network that is not finite before a file is replaced.
         # Written last: a finished run has nothing left to do that would renew the other file.
         state, epoch = self._state(), self.progress.epoch
@@ -261,6 +268,10 @@ class Fit(Epochs):
     def _write(self, state: Mapping[str, np.ndarray]) -> None:
         if self._writes:
             write_state(self.run.folder, state, self._cards.at(self.progress.epoch))
+
+    def _share_average(self) -> None:
+        if self.group.size > 1:
+            self.average.share(partial(means_everywhere, self.group))
 
     def _statistics(self) -> Optional[dict[str, np.ndarray]]:
         """Return the running statistics of all workers, where there are several."""

@@ -158,6 +158,7 @@ def fit(group: Group, contexts: Sequence[Any], folder: Path, stop_at: int = 0) -
     scores = result.scores
     return {
         **{f"param:{name}": value for name, value in parameters(net).items()},
+        **{f"average:{name}": value for name, value in fitting.average.arrays().items()},
         "step": result.progress.step,
         "signal": result.signal or 0,
         "test": [scores.loss, scores.acc, scores.images] if scores else [0, 0, 0],
