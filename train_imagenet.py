@@ -26,8 +26,9 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
 
     from training.classifier.imagenet import ImageNetConfig
     from training.settings.exit_code import check_flags
+    from training.settings.pretrained import CLASSIFIER_ACTIONS, any_weights
 
-    check_flags(ImageNetConfig, __doc__)
+    check_flags(ImageNetConfig, __doc__, lambda words: any_weights(words, CLASSIFIER_ACTIONS))
 
 from formats.errors import UserError
 from machine.processor import limit_onednn
@@ -35,6 +36,7 @@ from model.registry import ModelError
 from model.weights.file_match import LoadError
 from train_cifar import list_names, summarize, test
 from training.apply.actions import inspect
+from training.apply.pretrained import with_weights
 from training.classifier.config import ACTIONS
 from training.classifier.finetuning import gentle_settings, is_finetuning, with_start
 from training.classifier.imagenet import (
@@ -49,6 +51,7 @@ from training.classifier.task import prepare_classifier
 from training.loop.train import train
 from training.settings.config import parse_overrides
 from training.settings.exit_code import exits
+from training.settings.pretrained import CLASSIFIER_ACTIONS
 from training.settings.run_config import check_settings
 
 PROG = "train_imagenet.py"
@@ -58,16 +61,17 @@ PROG = "train_imagenet.py"
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    given = parse_overrides(ImageNetConfig, argv, PROG, __doc__)
+    words = with_weights(argv, CLASSIFIER_ACTIONS)
+    given = parse_overrides(ImageNetConfig, words, PROG, __doc__)
     limit_onednn()
     return _run(given, argv)
 
 
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     gentle = is_finetuning(given)
-    start = {"lr_steps": (), **gentle_settings(given)} if gentle else {}
-    if given.get("schedule", "step") != "step":
-        given = {"lr_steps": (), **given}
+    start = gentle_settings(given) if gentle else {}
+    if gentle or given.get("schedule", "step") != "step":
+        start = {"lr_steps": (), **start}
     config = ImageNetConfig(**{**start, **given})
     check_settings(config, given, ACTIONS)
     if config.list_models:

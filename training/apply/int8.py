@@ -195,9 +195,11 @@ def quantize_file(path: Path, model: bytes, args: argparse.Namespace) -> bytes:
 
     Training images give the ranges, test images the accuracy before and after, which is printed.
     """
-    if args.int8_images < 1 or args.int8_test < 0 or not 0 <= args.int8_limit < 1:
+    wrong = args.int8_images < 1 or args.int8_test < 0 or args.seed < 0
+    if wrong or not 0 <= args.int8_limit < 1:
         raise UserError(
-            "--int8-images must be 1 or more, --int8-test 0 or more, --int8-limit from 0 to 1"
+            "--int8-images must be 1 or more, --int8-test and --seed 0 or more, --int8-limit from "
+            "0 to 1"
         )
     found = measure_int8(path, model, args.data_dir, args.int8_images, args.int8_test, args.seed)
     print(

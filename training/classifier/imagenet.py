@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from training.data.dataset import SPLIT_SEED, check_one_split, stratified_mask
 from training.data.identity import identity_of
 from training.data.image_folder import TEST_SHARE, Files, list_image_folder
 from training.settings.fields import option
+from training.settings.idle import Idle
 from training.settings.run_config import check_least
 
 IMAGENET_CLASSES = 1000
@@ -49,6 +50,11 @@ class ImageNetConfig(ClassifierConfig):
     after 200,000, 400,000 and 500,000 of 530,000 updates of 64 images, which are 26 epochs of
     1,281,167 images. Crops and colours as in PistonY's script.
     """
+
+    # The data set is but a name here: photographs always come from --data-dir.
+    IDLE: ClassVar[tuple[Idle, ...]] = tuple(
+        rule for rule in ClassifierConfig.IDLE if "data_dir" not in rule.names
+    )
 
     dataset: str = option("imagenet", "what the data is called in records and messages")
     model: str = option("attention56_imagenet", "network; --list-models names them", flags=("-m",))

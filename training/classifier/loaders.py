@@ -35,9 +35,15 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
     Raises
     ------
     UserError
-        When fewer training images are left than one batch needs, or a crop is larger than they.
+        When fewer training images are left than one batch needs, or a crop or its border is too
+        large for them.
     """
     _, height, width, _ = dataset.train.images.shape
+    if config.pad >= min(height, width):
+        raise UserError(
+            f"--pad {config.pad}: the training images are {height}x{width}, and a crop could have "
+            f"nothing of one; choose at most {min(height, width) - 1}"
+        )
     check_crop(config.crop_size, config.pad, (height, width), config.pad_mode)
     _check_small(config, (height, width))
     identity = identity_of(dataset)

@@ -61,6 +61,12 @@ def exit_code(action: Callable[[], int], *errors: type[Exception]) -> int:
             "ones: python -m compat --install, once",
             file=sys.stderr,
         )
+    except MemoryError as error:
+        print(
+            f"error: there is not enough memory ({first_line(error)}). Smaller batches or images "
+            "need less; a run goes on with --resume",
+            file=sys.stderr,
+        )
     except BrokenPipeError:
         # Whoever read our words, such as head, has gone; Python would complain of it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,12 +99,9 @@ def check_flags(
     For the beginning of a script, before MXNet is loaded, for which nobody should then wait.
     `translate` makes our flags of those of others.
     """
-    words = sys.argv[1:]
-    if any(word.partition("=")[0] == "--pretrained" for word in words):
-        return  # it stands for a file, whose path is found by the networks' names
 
     def read() -> int:
-        parse_overrides(config_class, translate(words), description=description)
+        parse_overrides(config_class, translate(sys.argv[1:]), description=description)
         return 0
 
     if code := exit_code(read):

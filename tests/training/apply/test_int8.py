@@ -129,7 +129,11 @@ def test_its_flags_go_with_int8(run_folder: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--int8-limit", "0.01"], "8 bits cost"), (["--int8-images", "0"], "must be 1 or more")],
+    [
+        (["--int8-limit", "0.01"], "8 bits cost"),
+        (["--int8-images", "0"], "must be 1 or more"),
+        (["--seed", "-1"], "--seed 0 or more"),
+    ],
 )
 def test_a_refusal_writes_nothing(
     run_folder: Path,

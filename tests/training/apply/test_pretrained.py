@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import train_cifar
+import train_imagenet
 import train_mnist_glimpse
 from formats.errors import UserError
 from model.pretrained.store import weights_path
@@ -67,14 +69,17 @@ def test_a_path_beside_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "x.param" in capsys.readouterr().err
 
 
-def test_the_flag_is_known_before_mxnet_is_loaded() -> None:
+def test_the_flag_is_known_before_mxnet_is_loaded(tmp_path: Path) -> None:
     """A script looks at its flags twice; the first time nothing of MXNet is there."""
+    (tmp_path / "mxnet.py").write_text("raise SystemExit('MXNet was loaded')")
     for script, name in (
         ("train_cifar.py", "attention56_small"),
+        ("train_imagenet.py", "attention56_small"),
         ("train_mnist_glimpse.py", "glimpse_mnist"),
     ):
         done = subprocess.run(
             [sys.executable, script, "--model", name, "--pretrained", "--test", "--wrong"],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -82,6 +87,14 @@ def test_the_flag_is_known_before_mxnet_is_loaded() -> None:
         assert done.returncode == 2
         assert "--wrong" in done.stderr
         assert "--pretrained" not in done.stderr
+
+
+def test_photographs_start_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "--model attention56_small --pretrained --finetune --data-dir no/such"
+    assert train_imagenet.main(line.split()) == 2
+    shown = capsys.readouterr()
+    assert "finetuning size 32" in shown.out
+    assert "the image folder 'no/such' does not exist" in shown.err
 
 
 def test_scripts_score_by_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,19 @@ def test_record_files(records: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"test loss {row['test_loss']:.4f}, test accuracy 1.00000 (6 images)" in shown
 
 
+def test_nothing_is_told_that_was_not_given(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Photographs come from the folder whatever they are called; a schedule has no steps."""
+    words = ["--dataset", "shapes-photos", "--data-dir", str(folder / "none")]
+    assert train_imagenet.main(words) == 2
+    shown = capsys.readouterr()
+    assert "would do nothing" not in shown.out
+    assert "there is no such folder" in shown.err
+    assert train_imagenet.main(["--resume", "x", "--schedule", "cosine"]) == 2
+    assert "; --schedule cannot be changed" in capsys.readouterr().err
+
+
 def test_folders_and_a_resume(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

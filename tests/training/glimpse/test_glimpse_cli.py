@@ -283,7 +283,8 @@ def test_a_sweep_that_is_stopped_at_once_says_no_more(
 def test_finetuning_takes_what_the_file_says_also_beside_its_model(
     whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"finetune": str(whole / "last.param"), "model": "glimpse_mnist", "loc_hidden": 9}
+    given: dict[str, Any] = {"finetune": str(whole / "last.param"), "loc_hidden": 9}
+    given["model"] = "glimpse_mnist"
     started = with_start(GlimpseConfig(**given), given)
     assert (started.num_glimpses, started.hidden_size, started.loc_hidden) == (3, 12, 9)
     assert "num_glimpses 3" in capsys.readouterr().out

@@ -305,6 +305,12 @@ def test_the_time_left_counts_larger_images_of_later_epochs(
     assert left == [5 - step + 6 * whole for step in range(6)] + [5 - step for step in range(6)]
 
 
+def test_a_border_as_wide_as_the_images_is_refused() -> None:
+    build_loaders(replace(CONFIG, pad=7), DATA, 3)
+    with pytest.raises(UserError, match=r"--pad 8: the training images are 8x8, .* at most 7$"):
+        build_loaders(replace(CONFIG, pad=8), DATA, 3)
+
+
 def test_pixels_are_those_of_the_images_that_are_trained_on() -> None:
     config = replace(CONFIG, small_size=4, small_epochs=2)
     for crop, pixels in ((0, 8 * 8), (6, 6 * 6)):

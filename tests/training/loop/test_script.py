@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
+import numpy as np
 import pytest
 
 from formats.errors import UserError
@@ -138,6 +140,12 @@ def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str])
     error = capsys.readouterr().err
     assert error.startswith("error: runs/x/curves.png: No space left on device. Check the path, ")
     assert error.count("\n") == 1
+
+
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(lambda: np.zeros(2**56, np.uint8).size) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: there is not enough memory \(Unable to .*\n", error)
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:
