@@ -152,8 +152,19 @@ def _check_together(card: Mapping[str, Any]) -> None:
     classes = card.get("network", {}).get("classes", len(names))
     if len(names) > classes:
         raise CardError(f"it names {len(names)} classes, the network has {classes}")
-    if len(image.get("mean", [])) != len(image.get("deviation", [])):
-        raise CardError("image.mean and image.deviation belong together, one number per channel")
+    figures = len(image.get("mean", [])), len(image.get("deviation", []))
+    if figures not in ((1, 1), (3, 3)) and ("mean" in image or "deviation" in image):
+        raise CardError(
+            "image.mean and image.deviation belong together, one number for each of 1 or 3 channels"
+        )
+    size = {image[name] for name in ("height", "width") if name in image}
+    if len(size) > 1 and "glimpse" not in card:
+        raise CardError("image.height and image.width differ; a classifier's images are square")
+    if named := {"name", "classes"} & {*card.get("network", {}).get("settings", {})}:
+        raise CardError(
+            f"network.settings.{min(named)} is no setting; there are network.model and "
+            "network.classes"
+        )
 
 
 def is_newer(card: Mapping[str, Any]) -> bool:

@@ -23,10 +23,13 @@ from mxnet import gluon
 
 from formats.atomic import PathLike, write_atomically
 from formats.param_reader import ParamFileError
+from formats.weight_file import read_weight_shapes
 from model.hybrid_loss import HybridLoss, LossWeights
 from model.recurrent_attention import RecurrentAttention
-from model.registry import ModelError, create_model
+from model.registry import DEFAULT_CLASSES, ModelError, create_model
 from model.weights.file_match import LoadError, find_model
+from model.weights.known import known_of
+from model.weights.network_card import network_section, recorded_network
 
 
 def symbol_json(block: gluon.HybridBlock, note: Optional[Mapping[str, str]] = None) -> str:
@@ -108,25 +111,45 @@ def export_symbol(
     Raises
     ------
     ModelError, LoadError, formats.param_reader.ParamFileError
-        When there is no such network or file, or the file belongs to no network of the registry.
+        When there is no such network or file, the file belongs to no network of the registry, or
+        to another one than `classes` and `overrides` say.
     OSError
         When `target` cannot be written.
     """
-    name: Optional[str] = source
+    name, settings = source, dict(overrides or {})
+    if named := {"name", "classes"} & {*settings}:
+        raise ModelError(f"--set {min(named)}: give the network's name, and --classes N")
     if os.path.exists(source):
-        name, found = find_model(source)
-        classes = found if classes is None else classes
-        if name is None:
-            raise LoadError(
-                f"{source}: its tensors belong to no network of the registry. Expected one of "
-                "them. Give the network's name, and --set for what differs."
-            )
-    net = create_model(str(name), classes, **(overrides or {}))
+        name, classes, settings = _network_of(source, classes, settings)
+    net = create_model(name, classes, **settings)
     if loss and not isinstance(net, RecurrentAttention):
         raise ModelError(f"{name} has no loss of its own; --loss is for glimpse networks")
     block = HybridLoss(net, LossWeights()) if loss else net
-    write_atomically(target, symbol_json(block, {"network": str(name)}).encode())
-    return str(name)
+    if classes is None:
+        classes = getattr(getattr(net, "spec", None), "classes", DEFAULT_CLASSES)
+    section = network_section(name, net, classes)
+    write_atomically(
+        target, symbol_json(block, {"network": name, "card": json.dumps(section)}).encode()
+    )
+    return name
+
+
+def _network_of(
+    path: str, classes: Optional[int], settings: Mapping[str, Any]
+) -> tuple[str, Optional[int], dict[str, Any]]:
+    """Return name, classes and settings of a file's network: on record, else by its tensors."""
+    shapes = read_weight_shapes(path)
+    named = {**settings, "classes": classes}
+    recorded = recorded_network(path, known_of(path), shapes, named)
+    if recorded:
+        return recorded
+    name, found = find_model(shapes)
+    if name is None:
+        raise LoadError(
+            f"{path}: its tensors belong to no network of the registry. Expected one of "
+            "them. Give the network's name, and --set for what differs."
+        )
+    return name, found if classes is None else classes, dict(settings)
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -239,6 +239,12 @@ def _preprocessing(
             f"card: python -m model.weights.card {path} --set image.mean=0.5,0.5,0.5 --set "
             "image.deviation=0.2,0.2,0.2"
         )
+    channels = int(net.image_shape[0])
+    if not len(figures[0]) == len(figures[1]) == channels:
+        raise UserError(
+            f"{path}: mean {figures[0]} and deviation {figures[1]} of images; the network takes "
+            f"{channels} channels and needs a number for each in both"
+        )
     size = image.get("height") or int(net.image_shape[1])
     return Preprocessing(size, *figures, known.class_names, image.get("crop", 1.0))
 

@@ -24,6 +24,7 @@ from formats.atomic import write_atomically
 from formats.card import METADATA_KEY, SCHEMA, VERSION, CardError, card_text, check_card, parse_card
 from formats.param_reader import ParamFileError
 from formats.weight_file import read_card, read_weight_shapes, write_card
+from model.layers.gluoncv_zoo import PREFIX as GLUONCV
 from model.registry import FAMILIES, ModelError
 from model.weights.dialects import IMAGES, detect_dialect
 from model.weights.file_match import LoadError, count_classes, find_model, fits
@@ -124,12 +125,18 @@ def _check_network(path: str, card: dict[str, Any]) -> None:
     model = section.get("model")
     if model is None or path.endswith(ONNX):
         return
-    if model not in FAMILIES:
+    if model not in FAMILIES and not model.startswith(GLUONCV):
         raise CardError(
             f"{path}: network.model {model!r} is none of this project's (--list-models)"
         )
     shapes = read_weight_shapes(path)
     net = network_from({"classes": count_classes(shapes) or None, **section})
+    channels, given = int(net.image_shape[0]), len(card.get("image", {}).get("mean", ()))
+    if given not in (0, channels):
+        raise CardError(
+            f"{path}: image.mean and image.deviation have {given} numbers, images of {model} have "
+            f"{channels} channels"
+        )
     wanted = {name: p.shape for name, p in net._collect_params_with_prefix().items()}
     same_names = detect_dialect(shapes) == detect_dialect(wanted)
     wrong = [n for n in wanted if n in shapes and not fits(wanted[n], shapes[n])]
@@ -144,7 +151,12 @@ def _check_network(path: str, card: dict[str, Any]) -> None:
 def _put(card: dict[str, Any], word: str) -> None:
     field, equals, text = word.partition("=")
     section, _, key = field.partition(".")
-    if not equals or section not in SCHEMA or (isinstance(SCHEMA[section], dict) and not key):
+    if (
+        not equals
+        or section not in SCHEMA
+        or section == "card"
+        or (isinstance(SCHEMA[section], dict) and not key)
+    ):
         raise CardError(f"--set {word}: give FIELD=VALUE with one of the fields {_fields()}")
     if key:
         target = card.setdefault(section, {})

@@ -163,6 +163,12 @@ def test_impossible_texts_are_refused(text: bytes, problem: str) -> None:
         ({"classes": ["a", ""]}, "classes cannot be"),
         ({"image": {"mean": [0.5]}}, "belong together"),
         ({"image": {"mean": [0.5], "deviation": [0]}}, "image.deviation"),
+        ({"image": {"mean": [], "deviation": []}}, "belong together"),
+        ({"image": {"mean": []}}, "belong together"),
+        ({"image": {"mean": [0.5] * 2, "deviation": [0.5] * 2}}, "1 or 3 channels"),
+        ({"image": {"height": 32, "width": 48}}, "images are square"),
+        ({"network": {"settings": {"classes": 5}}}, "network.settings.classes is no setting"),
+        ({"network": {"settings": {"name": "x"}}}, "network.settings.name is no setting"),
         ({"image": {"height": 10_000}}, "image.height"),
         ({"image": {"crop": 0}}, "image.crop"),
         ({"data": {"train": -1}}, "data.train"),
@@ -179,6 +185,11 @@ def test_impossible_values_are_refused(path: Path, change: Any, problem: str) ->
     with pytest.raises(ParamFileError, match="card cannot be written"):
         write_card(path, {**CARD, **change})
     assert path.read_bytes() == before
+
+
+def test_a_glimpse_model_may_look_at_any_shape() -> None:
+    image = {"height": 32, "width": 48, "mean": [0.0], "deviation": [1.0]}
+    assert check_card({"card": 1, "image": image, "glimpse": {"deviation": 0.1}})["image"] == image
 
 
 def test_a_later_version_is_known_as_such(path: Path) -> None:

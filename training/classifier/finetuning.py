@@ -21,12 +21,11 @@ from model.weights.network_card import overrides_in
 from training.classifier.config import OVERRIDES, ClassifierConfig
 from training.classifier.imagenet import RECORDS
 from training.classifier.matching import some
-from training.classifier.opening import Source, figures_known, settings_as_flags
+from training.classifier.opening import COLOURS, Source, figures_known, settings_as_flags
 from training.classifier.recipes import FINETUNE, NO_MIXUP
 from training.data.dataset import FOLDER_PREFIX
 from training.data.image_folder import TEST_SHARE, list_image_folder
 
-COLOURS = 3
 LEAST_BATCH = 8
 STEPS = 8  # of an epoch, at least, where the images allow it
 NAME = "finetune"  # of the recipe

@@ -45,6 +45,7 @@ from training.records.seed_log import TORCH_ENDINGS
 IMAGENET = "imagenet"
 TENSORS, FLAGS = "its tensors", "the command line"
 CIFAR_SIZE = 32
+COLOURS = 3  # channels of a picture
 CHOICES = {"wiring": WIRINGS, "learning": LEARNINGS, "attention": ATTENTIONS}
 
 
@@ -259,6 +260,12 @@ def figures_known(source: Source, image: Mapping[str, Any]) -> tuple[Figures, st
         other = f", not that of {known.sources['image']}" if own[0] and own != figures else ""
         return figures, f"--normalization {named}{other}", False
     if own[0]:
+        if len(own[0]) != COLOURS:
+            raise UserError(
+                f"{source.path}: {known.sources['image']} has a normalization of {len(own[0])} "
+                f"channel(s), its network takes {COLOURS}. Name another one: --normalization "
+                "0.5,0.5,0.5/0.2,0.2,0.2"
+            )
         return own, known.sources["image"], False
     recorded = known.recorded.get("normalization")
     if recorded:

@@ -17,6 +17,7 @@ from PIL import Image
 import train_cifar
 from formats.errors import UserError
 from formats.weight_file import read_card, write_card
+from model import load_classifier
 from model.export.export_files import open_network
 from model.registry import create_model
 from model.weights import card as card_command
@@ -225,12 +226,38 @@ def test_the_command_prints_corrects_and_strips(path: Path, capsys: pytest.Captu
     card = read_card(path) or {}
     assert (card["classes"], card["image"]["mean"]) == (["a", "b", "c"], [0, 0, 1])
     assert "crop" not in card["image"]
-    for wrong in ("network.model=resnet20_basic", "classes=a,a", "foo=1", "network.classes=2"):
-        assert command([str(path), "--set", wrong]) == 2
+    for wrong in (
+        *("network.model=resnet20_basic", "classes=a,a", "foo=1", "network.classes=2", "card=2"),
+        *("network.settings.classes=5", "image.width=48", "network.model=gluoncv:none"),
+        "image.mean=0.5 image.deviation=0.2",
+    ):
+        words = [part for word in wrong.split() for part in ("--set", word)]
+        assert command([str(path), *words]) == 2
         assert capsys.readouterr().err.startswith("error: ")
     assert read_card(path) == card
     assert command([str(path), "--strip"]) == 0
     assert read_card(path) is None
+
+
+def test_the_card_of_a_network_of_gluoncv_can_be_changed(tmp_path: Path) -> None:
+    name, path = "gluoncv:cifar_resnet20_v1", tmp_path / "zoo.param"
+    net = create_model(name, 10)
+    net.initialize()
+    net(mx.nd.zeros((1, 3, 32, 32)))
+    save_parameters(net, path, {"card": 1, "network": network_section(name, net, 10)})
+    assert card_command.main([str(path), "--set", "licence=MIT"]) == 0
+    assert (read_card(path) or {})["licence"] == "MIT"
+    assert card_command.main([str(path), "--set", "network.classes=9"]) == 2
+
+
+def test_a_normalization_of_other_channels_is_refused(path: Path) -> None:
+    card = read_card(path) or {}
+    write_card(path, {**card, "image": {"mean": [0.5], "deviation": [0.25]}})
+    opened = open_classifier(str(path), train_cifar.CifarConfig(gpus="cpu"), {})
+    with pytest.raises(UserError, match=r"its card has a normalization of 1 channel"):
+        opened.preprocessing()
+    with pytest.raises(UserError, match="takes 3 channels and needs a number for each"):
+        load_classifier(path)
 
 
 def test_the_arrays_are_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
