@@ -8,7 +8,9 @@ Reads MXNet parameter files, PyTorch checkpoints and safetensors files in every 
 - ``torch-names``: a safetensors file with the names of tengshaofeng's PyTorch networks, or for a
   CIFAR ResNet those of zhongshsh/RAM.
 
-The values are not touched, and a digest (``OUT.sha256``) is written beside every file.
+The values are not touched, but for kevinzakka's glimpse models, whose normalization of images goes
+into their first layer, as wherever they are loaded. A digest (``OUT.sha256``) is written beside
+every file.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import numpy as np
 from formats.atomic import PathLike
 from formats.card import METADATA_KEY, VERSION, card_text
 from formats.digest import verify_digest
+from formats.images.preprocessing import image_section
 from formats.param_file import write_params
 from formats.param_reader import ParamFileError
 from formats.safetensors_file import write_safetensors
@@ -49,6 +52,7 @@ from model.weights.dialects import (
 from model.weights.file_match import LoadError, find_model, model_wiring, network_shapes
 from model.weights.foreign_names import pooled_twice
 from model.weights.known import Known, known_of
+from model.weights.seed_checkpoint import EDGE, POLICY_STD, from_seed, is_seed_checkpoint
 
 TARGETS = {
     "pistony": HEAD,
@@ -106,6 +110,9 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
         )
     verify_digest(source)
     arrays = read_weights(source)
+    seed = None
+    if is_seed_checkpoint(source, arrays):
+        seed, arrays = from_seed(arrays)
     shapes = {name: array.shape for name, array in arrays.items()}
     dialect = detect_dialect(arrays)
     try:
@@ -127,6 +134,9 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
         ) from error
     written = describe({n: array.shape for n, array in renamed.items()})
     card = _card(known, dialect, name, classes, variant)
+    if seed:
+        card["image"] = image_section((EDGE, EDGE), (0.0,), (1.0,))
+        card["glimpse"] = {"deviation": POLICY_STD[seed], "first_radius": 1.0}
     if to in SAFETENSORS:
         # "pt" is what PyTorch's loaders look for; the arrays themselves belong to no framework.
         texts = {"format": "pt", "names": written, METADATA_KEY: card_text(card)}
@@ -135,6 +145,8 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
         digest = write_params(target, renamed, card=card)
     foreign = None if known.card else dialect
     notes = _notes(foreign, name, classes, len(arrays) - len(renamed), variant)
+    if seed:
+        notes += ("normalization: now part of sensor.fc1; images are those from 0 to 1",)
     return Conversion(describe(shapes), written, digest, notes)
 
 

@@ -32,6 +32,7 @@ from model.weights.file_match import (
     differs,
 )
 from model.weights.flat_names import from_flat, is_flat
+from model.weights.seed_checkpoint import from_seed, is_seed_checkpoint
 
 __all__ = ["LoadResult", "check_finite", "load_parameters"]
 
@@ -77,7 +78,8 @@ def load_parameters(
     path
         File written by Gluon's ``save_parameters`` or `formats.param_file.write_params`, PyTorch
         checkpoint or safetensors file, whatever its name ends with; in this project's names or in
-        another dialect (see `model.weights.dialects`).
+        another dialect (see `model.weights.dialects`). A checkpoint of kevinzakka's glimpse models
+        gets the values that it has for images in [0, 1] (`model.weights.seed_checkpoint`).
     ctx
         Where the parameters go. None: where they are, or ``mx.cpu()`` for an uninitialized net.
     allow_classes_mismatch
@@ -101,7 +103,7 @@ def load_parameters(
         compute something else. The network is then unchanged.
     """
     result = LoadResult(VERIFIED if verify_digest(path) else UNVERIFIED)
-    arrays = read_weights(path) if arrays is None else dict(arrays)
+    arrays = _read(path) if arrays is None else dict(arrays)
     stored = {name: array.shape for name, array in arrays.items()}
     # The names under which save_parameters stores; Gluon has no public way to ask for them.
     parameters = net._collect_params_with_prefix()
@@ -131,6 +133,11 @@ def load_parameters(
         else:
             _set(parameter, values[name], contexts)
     return result
+
+
+def _read(path: PathLike) -> dict[str, np.ndarray]:
+    arrays = read_weights(path)
+    return from_seed(arrays)[1] if is_seed_checkpoint(path, arrays) else arrays
 
 
 def check_finite(net: gluon.Block, path: PathLike) -> None:

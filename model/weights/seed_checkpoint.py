@@ -11,13 +11,24 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from formats.atomic import PathLike
+from formats.weight_file import TORCH, detect_format
 from model.weights.file_match import LoadError
 
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training images
+EDGE = 28  # of these images
 # Hidden layer in the location network: since its pull request 32 of 2019.
 MODELS = {False: "glimpse_mnist_209677", True: "glimpse_mnist_242317"}
 POLICY_STD = {"glimpse_mnist_209677": 0.17, "glimpse_mnist_242317": 0.05}
 NEEDED = ("sensor.fc1.weight", "sensor.fc1.bias", "rnn.h2h.weight", "locator.fc.weight")
+
+
+def is_seed_checkpoint(path: PathLike, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether a file with these arrays is such a checkpoint: PyTorch's, with these names.
+
+    Files of other formats with the same names are this project's own.
+    """
+    return all(name in arrays for name in NEEDED) and detect_format(path) == TORCH
 
 
 def from_seed(arrays: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:

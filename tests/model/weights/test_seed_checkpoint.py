@@ -18,7 +18,9 @@ import pytest
 import train_mnist_glimpse
 from formats.weight_file import TORCH, detect_format, read_weights
 from model.registry import create_model
+from model.weights import convert
 from model.weights.file_match import LoadError
+from model.weights.known import known_of
 from model.weights.loading import load_parameters
 from model.weights.seed_checkpoint import POLICY_STD, from_seed
 
@@ -135,6 +137,32 @@ def test_the_script_scores_a_checkpoint(
     shown = capsys.readouterr().out
     assert "(unverified): glimpse_mnist_209677 on digits" in shown
     assert re.search(r"500 images.*random gaze", shown, re.DOTALL)
+
+
+@pytest.mark.parametrize("hidden_layer", [False, True])
+def test_it_is_the_same_network_however_it_is_loaded(
+    hidden_layer: bool, tmp_path: Path, torch_files: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(tmp_path, torch_files, weights(hidden_layer), old=not hidden_layer)
+    name, arrays = from_seed(read_weights(path))
+    net = create_model(name, 10)
+    load_parameters(net, path, mx.cpu())
+    for key, parameter in net._collect_params_with_prefix().items():
+        np.testing.assert_array_equal(parameter.data().asnumpy(), arrays[key], err_msg=key)
+    target = tmp_path / "ours.safetensors"
+    assert convert.main([str(path), str(target), "--to", "safetensors"]) == 0
+    assert "normalization: now part of sensor.fc1" in capsys.readouterr().out
+    known, found = known_of(target).card, read_weights(target)
+    assert known["network"] == {"model": name, "classes": 10, "settings": {}}
+    assert known["glimpse"]["deviation"] == POLICY_STD[name]
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+    words = ["--dataset", "digits", "--M", "2", "--eval-seeds", "1", "--gpus", "cpu"]
+    scores = []
+    for file in (path, target):
+        assert train_mnist_glimpse.main(["--test", str(file), *words]) == 0
+        scores.append(capsys.readouterr().out.split("500 images")[1])
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize(
