@@ -194,15 +194,28 @@ def measure_network(path: str, config: BenchConfig, device: Any) -> list[dict[st
 
 
 def _forward_flops(module: Any, image: Any) -> tuple[float, int]:
-    """Return the operations of products and convolutions of one image, and the classes."""
+    """Return the operations of products and convolutions of one image, and the classes.
+
+    Raises UserError for a network that gives no logits of such an image.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode  # type: ignore[import-not-found]
 
     from bridge.loop.scoring import inference
 
-    with inference(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        logits = module(image)
-    return float(counter.get_total_flops()), int(logits.shape[1])
+    size = "x".join(map(str, image.shape[1:]))
+    try:
+        with inference(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            logits = module(image)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"the network cannot compute an image of {size}: {first_line(error)}. Give the symbol "
+            "of a classifier, and its images' --size"
+        ) from error
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 2:
+        raise UserError(f"the network gives {shape} for an image of {size}, no logits (1, classes)")
+    return float(counter.get_total_flops()), int(shape[1])
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def _run(config: Any, given: Mapping[str, Any]) -> int:
 
     from bridge.graph.symbol_module import SymbolModule
     from bridge.loop.device_batches import DeviceImages
-    from bridge.loop.prepare import choose_device, default_weights
+    from bridge.loop.prepare import choose_device, count_logits, default_weights
     from bridge.loop.scoring import compute_logits, scores_of
     from training.classifier.loaders import evaluation_batches, open_dataset
 
@@ -97,6 +97,7 @@ def _run(config: Any, given: Mapping[str, Any]) -> int:
     module = SymbolModule.from_files(config.symbol, path)
     device = choose_device(config.device)
     dataset, origin = _as_expected(path, open_dataset(config), given)
+    count_logits(module, dataset)
     images = dataset.test.first(config.count) if config.count else dataset.test
     data = DeviceImages(evaluation_batches(images, dataset), device)
     module.to(device=device, memory_format=torch.channels_last)

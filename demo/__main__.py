@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before NumPy and MXNet are loaded, which read it o
     take_threads(sys.argv[1:])
 
 from demo.server import UNUSABLE, Demo, build_app
-from formats.errors import UserError
+from formats.errors import UserError, first_line
 from machine.processor import limit_onednn
 from model.registry import list_models
 from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
@@ -72,9 +72,10 @@ def test_digits(data_dir: Optional[str]) -> tuple[ImageData, str]:
     """Return the test images of MNIST where it is on this disk, else the embedded digits."""
     try:
         return load_dataset("mnist", data_dir, download=False).test, "MNIST"
-    except UserError:
+    except UserError as error:
         name = "the embedded digits"
-        print(f"test digits are {name}: MNIST is not here (--data-dir FOLDER)", file=sys.stderr)
+        why = f"{first_line(error)} (--data-dir FOLDER)"
+        print(f"test digits are {name}, not MNIST: {why}", file=sys.stderr)
         return load_dataset("digits").test, name
 
 

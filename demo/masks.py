@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Optional
 
@@ -9,7 +10,7 @@ import mxnet as mx
 import numpy as np
 
 from demo.encode import card, png_url
-from formats.errors import UserError
+from formats.errors import UserError, first_line
 from formats.images.decode import centre_square, open_rgb
 from model.pretrained.classify import TOP
 from training.apply.mask_score import channel_map
@@ -34,13 +35,17 @@ class MaskedClassifier:
         self.preprocessing = self.opened.preprocessing()
         self.card = card(path, self.opened.status, "MXNet's graph")
         self._tests: Optional[ImageData] = None
+        self._told = False  # why there are none
 
     def tests(self) -> Optional[ImageData]:
         """Return the test images of the network's data set; None where it is not on this disk."""
         if self._tests is None:
             try:
                 self._tests = open_dataset(self.opened.config).test
-            except UserError:
+            except UserError as error:
+                if not self._told:
+                    name, self._told = self.opened.config.dataset, True
+                    print(f"no test images of {name}: {first_line(error)}", file=sys.stderr)
                 return None
         return self._tests
 

@@ -290,8 +290,9 @@ class Classifier:
         return [Answer(self.name_of(int(label)), float(shares[label])) for label in best]
 
     def name_of(self, label: int) -> str:
-        """Return the name of a class, or its number."""
-        return self.names[label] if label < len(self.names) else f"class {label}"
+        """Return the name of a class, printable, or its number."""
+        name = self.names[label] if label < len(self.names) else f"class {label}"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def make_server(classifier: Classifier, port: int) -> HTTPServer:
@@ -305,7 +306,7 @@ def make_server(classifier: Classifier, port: int) -> HTTPServer:
             length = self.headers.get("Content-Length", "")
             if not (length.isascii() and length.isdigit()):
                 self.answer(411, {"error": "send the picture as body, with its Content-Length"})
-            elif int(length) > MAX_BYTES:
+            elif len(length) > 12 or int(length) > MAX_BYTES:
                 self.answer(413, {"error": f"at most {MAX_BYTES} bytes"})
             else:
                 self.predict(int(length))
@@ -359,12 +360,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         help="imagenet, none, or numbers as 0.5,0.5,0.5/0.2,0.2,0.2",
     )
     told.add_argument("--size", type=int, metavar="N", help="edge of the input in pixels")
-    told.add_argument(
-        "--crop",
-        type=float,
-        metavar="X",
-        help="edge of the central square, as a part of the shorter side (default: 1)",
-    )
+    crop = "edge of the central square, as a part of the shorter side (default: 1)"
+    told.add_argument("--crop", type=float, metavar="X", help=crop)
     args = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of classes may be what it cannot show
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -196,7 +196,14 @@ def _array(path: PathLike, name: str, entry: Mapping[str, Any]) -> np.ndarray:
             f"one of {', '.join(DTYPES)}",
             "Convert it where it was made.",
         )
-    stored = np.frombuffer(entry["data"], DTYPES[kind]).reshape(entry["shape"])
+    try:
+        stored = np.frombuffer(entry["data"], DTYPES[kind]).reshape(entry["shape"])
+    except ValueError as error:
+        # The format's own limits are wider: an empty array can have any product of dimensions.
+        shape = str(list(entry["shape"]))[:80]
+        raise _problem(
+            path, f"array {name[:80]!r} has shape {shape}", "one that NumPy can hold", DAMAGED
+        ) from error
     if kind == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     if kind == "BOOL" and np.any(stored.view(np.uint8) > 1):

@@ -315,7 +315,11 @@ def _copy_elements(block: np.ndarray, tensor: Tensor, out: np.ndarray, big_endia
     if kind.stored == np.dtype(bool) and block.max() > 1:
         raise Refusal("a bool tensor has other bytes than 0 and 1", "0 or 1")
     elements = block.view(kind.stored.newbyteorder(">") if big_endian else kind.stored)
-    strides = [step * kind.stored.itemsize for step in tensor.strides]
+    # The stride of an axis of one element says nothing, and can be larger than NumPy holds.
+    strides = [
+        step * kind.stored.itemsize if size > 1 else 0
+        for size, step in zip(tensor.shape, tensor.strides)
+    ]
     # Sound: _rebuild_tensor has checked that the last element lies inside the storage.
     view = np.lib.stride_tricks.as_strided(elements[start:], tensor.shape, strides)
     out[...] = (view.astype(np.uint32) << 16).view(np.float32) if kind.bfloat16 else view

@@ -28,6 +28,10 @@ from formats.param_file import write_params
 from formats.weight_file import read_weights
 
 WIDENED = ("float16", "float32")  # what a float32 parameter can hold exactly
+# Of the names that net.export gives; those of this project's exporter have dots.
+PARAMETER_ENDINGS = tuple(
+    f"_{kind}" for kind in ("weight", "bias", "gamma", "beta", "running_mean", "running_var")
+)
 
 
 class SymbolModule(nn.Module):
@@ -42,7 +46,7 @@ class SymbolModule(nn.Module):
         statistics included; names as the symbol has them.
     inputs
         Names of the arguments of ``forward``, in this order. None: the arguments that `params` has
-        not, in the order of the graph.
+        not, in the order of the graph, but those that are called as parameters are.
 
     Attributes
     ----------
@@ -86,7 +90,7 @@ class SymbolModule(nn.Module):
         graph = parse_symbol(symbol_json)
         variables = graph.variables()
         if inputs is None:
-            inputs = [name for name in variables if name not in params]
+            inputs = [n for n in variables if n not in params and not _is_parameter(n)]
         _check_names(graph, params, inputs)
         frozen, auxiliary = _fixed_scales(graph), graph.auxiliary()
         stored = {}
@@ -232,6 +236,11 @@ def _check_names(graph: Graph, params: Mapping[str, np.ndarray], inputs: Sequenc
             "Export the symbol of the network that the weights belong to: python -m "
             "model.export.export_symbol."
         )
+
+
+def _is_parameter(name: str) -> bool:
+    """Tell whether a name is one that an exporter gives to a parameter, not to an input."""
+    return "." in name or name.endswith(PARAMETER_ENDINGS)
 
 
 def _few(names: Sequence[str]) -> str:

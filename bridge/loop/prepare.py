@@ -82,7 +82,7 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
         compare_with_record(progress, identity_of(data), config.data_changed)
     elif config.symbol:
         _warn_of_other_rows(config.start or default_weights(config.symbol), data)
-    classes = _classes(module, data)
+    classes = count_logits(module, data)
     loaders = build_loaders(config, data, classes)
     config.check_judged(loaders.valid is not None)
     if loaders.identity:
@@ -234,8 +234,14 @@ def _section(symbol: str, config: BridgeConfig, classes: int) -> dict[str, Any]:
         return section
 
 
-def _classes(module: Any, data: Any) -> int:
-    """Return the number of logits that the network gives for images of the data set."""
+def count_logits(module: Any, data: Any) -> int:
+    """Return the number of logits that the network gives for images of the data set.
+
+    Raises
+    ------
+    UserError
+        When it takes no such images, gives something else, or has fewer logits than classes.
+    """
     height, width, channels = data.train.images.shape[1:]
     module.eval()
     try:

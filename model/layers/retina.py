@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
+MOST_PATCHES, LARGEST_PATCH = 32, 4096  # of the latter, pixels
+
 
 class Lookup(NamedTuple):
     """Where windows are in a pyramid; see `Retina.lookup`.
@@ -55,8 +57,8 @@ class Retina:
     Raises
     ------
     ValueError
-        When a number is out of range, or an edge ``int(patch_size * scale**i)`` is not a multiple
-        of `patch_size`, so that it has no exact average.
+        When a number or the largest patch is out of range, or an edge ``int(patch_size *
+        scale**i)`` is not a multiple of `patch_size`, so that it has no exact average.
     """
 
     height: int
@@ -73,6 +75,13 @@ class Retina:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not math.isfinite(self.pad_value):
             raise ValueError(f"pad_value must be a finite number, got {self.pad_value}")
+        # As logarithms, which do not overflow.
+        largest = math.log(self.patch_size) + (self.num_patches - 1) * math.log(self.scale)
+        if self.num_patches > MOST_PATCHES or largest > math.log(LARGEST_PATCH):
+            raise ValueError(
+                f"{self.num_patches} patches from {self.patch_size} pixels on, each {self.scale:g} "
+                f"times as large; at most {MOST_PATCHES} of at most {LARGEST_PATCH} pixels"
+            )
         for size in self.sizes:
             if size % self.patch_size:
                 raise ValueError(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -151,20 +152,29 @@ def build(operators: Operators, onednn: Optional[OneDNN] = None) -> Path:
             return folder / name
     folder = _writable_folder()
     print(f"building {name} for this processor, once (half a minute)", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as temporary:
-        made = Path(temporary) / name
-        _compile(operators, compiler, onednn, made)
-        os.replace(made, folder / name)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as temporary:
+            made = Path(temporary) / name
+            _compile(operators, compiler, onednn, made)
+            os.replace(made, folder / name)
+    except OSError as error:
+        raise Unavailable(f"they cannot be written into {folder}: {error.strerror}") from error
     return folder / name
 
 
-def _compiler() -> str:
+def _compiler() -> tuple[str, ...]:
+    """Return the words that call a C++ compiler: those of CXX, or one that is found."""
     if platform.machine() != "x86_64" or sys.platform != "linux":
         raise Unavailable("they are for Linux on x86-64")
-    for name in filter(None, (os.environ.get("CXX"), *COMPILERS)):
+    named = tuple(shlex.split(os.environ.get("CXX", "")))
+    if named:
+        if not shutil.which(named[0]):
+            raise Unavailable(f"CXX={' '.join(named)} is no program here")
+        return named
+    for name in COMPILERS:
         path = shutil.which(name)
         if path:
-            return path
+            return (path,)
     raise Unavailable(f"no C++ compiler: install one, such as {COMPILERS[0]}")
 
 
@@ -172,7 +182,7 @@ def _mxnet_folder() -> Path:
     return Path(mx.__file__).parent
 
 
-def _key(operators: Operators, compiler: str, onednn: Optional[OneDNN]) -> str:
+def _key(operators: Operators, compiler: Sequence[str], onednn: Optional[OneDNN]) -> str:
     """Return what changes when another library is needed."""
     digest = hashlib.sha256()
     for path in sorted((NATIVE / operators.name).glob("*.*")):
@@ -181,7 +191,7 @@ def _key(operators: Operators, compiler: str, onednn: Optional[OneDNN]) -> str:
     size = core.stat().st_size if core.is_file() else 0
     for fact in (
         *_flags(operators, onednn),
-        _run([compiler, "--version"]),
+        _run([*compiler, "--version"]),
         mx.__version__,
         str(size),
     ):
@@ -218,7 +228,9 @@ def _writable_folder() -> Path:
     raise Unavailable(f"no folder to build in: {' and '.join(map(str, _folders()))} are read-only")
 
 
-def _compile(operators: Operators, compiler: str, onednn: Optional[OneDNN], target: Path) -> None:
+def _compile(
+    operators: Operators, compiler: Sequence[str], onednn: Optional[OneDNN], target: Path
+) -> None:
     mxnet_folder = _mxnet_folder()
     includes = [f"-I{mxnet_folder / 'include'}", *([f"-I{onednn.include}"] if onednn else [])]
     api = mxnet_folder / "src" / "lib_api.cc"
@@ -227,9 +239,9 @@ def _compile(operators: Operators, compiler: str, onednn: Optional[OneDNN], targ
     objects = []
     for source, flags in [(api, ()), *((file, HIDDEN) for file in sources)]:
         objects.append(target.with_name(source.stem + ".o"))
-        _run([compiler, *known, *flags, *includes, "-c", str(source), "-o", str(objects[-1])])
+        _run([*compiler, *known, *flags, *includes, "-c", str(source), "-o", str(objects[-1])])
     linked = [*map(str, objects), *([str(onednn.library)] if onednn else [])]
-    _run([compiler, "-shared", "-fopenmp", *linked, "-o", str(target)])
+    _run([*compiler, "-shared", "-fopenmp", *linked, "-o", str(target)])
 
 
 def _run(command: Sequence[str]) -> str:

@@ -19,9 +19,11 @@ from PIL import Image, ImageDraw
 pytest.importorskip("starlette", reason="needs starlette: make test-demo has it")
 pytest.importorskip("uvicorn", reason="needs uvicorn: make test-demo has it")
 
+from demo import __main__ as program
 from demo.__main__ import main
 from demo.glimpses import read_drawing
 from formats.errors import UserError
+from training.data.mnist import FILES
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "cifar_param" / "attention56_small_shapes_0.9930_315e1841.param"
@@ -66,6 +68,15 @@ def as_png(image: Image.Image) -> bytes:
 
 
 SEVEN = ((80, 60), (200, 60), (130, 230))
+
+
+def test_damaged_digits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.test_digits(str(tmp_path))[1] == "the embedded digits"
+    assert "MNIST was not found" in capsys.readouterr().err
+    for name in FILES:
+        (tmp_path / f"{name}.gz").write_bytes(b"no images")
+    assert program.test_digits(str(tmp_path))[1] == "the embedded digits"
+    assert "is damaged or not MNIST" in capsys.readouterr().err
 
 
 def test_a_drawing_becomes_a_digit_as_mnist_has_them() -> None:

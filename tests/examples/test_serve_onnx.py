@@ -137,10 +137,17 @@ def test_the_server_answers_this_machine_with_json(
 def test_requests_are_bounded(address: tuple[str, int], serve: Any) -> None:
     too_long = {"Content-Length": str(serve.MAX_BYTES + 1)}
     assert ask(address, "POST", None, too_long)[0] == 413  # before any of it was sent
+    assert ask(address, "POST", None, {"Content-Length": "9" * 5000})[0] == 413
     assert ask(address, "POST", iter([b"a"]), {"Transfer-Encoding": "chunked"})[0] == 411
     assert ask(address, "POST", None, {"Content-Length": "-5"})[0] == 411
     assert ask(address, "GET")[0] == 405
     assert ask(address, "POST", picture())[0] == 200
+
+
+def test_names_are_printable(classifier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "names", ("d\u00f6g", "\x1b[2Jcat", "\udce9"))
+    found = [classifier.name_of(label) for label in range(4)]
+    assert found == ["d\u00f6g", "\\x1b[2Jcat", "\\udce9", "class 3"]
 
 
 def bomb(width: int) -> bytes:

@@ -93,6 +93,8 @@ BROKEN = {
     "bytes behind": ({"a": entry(0, 2, 2)}, b"abcd", "not fully covered"),
     "shape": ({"a": entry(0, 4, 5)}, b"abcd", "invalid shape"),
     "overflow": ({"a": entry(0, 4, 2**62, 2**62)}, b"abcd", "overflow"),
+    "empty and huge": ({"a": entry(0, 0, 0, 2**62, 2**62)}, b"", "one that NumPy can hold"),
+    "70 dimensions": ({"a": entry(0, 1, *[1] * 70)}, b"a", "one that NumPy can hold"),
     "negative": ({"a": entry(0, 4, -4)}, b"abcd", "invalid JSON"),
     "unknown type": ({"a": entry(0, 4, 4, dtype="X")}, b"abcd", "unknown variant"),
     "8-bit floats": ({"a": entry(0, 4, 4, dtype="F8_E4M3")}, b"abcd", "element type F8_E4M3"),

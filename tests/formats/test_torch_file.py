@@ -395,6 +395,13 @@ def test_no_element_outside_a_storage_is_touched(tmp_path: Path, case: str, form
         read_torch(raw(tmp_path, data, form, k=block))
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_stride_of_a_single_element_says_nothing(tmp_path: Path, form: str) -> None:
+    block = np.arange(4, dtype="f4")
+    data = rebuilt(b"K\1", b"K\1K\2\x86", HUGE + b"K\1\x86")
+    assert_same(read_torch(raw(tmp_path, data, form, k=block)), block[None, 1:3])
+
+
 # Ten times the last tuple in the next one, 60 times: 10^60 values in 1,500 bytes.
 LAUGHS = b"(]q\0" + b"".join(
     b"(" + (b"h" + bytes([i])) * 10 + b"tq" + bytes([i + 1]) for i in range(60)

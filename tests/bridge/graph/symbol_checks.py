@@ -276,6 +276,7 @@ def check_weights_must_fit() -> None:
     lacking = {name: value for name, value in arrays.items() if name != "fc.bias"}
     line = refusal(lambda: SymbolModule(symbol, lacking, inputs=["image"]))
     assert "the weights lack fc.bias" in line
+    assert refusal(lambda: SymbolModule(symbol, lacking)) == line  # it is no input either
     line = refusal(lambda: SymbolModule(symbol, {**arrays, "more": arrays["fc.bias"]}))
     assert "the symbol lacks more" in line
     line = refusal(lambda: SymbolModule(symbol, {**arrays, "fc.bias": np.zeros(9, np.float32)}))

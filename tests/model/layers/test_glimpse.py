@@ -146,6 +146,11 @@ def test_no_gradient_flows_through_a_glimpse(hybridize: bool) -> None:
         ({"pad_value": float("nan")}, "pad_value must be a finite number"),
         ({"scale": 1.5, "num_patches": 2}, "12 pixels, which cannot be averaged down to 8"),
         ({"patch_size": 3, "scale": 1.5, "num_patches": 2}, "4 pixels, which cannot"),
+        ({"scale": 1e200, "num_patches": 3}, "at most 32 of at most 4096 pixels"),
+        ({"scale": 2, "num_patches": 1100}, "1100 patches from 8 pixels on, each 2 times as"),
+        ({"scale": 2, "num_patches": 11}, "at most 32 of at most 4096 pixels"),
+        ({"scale": 1, "num_patches": 33}, "at most 32"),
+        ({"patch_size": 4097}, "at most 4096 pixels"),
     ],
 )
 def test_impossible_retinas_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -156,3 +161,4 @@ def test_impossible_retinas_are_refused(settings: dict[str, Any], message: str) 
 def test_an_edge_that_is_not_used_need_not_divide() -> None:
     assert Retina(28, 28, scale=1.5).sizes == (8,)
     assert Retina(28, 28, patch_size=12, num_patches=3, scale=2).sizes == (12, 24, 48)
+    assert Retina(28, 28, num_patches=10, scale=2).sizes[-1] == 4096

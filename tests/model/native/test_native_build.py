@@ -123,6 +123,26 @@ def test_a_failing_compiler_is_quoted_and_leaves_nothing(
     assert list((operators.NATIVE / "build").iterdir()) == []
 
 
+def test_a_compiler_that_is_named_is_taken_or_told(
+    machine: OneDNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", f"env 'WORD=a b' {tmp_path}/bin/g++")  # as ccache is put before one
+    build(machine)
+    assert calls(tmp_path)
+    monkeypatch.setenv("CXX", f"{tmp_path}/typo/g++ -m64")
+    with pytest.raises(Unavailable, match=r"CXX=.*/typo/g\+\+ -m64 is no program here"):
+        build(machine)
+
+
+def test_a_full_disk_leaves_them_out(machine: OneDNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(operators.os, "replace", full)
+    with pytest.raises(Unavailable, match=r"cannot be written into .*: No space left on device"):
+        build(machine)
+
+
 def test_no_compiler(machine: OneDNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
