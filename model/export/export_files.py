@@ -20,7 +20,7 @@ from formats.card import METADATA_KEY, VERSION, card_text, parse_card
 from formats.digest import sha256_hex
 from formats.param_file import write_params
 from formats.param_reader import ParamFileError
-from formats.weight_file import TORCH, detect_format, read_weights
+from formats.weight_file import read_weights
 from model.export.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
 from model.export.tracing import Traced, run_symbol
 from model.registry import create_model
@@ -29,7 +29,7 @@ from model.weights.file_match import CLASS_LAYERS, LoadError, find_model
 from model.weights.known import Known, known_of
 from model.weights.loading import check_finite, load_parameters
 from model.weights.network_card import network_section, recorded_network
-from model.weights.seed_checkpoint import from_seed
+from model.weights.seed_checkpoint import from_seed, is_seed_checkpoint
 
 BATCHES = (1, 3)  # that a written file is compared at
 
@@ -72,17 +72,16 @@ def open_network(
     """
     arrays, known = read_weights(path), known_of(path)
     shapes = {key: array.shape for key, array in arrays.items()}
+    seed = None
+    if is_seed_checkpoint(path, arrays):
+        seed, arrays = from_seed(arrays)
     named = {**(given or {}), "model": name}
     recorded = recorded_network(path, known, shapes, named)
     settings: dict[str, Any] = dict(given or {})
     if recorded:
         name, classes, settings = recorded
     else:
-        torch = name is None and detect_format(path) == TORCH
-        seed = _seed_network(arrays) if torch else None
-        if seed is not None:
-            name, arrays = seed
-        found, classes = (name, 0) if seed is not None else find_model(shapes)
+        found, classes = (seed, 0) if seed and name is None else find_model(shapes)
         name, classes = name or found, settings.pop("classes", classes)
     if name is None:
         raise LoadError(
@@ -105,16 +104,6 @@ def class_layer(net: Any) -> Any:
     """Return the weight of the layer that tells classes apart."""
     parameters = net._collect_params_with_prefix()
     return next(parameters[f"{n}.weight"] for n in CLASS_LAYERS if f"{n}.weight" in parameters)
-
-
-def _seed_network(
-    stored: Mapping[str, np.ndarray],
-) -> Optional[tuple[str, dict[str, np.ndarray]]]:
-    try:
-        name, arrays = from_seed(dict(stored))
-    except LoadError:
-        return None  # a PyTorch file of another network
-    return name, dict(arrays)
 
 
 def metadata_of(

@@ -23,13 +23,14 @@ from mxnet import gluon
 
 from formats.atomic import PathLike, write_atomically
 from formats.param_reader import ParamFileError
-from formats.weight_file import read_weight_shapes
+from formats.weight_file import read_weight_shapes, read_weights
 from model.hybrid_loss import HybridLoss, LossWeights
 from model.recurrent_attention import RecurrentAttention
 from model.registry import DEFAULT_CLASSES, ModelError, create_model
 from model.weights.file_match import LoadError, find_model
 from model.weights.known import known_of
 from model.weights.network_card import network_section, recorded_network
+from model.weights.seed_checkpoint import is_seed_checkpoint
 
 
 def symbol_json(block: gluon.HybridBlock, note: Optional[Mapping[str, str]] = None) -> str:
@@ -143,6 +144,12 @@ def _network_of(
     recorded = recorded_network(path, known_of(path), shapes, named)
     if recorded:
         return recorded
+    if is_seed_checkpoint(path, read_weights(path)):
+        raise LoadError(
+            f"{path}: a checkpoint of kevinzakka's, whose normalization of images no graph has. "
+            f"Expected one without. Convert it first: python -m model.weights.convert {path} "
+            "OUT.safetensors --to safetensors"
+        )
     name, found = find_model(shapes)
     if name is None:
         raise LoadError(

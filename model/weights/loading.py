@@ -53,12 +53,16 @@ class LoadResult(str):
         Names that were left out because the number of classes differs.
     classifier
         Name to array of the last layer as it is in the file.
+    seed
+        Name of the network when the file is a checkpoint of kevinzakka's, whose normalization of
+        images has become part of the values (see `model.weights.seed_checkpoint`), else None.
     """
 
     renamed_from: Optional[str] = None
     cast: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     classifier: Mapping[str, np.ndarray] = {}
+    seed: Optional[str] = None
 
 
 def load_parameters(
@@ -103,7 +107,11 @@ def load_parameters(
         compute something else. The network is then unchanged.
     """
     result = LoadResult(VERIFIED if verify_digest(path) else UNVERIFIED)
-    arrays = _read(path) if arrays is None else dict(arrays)
+    if arrays is None:
+        arrays = read_weights(path)
+        if is_seed_checkpoint(path, arrays):
+            result.seed, arrays = from_seed(arrays)
+    arrays = dict(arrays)
     stored = {name: array.shape for name, array in arrays.items()}
     # The names under which save_parameters stores; Gluon has no public way to ask for them.
     parameters = net._collect_params_with_prefix()
@@ -133,11 +141,6 @@ def load_parameters(
         else:
             _set(parameter, values[name], contexts)
     return result
-
-
-def _read(path: PathLike) -> dict[str, np.ndarray]:
-    arrays = read_weights(path)
-    return from_seed(arrays)[1] if is_seed_checkpoint(path, arrays) else arrays
 
 
 def check_finite(net: gluon.Block, path: PathLike) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from formats.atomic import PathLike
+from formats.torch_file import read_torch
 from formats.weight_file import TORCH, detect_format
 from model.weights.file_match import LoadError
 
@@ -20,15 +21,19 @@ EDGE = 28  # of these images
 # Hidden layer in the location network: since its pull request 32 of 2019.
 MODELS = {False: "glimpse_mnist_209677", True: "glimpse_mnist_242317"}
 POLICY_STD = {"glimpse_mnist_209677": 0.17, "glimpse_mnist_242317": 0.05}
+WORD = "best_valid_acc"  # beside the parameters, in both generations
 NEEDED = ("sensor.fc1.weight", "sensor.fc1.bias", "rnn.h2h.weight", "locator.fc.weight")
 
 
 def is_seed_checkpoint(path: PathLike, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Tell whether a file with these arrays is such a checkpoint: PyTorch's, with these names.
+    """Tell whether a file with these arrays is such a checkpoint: PyTorch's, and with its words.
 
-    Files of other formats with the same names are this project's own.
+    Others with the same names are this project's own, such as a `state_dict` of the bridge.
     """
-    return all(name in arrays for name in NEEDED) and detect_format(path) == TORCH
+    if detect_format(path) != TORCH or not all(name in arrays for name in NEEDED):
+        return False
+    content = read_torch(path)
+    return isinstance(content, dict) and WORD in content
 
 
 def from_seed(arrays: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:

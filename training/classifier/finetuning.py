@@ -166,6 +166,8 @@ def start_from(net: Any, path: str, contexts: Sequence[Any], names: tuple[str, .
     rows = rows_by_name(own, names)
     classifier = None if rows is None else _Classifier(net, contexts)
     status = load_parameters(net, path, contexts, allow_classes_mismatch=True)
+    if status.seed:
+        print(f"{path}: {status.seed}; its normalization of images is now part of its first layer")
     if rows is None or classifier is None or (own == names and not status.fresh):
         print(f"started from {path} ({status}); fresh: {', '.join(status.fresh) or '-'}")
         return

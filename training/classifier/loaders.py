@@ -39,10 +39,11 @@ def build_loaders(config: TrainConfig, dataset: Dataset, classes: int) -> Loader
         large for them.
     """
     _, height, width, _ = dataset.train.images.shape
-    if config.pad >= min(height, width):
+    edge = config.crop_size or min(height, width)
+    if config.pad >= edge:
         raise UserError(
-            f"--pad {config.pad}: the training images are {height}x{width}, and a crop could have "
-            f"nothing of one; choose at most {min(height, width) - 1}"
+            f"--pad {config.pad}: crops of training images have {edge} pixels on a side and could "
+            f"have nothing of an image; choose at most {edge - 1}"
         )
     check_crop(config.crop_size, config.pad, (height, width), config.pad_mode)
     _check_small(config, (height, width))

@@ -228,7 +228,7 @@ class GlimpseConfig(RunConfig):
         check_least(self, 0, "first_radius", "reinforce_weight", "baseline_weight", "plot_freq")
         check_least(self, 0, "intermediate_weight", "plot_epoch")
         check_one_action(self, "resume", "test", "plot", "gaze", "std_sweep", "list_models")
-        if self.plot_images > MOST_IMAGES:
+        if self.plot_images > MOST_IMAGES and not self.resume:  # a run of before may have more
             raise UserError(f"--plot-images {self.plot_images}: must be at most {MOST_IMAGES}")
         if not self.first_radius <= 1:
             raise UserError(f"--first-radius {self.first_radius}: must be 0 to 1")

@@ -20,7 +20,7 @@ from model.weights.file_match import find_model
 from model.weights.known import Known, known_of
 from model.weights.loading import check_finite, load_parameters
 from model.weights.network_card import network_section, overrides_in, recorded_network
-from model.weights.seed_checkpoint import POLICY_STD, from_seed
+from model.weights.seed_checkpoint import POLICY_STD, WORD, from_seed, is_seed_checkpoint
 from training.classifier.finetuning import start_from
 from training.classifier.matching import with_labels_of
 from training.compute.devices import choose_contexts
@@ -161,11 +161,14 @@ def open_glimpse(path: str, config: GlimpseConfig, given: Mapping[str, Any]) -> 
     arrays, known = None, known_of(path)
     shapes = read_weight_shapes(path)
     source = known.sources.get("network") or known.beside or "its data set"
-    if detect_format(path) == TORCH:
-        name, arrays = from_seed(read_weights(path))
+    stored = read_weights(path) if detect_format(path) == TORCH else {}
+    if is_seed_checkpoint(path, stored):
+        name, arrays = from_seed(stored)
         settings = {"model": name, "std": POLICY_STD[name]}
         source = "its tensors"
     else:
+        if stored:
+            print(f"note: {path} has no {WORD}, as kevinzakka's have: taken for one of ours")
         named = {key: given.get(key) for key in ("model", *SPEC_FIELDS)}
         recorded = recorded_network(path, known, shapes, named)
         settings = known_settings(known)

@@ -15,7 +15,7 @@ from formats.errors import UserError, printable
 from formats.param_file import read_params, write_params
 from formats.param_reader import ParamFileError
 from training.data.dataset import ImageData
-from training.glimpse.config import GlimpseConfig
+from training.glimpse.config import MOST_IMAGES, GlimpseConfig
 from training.glimpse.loaders import Opened, test_batches
 from training.glimpse.pictures.gif import animate_paths
 from training.glimpse.pictures.overlay import glimpse_images
@@ -174,7 +174,7 @@ def write_pictures(path: GlimpsePath, output: Path) -> list[Path]:
 
 def draw_file(opened: Opened, config: GlimpseConfig, path: Path) -> None:
     """Draw where a saved file looks on some test images of all classes, with mean locations."""
-    shown = test_batches(opened.task).data.sample(config.plot_images, config.seed)
+    shown = test_batches(opened.task).data.sample(min(config.plot_images, MOST_IMAGES), config.seed)
     still = replace(opened.draw(), std=0.0)
     names = opened.task.dataset.class_names
     view = look(opened.net, opened.contexts[0], shown, still, names)

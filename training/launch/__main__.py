@@ -18,10 +18,12 @@ failed; 0 when all came to their end, or saved because of SIGTERM or SIGHUP; 130
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -41,8 +43,12 @@ GRACE_SEC = 3.0  # for the others to end by themselves after one has failed
 LAST_SEC = 15.0  # for scheduler and servers after the last worker
 # `import mxnet` runs a scheduler or server to its end. A server would take pickled commands from
 # whoever reaches its port; this project sends none.
+# A signal to all processes at once, as a batch system sends it, ends the workers only: they save
+# through the servers.
 SERVER = """
-import pickle
+import pickle, signal
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
 def refuse(*_):
     raise RuntimeError("no pickled commands here")
 pickle.loads = refuse
@@ -121,11 +127,12 @@ class Supervisor:
 
     def _watch(self, crew: Crew) -> Optional[Ended]:
         """Return the first process that failed; None when the workers came to their end."""
-        sent = 0
+        sent, latest = 0, math.inf
         while any(name in crew.running for name in self._workers):
             for ended in crew.step():
-                if -ended.code in self._signals:  # before its training had begun
-                    self._unsaved = True
+                if -ended.code in self._signals and ended.name in self._workers:
+                    # Before its training had begun; others may wait for it.
+                    self._unsaved, latest = True, min(latest, time.monotonic() + GRACE_SEC)
                 elif ended.code and not (self._signals and ended.code == 128 + signal.SIGINT):
                     return ended
             if self._gone:
@@ -134,7 +141,8 @@ class Supervisor:
                 crew.signal(number, self._workers)
                 sent += 1
             if signal.SIGINT in self._signals[1:]:  # asked twice, as in one process alone
-                self._unsaved = True
+                self._unsaved, latest = True, -math.inf
+            if time.monotonic() >= latest:
                 crew.kill()
         return None
 

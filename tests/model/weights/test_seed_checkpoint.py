@@ -9,7 +9,7 @@ import re
 from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Optional
 
 import mxnet as mx
 import numpy as np
@@ -17,6 +17,8 @@ import pytest
 
 import train_mnist_glimpse
 from formats.weight_file import TORCH, detect_format, read_weights
+from model.export import export_symbol
+from model.export.export_files import open_network
 from model.registry import create_model
 from model.weights import convert
 from model.weights.file_match import LoadError
@@ -146,7 +148,7 @@ def test_it_is_the_same_network_however_it_is_loaded(
     path = saved(tmp_path, torch_files, weights(hidden_layer), old=not hidden_layer)
     name, arrays = from_seed(read_weights(path))
     net = create_model(name, 10)
-    load_parameters(net, path, mx.cpu())
+    assert load_parameters(net, path, mx.cpu()).seed == name
     for key, parameter in net._collect_params_with_prefix().items():
         np.testing.assert_array_equal(parameter.data().asnumpy(), arrays[key], err_msg=key)
     target = tmp_path / "ours.safetensors"
@@ -163,6 +165,38 @@ def test_it_is_the_same_network_however_it_is_loaded(
         assert train_mnist_glimpse.main(["--test", str(file), *words]) == 0
         scores.append(capsys.readouterr().out.split("500 images")[1])
     assert scores[0] == scores[1]
+
+
+def test_networks_of_our_own_in_a_file_of_pytorch_stay_as_they_are(
+    tmp_path: Path, torch_files: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``torch.save(module.state_dict())`` writes them, where the names are the same."""
+    stored = weights(hidden_layer=True)
+    tensors = OrderedDict((name, torch_files.tensor(array)) for name, array in stored.items())
+    path = torch_files.checkpoint(tmp_path, tensors, "legacy")
+    net = create_model("glimpse_mnist_242317", 10)
+    assert load_parameters(net, path, mx.cpu()).seed is None
+    weight = net.sensor.fc1.weight.data().asnumpy()
+    np.testing.assert_array_equal(weight, stored["sensor.fc1.weight"])
+    words = ["--dataset", "digits", "--M", "2", "--eval-seeds", "1", "--gpus", "cpu"]
+    assert train_mnist_glimpse.main(["--test", str(path), *words]) == 0
+    assert "has no best_valid_acc, as kevinzakka's have" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [None, "glimpse_mnist_242317"])
+def test_exports_fold_the_normalization_too(
+    name: Optional[str],
+    tmp_path: Path,
+    torch_files: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = saved(tmp_path, torch_files, weights(hidden_layer=True))
+    found = open_network(path, name)
+    _, arrays = from_seed(read_weights(path))
+    weight = found.net.sensor.fc1.weight.data().asnumpy()
+    np.testing.assert_array_equal(weight, arrays["sensor.fc1.weight"])
+    assert export_symbol.main([str(path), str(tmp_path / "net.json")]) == 2
+    assert "Convert it first: python -m model.weights.convert" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

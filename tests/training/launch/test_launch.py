@@ -21,6 +21,7 @@ from PIL import Image
 from formats.digest import verify_digest
 from formats.errors import UserError
 from formats.param_file import read_params
+from training.launch import __main__ as launcher
 from training.launch import peers as launch_peers
 from training.launch.__main__ import Supervisor, main, worker_command
 from training.launch.peers import free_port, gather_machines, join_first_machine
@@ -216,18 +217,65 @@ def test_nothing_outlives_the_job(tmp_path: Path, victim: str, program: str) -> 
 
 
 WORKER = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 folder, code, *numbers = sys.argv[1:-2]
+folder, rank = pathlib.Path(folder), os.environ["ATTENTION_RANK"]
 def save(number, frame):
-    time.sleep(0.5)
-    (pathlib.Path(folder) / "saved").touch()
+    (folder / f"saving-{rank}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    (folder / f"saved-{rank}").touch()
     sys.exit(int(code))
-for number in numbers:
+for number in numbers if rank == os.environ.get("SAVES", rank) else ():
     signal.signal(int(number), save)
-(pathlib.Path(folder) / "begun").touch()
+(folder / f"begun-{rank}").touch()
 time.sleep(600)
 """
 HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
+
+
+@pytest.fixture
+def harmless() -> Iterator[None]:
+    """Signals to this process do nothing where nobody handles them; none is ignored."""
+    old = {number: signal.signal(number, lambda *_: None) for number in (HUP, INT, TERM)}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
+def supervised(
+    folder: Path, signals: list[int], code: int, saves_at: list[int], workers: int = 1
+) -> tuple[int, list[bool]]:
+    """Run workers that save at some signals; what the launcher returns and tells the others.
+
+    A second signal comes while the worker saves, which a single one does not keep it from.
+    """
+    (folder / "worker.py").write_text(WORKER)
+    numbers = [str(int(number)) for number in saves_at]
+    command = worker_command(str(folder / "worker.py"), [str(folder), str(code), *numbers])
+    ends: list[bool] = []
+    plan: Any = SimpleNamespace(
+        first=0, servers=0, workers=workers, local=workers, first_rank=0, peers=[]
+    )
+    plan.variables = lambda _: {}
+    plan.close = lambda done: ends.append(done)
+
+    def send() -> None:
+        eventually(lambda: len(list(folder.glob("begun-*"))) == workers, "workers")
+        for number in signals:
+            os.kill(os.getpid(), number)
+            if saves_at:
+                eventually(lambda: list(folder.glob("saving-*")), "beginning of a save")
+        if signals != [INT, INT] and workers == 1:
+            time.sleep(0.3)  # for the last signal to be handed on
+            (folder / "go").touch()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        return Supervisor(plan, command).run(), ends
+    finally:
+        sender.join()
 
 
 @pytest.mark.parametrize(
@@ -250,32 +298,39 @@ def test_signals_are_handed_on_and_the_code_says_whether_all_is_saved(
     saved: bool,
     told: str,
     tmp_path: Path,
+    harmless: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "worker.py").write_text(WORKER)
-    numbers = [str(int(number)) for number in saves_at]
-    command = worker_command(str(tmp_path / "worker.py"), [str(tmp_path), str(code), *numbers])
-    ends: list[bool] = []
-    plan: Any = SimpleNamespace(
-        first=0, servers=0, workers=1, local=1, first_rank=0, peers=[], variables=lambda _: {}
-    )
-    plan.close = lambda done: ends.append(done)
-
-    def send() -> None:
-        eventually((tmp_path / "begun").exists, "worker")
-        for number in signals:
-            os.kill(os.getpid(), number)
-            time.sleep(0.2)
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
-        assert Supervisor(plan, command).run() == wanted
-    finally:
-        sender.join()
-    assert (tmp_path / "saved").exists() == saved
+    found, ends = supervised(tmp_path, signals, code, saves_at)
+    assert found == wanted
+    assert (tmp_path / "saved-0").exists() == saved
     assert ends == [saved and not told]
     assert capsys.readouterr().err.startswith(told)
+
+
+def test_a_worker_that_waits_for_one_that_is_gone_is_ended(
+    tmp_path: Path, harmless: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal came before the training of one of them had begun."""
+    monkeypatch.setattr(launcher, "GRACE_SEC", 0.5)
+    monkeypatch.setenv("SAVES", "1")
+    assert supervised(tmp_path, [TERM], 0, [TERM], workers=2) == (128 + TERM, [False])
+    assert (tmp_path / "saving-1").exists()
+
+
+def test_servers_outlive_a_signal_to_all_processes() -> None:
+    code = launcher.SERVER.replace("import mxnet", "print('ready', flush=True); input()")
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        for number in (HUP, INT, TERM):
+            server.send_signal(number)
+        time.sleep(0.2)
+        assert server.poll() is None
+        server.communicate("\n")
+    assert server.returncode == 0
 
 
 def test_a_mistake_of_the_user_is_said_once(tmp_path: Path) -> None:

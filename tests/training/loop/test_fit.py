@@ -307,8 +307,10 @@ def test_the_time_left_counts_larger_images_of_later_epochs(
 
 def test_a_border_as_wide_as_the_images_is_refused() -> None:
     build_loaders(replace(CONFIG, pad=7), DATA, 3)
-    with pytest.raises(UserError, match=r"--pad 8: the training images are 8x8, .* at most 7$"):
-        build_loaders(replace(CONFIG, pad=8), DATA, 3)
+    build_loaders(replace(CONFIG, pad=9, crop_size=10), DATA, 3)
+    for crop, edge in ((0, 8), (4, 4)):
+        with pytest.raises(UserError, match=rf"--pad {edge}: crops .* at most {edge - 1}$"):
+            build_loaders(replace(CONFIG, pad=edge, crop_size=crop), DATA, 3)
 
 
 def test_pixels_are_those_of_the_images_that_are_trained_on() -> None:
