@@ -157,6 +157,7 @@ install_packages() {
     if [ -n "$uv" ]; then
         "$uv" pip sync -q --require-hashes --no-build --python "$folder/bin/python" "$lock" && return
         echo "set-up: uv failed, trying pip" >&2
+        [ -n "$python" ] || python=$("$folder/bin/python" -c 'import sys; print(sys._base_executable)')
         uv=
         make_venv
     fi
@@ -201,11 +202,14 @@ install_compat() {
     "$folder/bin/python" -m compat --install >/dev/null || exit 1
 }
 
-# A finished environment follows when compat/ changes; all else in it comes from the lock.
+# A finished environment follows when compat/ or the preload changes; all else in it comes from the lock.
 refresh_compat() {
     [ "$kind" = bench-torch ] ||
         [ "$(cat compat/*.py | cksum)" = "$(cat "$folder"/lib/python*/site-packages/attention_compat/*.py 2>/dev/null |
             cksum)" ] || install_compat
+    [ "$kind" != gpu ] ||
+        [ "$(cat training/compute/gpu_preload.p* | cksum)" = "$(cat \
+            "$folder"/lib/python*/site-packages/attention_gpu_preload.p* 2>/dev/null | cksum)" ] || install_preload
 }
 
 # MXNet for CUDA must find the libraries of the nvidia wheels without LD_LIBRARY_PATH.

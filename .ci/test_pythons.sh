@@ -19,7 +19,8 @@ mine=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2
 status=0
 for version in 3.9 3.10 3.11 3.12 3.13; do
     [ "$version" != "$mine" ] || continue
-    if ! python=$(.ci/setup.sh find "$version" 2>/dev/null); then
+    # PYTHON names that of .venv.
+    if ! python=$(PYTHON='' .ci/setup.sh find "$version" 2>/dev/null); then
         echo "test-pythons: no Python $version on this machine, so it is left out"
         continue
     fi

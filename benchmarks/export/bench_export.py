@@ -24,7 +24,6 @@ import numpy as np
 
 from benchmarks.harness.report import begin, headline, store
 from formats.errors import UserError
-from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
 from training.settings.config import parse
 from training.settings.exit_code import exits
 from training.settings.fields import option
@@ -77,6 +76,7 @@ def open_model(name: str) -> tuple[Any, str]:
 
     from model import create_model
     from model.export.export_files import open_network
+    from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
 
     for index in (INDEX, GLIMPSE_INDEX):
         for row in read_index(index):
@@ -171,6 +171,7 @@ def measure_file(row: dict[str, str], config: Config) -> dict[str, Any]:
     from model.export.export_files import open_network
     from model.export.onnx_graph import to_onnx
     from model.export.tracing import trace
+    from model.weights.published import INDEX
     from training.apply.int8 import measure_int8
 
     path = INDEX.parent / row["file"]
@@ -227,6 +228,8 @@ def _header(titles: Sequence[str]) -> None:
 
 def int8_table(config: Config) -> dict[str, Any]:
     """Print the second table; return its figures. Files whose data is not here are named."""
+    from model.weights.published import INDEX, read_index
+
     records = {}
     print()
     _header(INT8_TITLES)

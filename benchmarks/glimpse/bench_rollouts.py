@@ -94,7 +94,8 @@ def measure_row(config: Config, task: str, weights: str, isa: str, threads: int)
         cases = [Case(worker, rollouts) for rollouts in config.rollouts]
         found = compare(interleave(cases, "", plan))
         names = {"task": task, "weights": weights, "isa": isa, "threads": threads}
-        return {**names, **worker.about, "rounds": config.rounds, "rollouts": found}
+        about = {"rounds": config.rounds, "data": config.data}
+        return {**names, **worker.about, **about, "rollouts": found}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -131,15 +132,24 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def kept_rows(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rows of an earlier call of the same commit on the same machine, by their names."""
+def kept_rows(path: str, known: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """Return the rows of an earlier call of the same commit on the same machine, by their names.
+
+    Those of other data, rounds or numbers of rollouts do not stand in one table with new ones.
+    """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     before = record.get("environment", {})
     same = before.get("git") == known["git"] and before and machine(before) == machine(known)
-    return record["rows"] if same else {}
+    counts = list(map(str, config.rollouts))
+    return {
+        key: row
+        for key, row in (record["rows"] if same else {}).items()
+        if (row["rounds"], row.get("data")) == (config.rounds, config.data)
+        and list(row["rollouts"]) == counts
+    }
 
 
 def write_docs(text: str, path: Path = PAGE) -> None:
@@ -152,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure, print the tables and store the figures; 2 for bad input or a worker that failed."""
     config = parse(Config, argv, "bench_rollouts.py", __doc__)
     known = begin()
-    rows = kept_rows(config.out, known)
+    rows = kept_rows(config.out, known, config)
     for task in config.tasks:
         for weights in config.weights:
             if weights == "trained" and not SETTINGS[task].file:

@@ -47,8 +47,10 @@ from training.settings.exit_code import exits
 def fill(config: Config, machines: Machines, table: Table) -> None:
     """Measure all rows that are wanted and not there, as long as time allows."""
     end = time.monotonic() + 60 * config.budget_min
-    if config.networks and not config.prepare and (config.again or not table.record["peak"]):
-        table.record.update(measure_peak(machines, config.networks[0]))
+    record = table.record
+    known = record["peak"] and record.get("peak_threads", machines.threads) == machines.threads
+    if config.networks and not config.prepare and (config.again or not known):
+        record.update(measure_peak(machines, config.networks[0]), peak_threads=machines.threads)
     for network in config.networks:
         known = rows.NETWORKS[network]
         table.record["macs"][network] = bench_scaling.macs(network, rows.SIZE, known.overrides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.glimpse.bench_rollouts import (
     BEGIN,
     END,
     PAGE,
+    Config,
     epochs_table,
     kept_rows,
     main,
@@ -65,11 +67,15 @@ def test_the_tables_go_between_the_marks(tmp_path: Path) -> None:
 def test_rows_of_another_commit_are_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "rollouts.json"
     known = {"git": {"commit": "a"}, "cpu": "one", "isa": "AVX2", "usable_cores": 2}
-    path.write_text(json.dumps({"environment": known, "rows": {"key": {}}}))
-    assert kept_rows(str(path), known) == {"key": {}}
-    assert kept_rows(str(path), {**known, "git": {"commit": "b"}}) == {}
-    assert kept_rows(str(path), {**known, "cpu": "another"}) == {}
-    assert kept_rows(str(tmp_path / "none.json"), known) == {}
+    rows = {"key": {**row(), "rounds": 5, "data": "mnist"}}
+    path.write_text(json.dumps({"environment": known, "rows": rows}))
+    config = Config(rollouts=(1, 10), rounds=5, data="mnist")
+    assert kept_rows(str(path), known, config) == rows
+    assert kept_rows(str(path), {**known, "git": {"commit": "b"}}, config) == {}
+    assert kept_rows(str(path), {**known, "cpu": "another"}, config) == {}
+    assert kept_rows(str(tmp_path / "none.json"), known, config) == {}
+    for change in ({"rollouts": (1, 4, 10)}, {"rounds": 3}, {"data": "digits"}):
+        assert kept_rows(str(path), known, replace(config, **change)) == {}
 
 
 @pytest.mark.parametrize(
