@@ -59,6 +59,10 @@ class Operators(NamedTuple):
     instructions: tuple[str, ...] = ()  # that the processor must have
 
 
+class BuildFailed(Unavailable):
+    """There is all that is needed, and yet the operators could not be compiled or loaded."""
+
+
 GLIMPSE = Operators("glimpse")  # glimpse_rollouts: all glimpses of a batch
 # attn_unit, attn_pool, attn_upsample, attn_mask, attn_block, attn_mean: units on blocked maps;
 # attn_update: a step of the optimizer
@@ -88,7 +92,7 @@ def load(operators: Operators) -> str:
             mx.library.load(str(path), verbose=False)
         except (OSError, mx.MXNetError) as error:
             lines = str(error).strip().splitlines()
-            raise Unavailable(f"{path.name} cannot be loaded ({lines[-1]})") from None
+            raise BuildFailed(f"{path.name} cannot be loaded ({lines[-1]})") from None
         _loaded[operators.name] = onednn
     made = _loaded[operators.name]
     with_onednn = f", oneDNN {made.version}, blocks of {made.block}" if made else ""
@@ -250,7 +254,8 @@ def _run(command: Sequence[str]) -> str:
     Raises
     ------
     Unavailable
-        When it cannot be run or fails; the message has the first line that says so.
+        When it cannot be run. `BuildFailed` when it fails; the message has the first line that says
+        so.
     """
     try:
         done = subprocess.run(
@@ -260,7 +265,7 @@ def _run(command: Sequence[str]) -> str:
         raise Unavailable(f"{command[0]} cannot be run ({error})") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise Unavailable(
+        raise BuildFailed(
             f"{command[0]} failed: {next((ln for ln in lines if 'error' in ln), lines[-1])}"
         )
     return done.stdout

@@ -10,7 +10,7 @@ from typing import Optional
 
 from machine.processor import Unavailable, cpu_identity
 from model.execution.quantization import DOT_PRODUCTS
-from model.native.build import UNITS, load
+from model.native.build import UNITS, BuildFailed, load
 
 INSTRUCTIONS = frozenset(cpu_identity().split())
 # oneDNN's convolutions in bfloat16 take these; avx512_bf16 makes them faster.
@@ -23,6 +23,8 @@ def without_operators() -> Optional[str]:
     """Return why the operators of residual units cannot be had; None: they can."""
     try:
         load(UNITS)
+    except BuildFailed:
+        raise
     except Unavailable as error:
         return str(error)
     return None

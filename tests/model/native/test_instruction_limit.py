@@ -69,6 +69,7 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.timeout(1200)  # whole files, and on a new machine a build before the first
 @pytest.mark.parametrize("name", TESTS)
 def test_the_operators_pass_with_blocks_of_8_too(name: str, unit_operators: None) -> None:
     if block_channels() == 8:  # then these tests themselves have run with them

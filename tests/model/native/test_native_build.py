@@ -13,7 +13,7 @@ import pytest
 
 from machine.processor import Unavailable
 from model.native import build as operators
-from model.native.build import UNITS, Operators
+from model.native.build import UNITS, BuildFailed, Operators
 from model.native.onednn import OneDNN, find_onednn
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,7 +102,7 @@ def test_switched_off(machine: OneDNN, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_library_that_cannot_be_loaded(machine: OneDNN, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "_loaded", {})
-    with pytest.raises(Unavailable, match="cannot be loaded"):
+    with pytest.raises(BuildFailed, match="cannot be loaded"):
         operators.load(Operators("units"))  # the fake compiler makes no library
 
 
@@ -118,7 +118,7 @@ def test_a_failing_compiler_is_quoted_and_leaves_nothing(
     machine: OneDNN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAILS", "no such thing")
-    with pytest.raises(Unavailable, match=r"error: no such thing"):
+    with pytest.raises(BuildFailed, match=r"error: no such thing"):
         build(machine)
     assert list((operators.NATIVE / "build").iterdir()) == []
 

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import train_cifar
+from formats.errors import UserError
 from formats.param_file import read_params, write_params
 from model import create_model
 from model.execution.gate_report import gate_statistics
@@ -247,17 +248,21 @@ def launch(argv: Sequence[str]) -> subprocess.Popen[str]:
     )
 
 
-def epochs_of(run: Path) -> int:
-    return len(read_metrics(run)) if (run / "metrics.jsonl").exists() else 0
+def saved_step(run: Path) -> int:
+    """Return the step of the last checkpoint; 0 without one, or while it is being replaced."""
+    try:
+        return load_state(run)[0].step
+    except (UserError, OSError):
+        return 0
 
 
 def interrupt(argv: Sequence[str], run: Path, number: int) -> tuple[int, str]:
-    """Start a run, send it a signal after one more epoch; return exit code and stdout."""
-    before = epochs_of(run)
+    """Start a run, send it a signal after a further checkpoint; return exit code and stdout."""
+    before = saved_step(run)
     process = launch(argv)
     try:
         deadline = time.monotonic() + 120
-        while epochs_of(run) <= before:
+        while saved_step(run) <= before:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.005)

@@ -37,7 +37,7 @@ from training.downloads.tar_members import MAX_HEADER_BYTES
 from training.records.run import Run
 
 RECORD = bytes([1]) + bytes(3072)
-EVIL = ("../../evil.bin", "/tmp/reliability-evil.bin", "cifar-10-batches-bin/../../evil.bin")
+EVIL = ("../../evil.bin", "cifar-10-batches-bin/../../evil.bin")
 
 
 def digest(content: bytes) -> FileDigest:
@@ -63,7 +63,7 @@ def test_cifar_archives_write_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     home = tmp_path / "a/b"
     home.mkdir(parents=True)
     with tarfile.open(home / "cifar-10-binary.tar.gz", "w:gz") as archive:
-        for name in EVIL:
+        for name in (*EVIL, str(tmp_path / "evil.bin")):
             add(archive, name, b"evil")
         add(archive, "link", b"", type=tarfile.SYMTYPE, linkname="/etc")
         add(archive, "link/evil.bin", b"evil")
@@ -73,7 +73,6 @@ def test_cifar_archives_write_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     before = everything_in(tmp_path)
     assert len(load_cifar("cifar10", str(home)).train.images) == 5
     assert everything_in(tmp_path) == before
-    assert not Path(EVIL[1]).exists()
 
 
 def test_stl10_archives_stay_in_their_folder(
@@ -82,7 +81,7 @@ def test_stl10_archives_stay_in_their_folder(
     home = tmp_path / "a/b"
     home.mkdir(parents=True)
     with tarfile.open(home / stl10.ARCHIVE, "w:gz") as archive:
-        for name in EVIL:
+        for name in (*EVIL, str(tmp_path / "evil.bin")):
             add(archive, name, b"evil")
         for name in stl10.LABELED_FILES:
             content = bytes(stl10.IMAGE_BYTES) if name.endswith("X.bin") else b"\1"

@@ -15,8 +15,11 @@ import train_cifar
 import train_mnist_glimpse
 from formats.param_file import read_params
 from model import list_models
+from model.hybrid_loss import LossWeights
+from training.augmentation.deform import Deformation
 from training.glimpse.config import GlimpseConfig
-from training.glimpse.task import with_start
+from training.glimpse.rollouts import Draw
+from training.glimpse.task import prepare_glimpse, with_start
 from training.loop import engine
 from training.records.metrics import read_metrics
 from training.records.state_file import load_state
@@ -110,8 +113,14 @@ class Crash(BaseException):
     """Ends the run without a chance to save, as SIGKILL would."""
 
 
+def without_times(run: Path) -> list[dict[str, Any]]:
+    times = ("images_per_sec", "wall_sec")
+    return [{k: v for k, v in row.items() if k not in times} for row in read_metrics(run)]
+
+
+@pytest.mark.parametrize("minutes", [0, 1e-9])  # saved at the ends of epochs, and after each step
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, minutes: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The noise of the policy, its schedule and the average of the weights included."""
     step = engine.Updater.step
@@ -125,11 +134,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     with monkeypatch.context() as patch:
         patch.setattr(engine.Updater, "step", crashing)
         with pytest.raises(Crash):
-            main(*TINY, "--run-dir", run)
-    assert load_state(run)[0].epoch == 1
+            main(*TINY, "--checkpoint-minutes", minutes, "--run-dir", run)
+    state = load_state(run)[0]
+    assert (state.epoch, bool(state.batch), bool(state.terms)) == (1, minutes > 0, minutes > 0)
     assert main("--resume", run) == 0
     assert (run / "last.param").read_bytes() == (whole / "last.param").read_bytes()
-    assert load_state(run)[0].terms == load_state(whole)[0].terms
+    assert without_times(run) == without_times(whole)
 
 
 def test_the_command_line_of_the_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,6 +288,44 @@ def test_a_sweep_that_is_stopped_at_once_says_no_more(
     assert main("--dataset", "digits", "--std-sweep", 0.1, 0.2, "--run-dir", tmp_path / "run") == 0
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["std-0.1"]
     assert capsys.readouterr().err == ""
+
+
+def test_every_setting_reaches_its_place() -> None:
+    config = GlimpseConfig(
+        dataset="digits",
+        gpus="cpu",
+        num_glimpses=3,
+        hidden_size=12,
+        epochs=2,
+        std=0.3,
+        std_final=0.1,
+        first_radius=0.5,
+        rollouts=2,
+        seed=7,
+        baseline_weight=2.0,
+        reinforce_weight=3.0,
+        intermediate_weight=4.0,
+        reward="every",
+        policy_baseline="rollouts",
+        rotate=1.0,
+        scale=0.2,
+        shear=0.3,
+        shift=4.0,
+        elastic=5.0,
+    )
+    task = prepare_glimpse(config)
+    weights = LossWeights(
+        baseline=2.0, reinforce=3.0, intermediate=4.0, reward="every", policy_baseline="rollouts"
+    )
+    assert task.loss.weights == weights
+    changes = Deformation(rotate=1.0, scale=0.2, shear=0.3, shift=4.0, elastic=5.0)
+    assert task.loaders.train.deformation == changes
+    assert task.draw == Draw(steps=3, std=0.3, radius=0.5, seed=7)
+    assert task.rollouts == 2
+    steps = 2 * len(task.loaders.train)
+    found = [task.std_of(step) for step in (0, steps // 2, steps)]
+    assert found == pytest.approx([0.3, 0.2, 0.1])
+    assert task.config.model == "glimpse_mnist"
 
 
 def test_finetuning_takes_what_the_file_says_also_beside_its_model(

@@ -16,6 +16,7 @@ from mxnet.gluon import nn
 from formats.errors import UserError
 from training.batches.in_memory import Batch, EvalBatches
 from training.data.dataset import ImageData
+from training.distributed.group import Group
 from training.loop.engine import Updater, measure, train_one_epoch
 from training.loop.evaluation import evaluate
 from training.loop.parameters import average_statistics, plain_layout
@@ -186,6 +187,39 @@ def test_a_step_is_that_of_the_whole_batch(
     assert images == count
     assert correct == (chance.argmax(axis=1) == label).sum()
     assert loss_sum == pytest.approx(-np.log(chance[np.arange(count), label]).sum(), rel=1e-5)
+
+
+class Keys(ClassificationTask):
+    """Notes the keys that it is to draw random numbers from."""
+
+    def losses(self, part: Any, key: tuple[int, ...]) -> Any:
+        self.__dict__.setdefault("keys", []).append(key)
+        return super().losses(part, key)
+
+
+class Others(Group):
+    """A worker of several, whose gradients nobody adds up."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def sum_arrays(self, arrays: Any, key: str) -> None:
+        """Leave them."""
+
+
+@pytest.mark.parametrize("micro", [0, 1, 2])
+def test_no_two_parts_of_an_update_draw_the_same_numbers(micro: int) -> None:
+    """Neither on the devices of a worker, nor on those of all, nor in the micro-batches."""
+    keys = []
+    image, label = examples(12)
+    for rank in range(2):
+        net = linear_net(TWO)
+        trainer = gluon.Trainer(net.collect_params(), "sgd", {}, update_on_kvstore=False)
+        task = Keys(net, trainer, TWO)
+        Updater(task, micro, group=Others(rank, 2)).step(Batch(image, label), 5)
+        keys += task.__dict__["keys"]
+    assert len(set(keys)) == len(keys) == {0: 4, 1: 12, 2: 8}[micro]
+    assert {number for number, _ in keys} == {5}
 
 
 def test_gradients_do_not_pile_up_over_steps() -> None:

@@ -305,6 +305,118 @@ def test_the_time_left_counts_larger_images_of_later_epochs(
     assert left == [5 - step + 6 * whole for step in range(6)] + [5 - step for step in range(6)]
 
 
+def test_an_evaluation_is_followed_by_the_plain_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next update could work on a copy; see `plain_layout`."""
+    called: list[str] = []
+
+    def noting(word: str, action: Any) -> Callable[..., Any]:
+        def wrapped(*given: Any) -> Any:
+            called.append(word)
+            return action(*given)
+
+        return wrapped
+
+    monkeypatch.setattr(fit, "plain_layout", noting("plain", fit.plain_layout))
+    monkeypatch.setattr(task, "evaluate", noting("test", task.evaluate))
+    finish(tmp_path, replace(CONFIG, epochs=3, eval_every=2))
+    rows = read_metrics(tmp_path)
+    assert ["test_acc" in row for row in rows] == [False, True, True]
+
+
+def test_held_out_images_choose_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, valid_count=6, epochs=3)
+    scripted(monkeypatch, valid=[0.5, 0.7, 0.6], test=[0.9, 0.1, 0.8])
+    finish(tmp_path, config)
+    rows = read_metrics(tmp_path)
+    assert list(rows[0]) == [*KEYS[:5], "valid_loss", "valid_acc", *KEYS[5:]]
+    progress = load_state(tmp_path)[0]
+    assert (progress.best_acc, progress.best_epoch) == (0.7, 2)
+    assert (tmp_path / "best.param").read_bytes() != (tmp_path / "last.param").read_bytes()
+
+
+def test_early_stopping_and_that_a_resume_respects_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(CONFIG, valid_count=6, epochs=9, early_stopping=2)
+    scripted(monkeypatch, valid=[0.5, 0.6, 0.6, 0.59, 0.9], test=[0.1] * 5)
+    result = finish(tmp_path, config)
+    assert (result.progress.epoch, result.progress.best_epoch) == (4, 2)
+    assert "stopped early: no better held-out accuracy since epoch 2" in capsys.readouterr().out
+    assert finish(tmp_path, config, resume=True).progress.epoch == 4
+    assert len(read_metrics(tmp_path)) == 4
+
+
+def test_patience_counts_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not epochs, of which three pass here before the first evaluation: nothing was best then."""
+    config = replace(CONFIG, valid_count=6, epochs=20, eval_every=3, early_stopping=2)
+    scripted(monkeypatch, valid=[0.5, 0.6, 0.6, 0.59, 0.9], test=[0.1] * 5)
+    result = finish(tmp_path, config)
+    assert (result.progress.epoch, result.progress.best_epoch) == (12, 6)
+    report(result, tmp_path, tmp_path / "curves.png", held_out=True)
+    said = capsys.readouterr().out
+    assert "best held-out accuracy 0.60000 at epoch 6" in said
+    assert f"wrote {tmp_path}/last.param, {tmp_path}/best.param, " in said
+
+
+def test_what_was_not_evaluated_and_not_written_is_not_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "last.param").write_bytes(b"")
+    report(fit.Result(Progress(), None), tmp_path, tmp_path / "curves.png", held_out=True)
+    said = capsys.readouterr().out
+    assert said == (
+        "no evaluation yet, so no best held-out accuracy\n"
+        f"wrote {tmp_path}/last.param, {tmp_path}/curves.png\n"
+    )
+
+
+def test_a_diverged_network_ends_the_run_with_its_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([Scores(1.0, 0.5, 11), Scores(float("nan"), 0.9, 11)])
+    monkeypatch.setattr(task, "evaluate", lambda *_: next(scores))
+    with pytest.raises(UserError, match=r"the test loss after epoch 2 is nan, step 6, .* rate 0"):
+        finish(tmp_path)
+    assert load_state(tmp_path)[0].epoch == 1
+
+
+def test_the_time_left_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fit.DurationNote, "SECONDS", 0.0)
+    finish(tmp_path, replace(CONFIG, epochs=2))
+    error = capsys.readouterr().err
+    told = re.findall(r"images/s: about (\d+) s for the training that is left \(2 epochs", error)
+    assert len(told) == 1
+    assert int(told[0]) < 60
+
+
+def test_the_time_left_counts_larger_images_of_later_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    monkeypatch.setattr(fit.DurationNote, "tell", lambda *given: left.append(given[-1]()))
+    finish(tmp_path, replace(CONFIG, small_size=4, small_epochs=2))
+    whole = 4  # steps on 4x4 pixels for one on 8x8
+    assert left == [5 - step + 6 * whole for step in range(6)] + [5 - step for step in range(6)]
+
+
+def test_an_evaluation_is_followed_by_the_plain_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next update could work on a copy; see `plain_layout`."""
+    called: list[str] = []
+    lay, score = fit.plain_layout, task.evaluate
+    monkeypatch.setattr(fit, "plain_layout", lambda net: (called.append("plain"), lay(net)))
+    monkeypatch.setattr(task, "evaluate", lambda *given: (called.append("test"), score(*given))[1])
+    finish(tmp_path, replace(CONFIG, epochs=3, eval_every=2))
+    assert called == ["plain", "test", "plain", "test", "plain"]
+
+
 def test_a_border_as_wide_as_the_images_is_refused() -> None:
     build_loaders(replace(CONFIG, pad=7), DATA, 3)
     build_loaders(replace(CONFIG, pad=9, crop_size=10), DATA, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from formats.param_file import read_params, write_params
 from training.data.identity import identity_of
 from training.data.image_folder import load_image_folder
 from training.loop.announce import restart_command, warn_of_changes
+from training.loop.engine import Updater
 from training.records.metrics import read_metrics
 from training.records.run_progress import Progress
 from training.records.state_file import load_state
@@ -177,6 +179,32 @@ def test_a_run_knows_its_data(
     now = identity_of(load_image_folder(str(data)))
     assert load_state(run)[0].data == json.loads(json.dumps(now.to_dict()))
     assert train_cifar.main(["--resume", str(run)]) == 0
+
+
+def test_fewer_images_than_the_epoch_has_had_end_it(begun: Path, tmp_path: Path) -> None:
+    """A run that was stopped after the second batch of an epoch that now has one."""
+    run, data = moved_files(begun, tmp_path)
+    step = Updater.step
+
+    def stopping(self: Updater, *given: Any) -> Any:
+        if given[1] == 3:  # the second of the second epoch; saved before it ends
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *given)
+
+    for name in ("circle", "square"):  # a third batch, so that the second is not the last
+        for index in range(2):
+            shutil.copy(data / "train" / name / "0.png", data / "train" / name / f"c{index}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Updater, "step", stopping)
+        assert train_cifar.main(["--resume", str(run), "--data-changed"]) == 0
+    state = load_state(run)[0]
+    assert (state.epoch, state.batch) == (1, 2)
+    for path in [*(data / "train").rglob("[123c]*.png")]:
+        if path.name != "1.png":
+            path.unlink()
+    assert train_cifar.main(["--resume", str(run), "--data-changed"]) == 0
+    assert [row["epoch"] for row in read_metrics(run)] == [1, 2]
+    assert load_state(run)[0].step == state.step
 
 
 def test_a_moved_folder_is_the_same_data(
