@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import math
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import bridge.train  # noqa: E402
+from bridge.bench import _forward_flops  # noqa: E402
 from bridge.graph.symbol_module import SymbolModule  # noqa: E402
 from bridge.loop import fit as torch_fit  # noqa: E402
 from bridge.loop.average import TensorAverage  # noqa: E402
@@ -35,10 +37,12 @@ from bridge.loop.engine import unchanged  # noqa: E402
 from bridge.loop.optimizer import OPTIMIZERS, clip_norm  # noqa: E402
 from bridge.loop.settings import BridgeConfig  # noqa: E402
 from bridge.loop.updater import FIRST_SCALE, StepSettings, Updater  # noqa: E402
+from formats.errors import UserError  # noqa: E402
 from training.augmentation.augment import Augmentation  # noqa: E402
 from training.batches.in_memory import TrainBatches  # noqa: E402
 from training.data.dataset import ImageData  # noqa: E402
 from training.records.metrics import read_metrics  # noqa: E402
+from training.records.state_file import load_state  # noqa: E402
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 CPU = torch.device("cpu")
@@ -173,6 +177,26 @@ def check_a_step_is_the_gradient_of_the_mean_loss() -> None:
     assert math.isclose(updater.totals[0].item(), 8 * loss.item(), rel_tol=1e-6)
 
 
+def check_a_step_clips_the_gradient_of_the_mean_loss() -> None:
+    limit, image, label = 0.1, *linear_batch()
+    for settings in ({}, {"micro_batch": 3}, {"half": torch.float16}):
+        updater = linear_updater(clip=limit, **settings)
+        weights = updater.optimizer.weights
+        before = [weight.detach().clone() for weight in weights]
+        loss = torch.nn.functional.cross_entropy(updater.module(image), label)
+        gradients = torch.autograd.grad(loss, weights)
+        norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients))
+        assert norm > 2 * limit
+        updater.set_rate(0.5, 1)
+        for _ in range(30):  # in float16 the scale falls first
+            updater.step(image, label)
+            if not torch.equal(before[0], weights[0]):
+                break
+        for weight, old, gradient in zip(weights, before, gradients):
+            wanted = old - 0.5 * 1.9 * gradient * limit / norm
+            assert torch.allclose(weight, wanted, atol=1e-4 if "half" in settings else 1e-6)
+
+
 def check_float16_skips_a_step_that_overflows() -> None:
     updater = linear_updater(half=torch.float16)
     assert updater.scale == FIRST_SCALE
@@ -251,6 +275,52 @@ def check_a_resumed_run_ends_with_the_same_bits() -> None:
     env = json.loads((cut / "env.json").read_text())
     assert len(env["bridge"]) == 3
     assert len(env["resumes"]) == 2
+
+
+def check_a_deadline_and_signals_end_a_training_saved() -> None:
+    whole = FOLDER / "for signals"
+    assert train(*started(whole)) == 0
+    set_rate, last = Updater.set_rate, (whole / "last.param").read_bytes()
+    for name, number, code in (("term", signal.SIGTERM, 0), ("int", signal.SIGINT, 130)):
+        folder = FOLDER / name
+
+        def stopping(self: Updater, lr: float, step: int, number: int = number) -> None:
+            set_rate(self, lr, step)
+            if step == 3:
+                signal.raise_signal(number)
+
+        with mock.patch.object(Updater, "set_rate", stopping):
+            assert train(*started(folder)) == code
+        assert 3 <= load_state(folder)[0].step < 10
+        assert train("--resume", str(folder)) == 0
+        assert (folder / "last.param").read_bytes() == last
+    folder = FOLDER / "deadline"
+    assert train(*started(folder, "--stop-after", "0.001")) == 75
+    assert load_state(folder)[0].step < 10
+    assert train("--resume", str(folder)) == 0
+    assert (folder / "last.param").read_bytes() == last
+
+
+def check_held_out_images_end_a_training_early() -> None:
+    folder = FOLDER / "early"
+    judged = ("--valid-count", "100", "--early-stopping", "1", "--lr", "1e-12")
+    assert train(*started(folder, *judged, "--epochs", "4")) == 0
+    rows = read_metrics(folder)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[0]["valid_acc"] >= rows[1]["valid_acc"]
+
+
+def check_operations_of_an_image_are_counted() -> None:
+    layers = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(256, 5)
+    flops, classes = _forward_flops(torch.nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
+    assert (flops, classes) == (2 * (64 * 4 * 3 * 9 + 256 * 5), 5)
+    for module, told in ((layers[0], "no logits"), (layers[2], "cannot compute an image of 3x8x8")):
+        said = ""
+        try:
+            _forward_flops(module, torch.zeros(1, 3, 8, 8))
+        except UserError as error:
+            said = str(error)
+        assert told in said, said
 
 
 def check_wrong_input_is_one_line() -> None:
