@@ -77,7 +77,7 @@ class Retina:
             raise ValueError(f"pad_value must be a finite number, got {self.pad_value}")
         # As logarithms, which do not overflow.
         largest = math.log(self.patch_size) + (self.num_patches - 1) * math.log(self.scale)
-        if self.num_patches > MOST_PATCHES or largest > math.log(LARGEST_PATCH):
+        if self.num_patches > MOST_PATCHES or largest > math.log(LARGEST_PATCH) + 1e-9:
             raise ValueError(
                 f"{self.num_patches} patches from {self.patch_size} pixels on, each {self.scale:g} "
                 f"times as large; at most {MOST_PATCHES} of at most {LARGEST_PATCH} pixels"

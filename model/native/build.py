@@ -170,10 +170,14 @@ def _compiler() -> tuple[str, ...]:
     """Return the words that call a C++ compiler: those of CXX, or one that is found."""
     if platform.machine() != "x86_64" or sys.platform != "linux":
         raise Unavailable("they are for Linux on x86-64")
-    named = tuple(shlex.split(os.environ.get("CXX", "")))
-    if named:
+    given = os.environ.get("CXX", "").strip()
+    if given:
+        try:
+            named = tuple(shlex.split(given))
+        except ValueError:  # a quote without its other half
+            named = ("",)
         if not shutil.which(named[0]):
-            raise Unavailable(f"CXX={' '.join(named)} is no program here")
+            raise Unavailable(f"CXX={given} is no program here")
         return named
     for name in COMPILERS:
         path = shutil.which(name)
