@@ -60,7 +60,7 @@ def test_only_training_labels_are_wrong(capsys: pytest.CaptureFixture[str]) -> N
     images = np.broadcast_to(split.labels[:, None, None, None], split.images.shape)
     split = ImageData(images.astype(np.uint8), split.labels)
     dataset = Dataset("x", split, split, ("a", "b", "c", "d", "e"), (0.5,) * 3, (0.2,) * 3)
-    config = TrainConfig(batch_size=10, valid_count=100, label_noise=0.3, seed=3)
+    config = TrainConfig(batch_size=10, pad=1, valid_count=100, label_noise=0.3, seed=3)
     loaders = build_loaders(config, dataset, CLASSES)
     assert loaders.valid is not None
     for part in (loaders.valid.data, loaders.test.data):
