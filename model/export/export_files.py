@@ -20,7 +20,6 @@ from formats.card import METADATA_KEY, VERSION, card_text, parse_card
 from formats.digest import sha256_hex
 from formats.param_file import write_params
 from formats.param_reader import ParamFileError
-from formats.weight_file import read_weights
 from model.export.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
 from model.export.tracing import Traced, run_symbol
 from model.registry import create_model
@@ -29,7 +28,7 @@ from model.weights.file_match import CLASS_LAYERS, LoadError, find_model
 from model.weights.known import Known, known_of
 from model.weights.loading import check_finite, load_parameters
 from model.weights.network_card import network_section, recorded_network
-from model.weights.seed_checkpoint import from_seed, is_seed_checkpoint
+from model.weights.seed_checkpoint import read_for_unit_range
 
 BATCHES = (1, 3)  # that a written file is compared at
 
@@ -70,11 +69,8 @@ def open_network(
     LoadError, ModelError, ParamFileError
         When the file cannot be read, or no network or another one fits.
     """
-    arrays, known = read_weights(path), known_of(path)
+    (seed, arrays), known = read_for_unit_range(path), known_of(path)
     shapes = {key: array.shape for key, array in arrays.items()}
-    seed = None
-    if is_seed_checkpoint(path, arrays):
-        seed, arrays = from_seed(arrays)
     named = {**(given or {}), "model": name}
     recorded = recorded_network(path, known, shapes, named)
     settings: dict[str, Any] = dict(given or {})

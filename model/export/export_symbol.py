@@ -23,7 +23,7 @@ from mxnet import gluon
 
 from formats.atomic import PathLike, write_atomically
 from formats.param_reader import ParamFileError
-from formats.weight_file import read_weight_shapes, read_weights
+from formats.weight_file import read_weight_shapes
 from model.hybrid_loss import HybridLoss, LossWeights
 from model.recurrent_attention import RecurrentAttention
 from model.registry import DEFAULT_CLASSES, ModelError, create_model
@@ -144,7 +144,7 @@ def _network_of(
     recorded = recorded_network(path, known_of(path), shapes, named)
     if recorded:
         return recorded
-    if is_seed_checkpoint(path, read_weights(path)):
+    if is_seed_checkpoint(path, shapes):
         raise LoadError(
             f"{path}: a checkpoint of kevinzakka's, whose normalization of images no graph has. "
             f"Expected one without. Convert it first: python -m model.weights.convert {path} "

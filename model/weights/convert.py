@@ -32,7 +32,6 @@ from formats.images.preprocessing import image_section
 from formats.param_file import write_params
 from formats.param_reader import ParamFileError
 from formats.safetensors_file import write_safetensors
-from formats.weight_file import read_weights
 from model.registry import FAMILIES
 from model.weights.dialects import (
     GLUONCV,
@@ -52,7 +51,7 @@ from model.weights.dialects import (
 from model.weights.file_match import LoadError, find_model, model_wiring, network_shapes
 from model.weights.foreign_names import pooled_twice
 from model.weights.known import Known, known_of
-from model.weights.seed_checkpoint import EDGE, POLICY_STD, from_seed, is_seed_checkpoint
+from model.weights.seed_checkpoint import EDGE, POLICY_STD, read_for_unit_range
 
 TARGETS = {
     "pistony": HEAD,
@@ -109,10 +108,7 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
             "replace it."
         )
     verify_digest(source)
-    arrays = read_weights(source)
-    seed = None
-    if is_seed_checkpoint(source, arrays):
-        seed, arrays = from_seed(arrays)
+    seed, arrays = read_for_unit_range(source)
     shapes = {name: array.shape for name, array in arrays.items()}
     dialect = detect_dialect(arrays)
     try:

@@ -19,7 +19,6 @@ from mxnet import gluon
 
 from formats.atomic import PathLike
 from formats.digest import verify_digest
-from formats.weight_file import read_weights
 from model.weights.dialects import TITLES, WIRINGS, detect_dialect, rename
 from model.weights.file_match import (
     CLASS_LAYERS,
@@ -32,7 +31,7 @@ from model.weights.file_match import (
     differs,
 )
 from model.weights.flat_names import from_flat, is_flat
-from model.weights.seed_checkpoint import from_seed, is_seed_checkpoint
+from model.weights.seed_checkpoint import read_for_unit_range
 
 __all__ = ["LoadResult", "check_finite", "load_parameters"]
 
@@ -108,9 +107,7 @@ def load_parameters(
     """
     result = LoadResult(VERIFIED if verify_digest(path) else UNVERIFIED)
     if arrays is None:
-        arrays = read_weights(path)
-        if is_seed_checkpoint(path, arrays):
-            result.seed, arrays = from_seed(arrays)
+        result.seed, arrays = read_for_unit_range(path)
     arrays = dict(arrays)
     stored = {name: array.shape for name, array in arrays.items()}
     # The names under which save_parameters stores; Gluon has no public way to ask for them.

@@ -7,13 +7,14 @@ normalisation goes into the layer that sees the patches, and the border gets the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Optional
 
 import numpy as np
 
 from formats.atomic import PathLike
 from formats.torch_file import read_torch
-from formats.weight_file import TORCH, detect_format
+from formats.weight_file import TORCH, detect_format, read_weights
 from model.weights.file_match import LoadError
 
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training images
@@ -25,15 +26,21 @@ WORD = "best_valid_acc"  # beside the parameters, in both generations
 NEEDED = ("sensor.fc1.weight", "sensor.fc1.bias", "rnn.h2h.weight", "locator.fc.weight")
 
 
-def is_seed_checkpoint(path: PathLike, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Tell whether a file with these arrays is such a checkpoint: PyTorch's, and with its words.
+def is_seed_checkpoint(path: PathLike, names: Collection[str]) -> bool:
+    """Tell whether a file with arrays of these names is such a checkpoint, by its own words too.
 
     Others with the same names are this project's own, such as a `state_dict` of the bridge.
     """
-    if detect_format(path) != TORCH or not all(name in arrays for name in NEEDED):
+    if detect_format(path) != TORCH or not all(name in names for name in NEEDED):
         return False
     content = read_torch(path)
     return isinstance(content, dict) and WORD in content
+
+
+def read_for_unit_range(path: PathLike) -> tuple[Optional[str], dict[str, np.ndarray]]:
+    """Return a file's arrays, those of such a checkpoint by `from_seed` with its model's name."""
+    arrays = read_weights(path)
+    return from_seed(arrays) if is_seed_checkpoint(path, arrays) else (None, arrays)
 
 
 def from_seed(arrays: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:

@@ -34,6 +34,7 @@ from machine.cores import physical_cores
 from training.compute.thread_choice import VARIABLE, set_threads, share_of
 from training.launch.peers import Plan, gather_machines, join_first_machine
 from training.launch.processes import Crew, Ended
+from training.records.interruption import stop_signals
 from training.settings.exit_code import exits
 from training.settings.run_config import DIST_SYNC, LOCAL_RANK, LOCAL_SIZE, RANK, SIZE
 
@@ -77,10 +78,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Start everything, and return the exit code when all has ended."""
-        handled = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-            handled.append(signal.SIGHUP)
-        old = {number: signal.signal(number, self._handle) for number in handled}
+        old = {number: signal.signal(number, self._handle) for number in stop_signals()}
         try:
             with Crew() as crew:
                 self._start(crew)

@@ -34,6 +34,14 @@ def readable(batches: Iterable[T]) -> Iterator[T]:
         raise DataLost(str(error)) from error
 
 
+def stop_signals() -> list[int]:
+    """Return the signals that ask a training to save and end; not SIGHUP where it is ignored."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signals.append(signal.SIGHUP)
+    return list(map(int, signals))
+
+
 class Interruption:
     """Turns SIGINT, SIGTERM and SIGHUP into a flag that the loop reads after every step.
 
@@ -48,9 +56,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                    self._old[number] = signal.signal(number, self._handle)
+            for number in stop_signals():
+                self._old[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from formats.atomic import PathLike
 from formats.errors import UserError
 from training.records.metrics import METRICS_FILE, read_metrics
 from training.records.run_folder import CONFIG_FILE, read_config
+from training.records.run_progress import Progress
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class RunResult:
             return False
         every = int(self.config.get("eval_every") or 1)
         best = int(max(judged, key=lambda row: float(row["valid_acc"]))["epoch"])
-        return self.epoch // every - best // every >= patience
+        rule = SimpleNamespace(early_stopping=patience, eval_every=every)
+        return Progress(epoch=self.epoch, best_epoch=best).stops_early(rule)
 
     def last(self, key: str) -> float:
         """Return a number of the last epoch.

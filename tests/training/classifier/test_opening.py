@@ -267,7 +267,7 @@ def test_the_arrays_are_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("read again")
 
     for module in ("model.weights.loading", "model.weights.file_match"):
-        for name in ("read_weights", "read_weight_shapes"):
+        for name in ("read_weights", "read_weight_shapes", "read_for_unit_range"):
             monkeypatch.setattr(f"{module}.{name}", again, raising=False)
     config = train_cifar.CifarConfig(gpus="cpu")
     assert open_classifier(str(path), config, {}).status == "verified"
