@@ -155,7 +155,12 @@ install_packages() {
     echo "set-up: fetching $(grep -c '==' "$lock") packages ($size) into $folder, once;" \
         "their hashes are in $lock" >&2
     if [ -n "$uv" ]; then
-        "$uv" pip sync -q --require-hashes --no-build --python "$folder/bin/python" "$lock" && return
+        "$uv" pip sync -q --require-hashes --no-build --python "$folder/bin/python" "$lock" && {
+            # uv makes environments without pip, which the tests of the wheel and make horovod run.
+            "$folder/bin/python" -m ensurepip >/dev/null 2>&1 ||
+                echo "note: $folder has no pip: make horovod and make test-wheel need one" >&2
+            return 0
+        }
         echo "set-up: uv failed, trying pip" >&2
         [ -n "$python" ] || python=$("$folder/bin/python" -c 'import sys; print(sys._base_executable)')
         uv=
@@ -205,8 +210,8 @@ install_compat() {
 # A finished environment follows when compat/ or the preload changes; all else in it comes from the lock.
 refresh_compat() {
     [ "$kind" = bench-torch ] ||
-        [ "$(cat compat/*.py | cksum)" = "$(cat "$folder"/lib/python*/site-packages/attention_compat/*.py 2>/dev/null |
-            cksum)" ] || install_compat
+        [ "$(cat compat/*.py compat/*.pth 2>/dev/null | cksum)" = "$(cd "$folder"/lib/python*/site-packages 2>/dev/null &&
+            cat attention_compat/*.py attention_compat.pth 2>/dev/null | cksum)" ] || install_compat
     [ "$kind" != gpu ] ||
         [ "$(cat training/compute/gpu_preload.p* | cksum)" = "$(cat \
             "$folder"/lib/python*/site-packages/attention_gpu_preload.p* 2>/dev/null | cksum)" ] || install_preload

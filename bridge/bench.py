@@ -25,6 +25,7 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 from bridge.loop.settings import ENGINES, PRECISIONS
 from formats.atomic import write_atomically
 from formats.errors import UserError, first_line
+from formats.param_reader import ParamFileError
 from training.settings.config import parse
 from training.settings.exit_code import exit_code
 from training.settings.fields import LOOSE, option
@@ -50,7 +51,7 @@ class BenchConfig:
     compile: str = option("auto", "how steps run; auto: every way", choices=ENGINES)
     device: str = option("auto", "cuda, cuda:1 or cpu; auto: a GPU if there is one")
     threads: Optional[int] = option(
-        None, "threads of the CPU; default: $OMP_NUM_THREADS, else all physical cores"
+        None, "threads of the CPU; default: $OMP_NUM_THREADS, else all idle physical cores"
     )
     size: int = option(32, "edge of the images in pixels")
     output: Optional[str] = option(None, "write the numbers to this JSON file", metavar="FILE")
@@ -72,6 +73,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _run(config: BenchConfig) -> int:
+    from bridge.graph.symbol_graph import SymbolError
     from bridge.loop.announce import describe_device
     from bridge.loop.prepare import choose_device
 
@@ -81,9 +83,15 @@ def _run(config: BenchConfig) -> int:
     peaks = measure_peaks(device)
     for name, rate in peaks.items():
         print(f"peak of a {name}: {tera(rate)}", flush=True)
-    rows = []
+    rows, without = [], []
     for path in config.symbols:
-        for row in measure_network(path, config, device):
+        try:
+            measured = measure_network(path, config, device)
+        except (UserError, SymbolError, ParamFileError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            measured = []
+        without += [] if measured else [path]
+        for row in measured:
             row["share_of_peak"] = row["flop_per_sec"] / max(peaks.values())
             print(
                 f"{path} {row['precision']} {row['engine']}: "
@@ -95,6 +103,8 @@ def _run(config: BenchConfig) -> int:
     if config.output:
         content = {"device": about, "peaks": peaks, "networks": rows}
         write_atomically(config.output, json.dumps(content, indent=2).encode() + b"\n")
+    if without:
+        raise UserError(f"{', '.join(without)}: cannot be measured here, for the reasons above")
     return 0
 
 
@@ -207,7 +217,7 @@ def _forward_flops(module: Any, image: Any) -> tuple[float, int]:
     try:
         with inference(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
             logits = module(image)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
         raise UserError(
             f"the network cannot compute an image of {size}: {first_line(error)}. Give the symbol "
             "of a classifier, and its images' --size"

@@ -48,7 +48,7 @@ class ScoreConfig:
     count: int = option(0, "only the first test images; 0: all")
     device: str = option("auto", "cuda, cuda:1 or cpu; auto: a GPU if there is one")
     threads: Optional[int] = option(
-        None, "threads of the CPU; default: $OMP_NUM_THREADS, else all physical cores"
+        None, "threads of the CPU; default: $OMP_NUM_THREADS, else all idle physical cores"
     )
     output: Optional[str] = option(None, "write logits and labels to this .npz", metavar="FILE")
 

@@ -17,6 +17,7 @@ import time
 
 STARTED = time.monotonic()  # before PyTorch, which takes seconds to import
 
+import importlib  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Mapping, Sequence  # noqa: E402
@@ -30,14 +31,23 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
     take_threads(sys.argv[1:], wait_policy={})
 
 from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
-from formats.errors import quoted  # noqa: E402
+from formats.errors import UserError, first_line, quoted  # noqa: E402
+from training.classifier.config import OVERRIDES  # noqa: E402
 from training.classifier.recipes import NO_SMALL, RECIPES, with_recipe  # noqa: E402
 from training.records.run_folder import weight_files  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
 from training.settings.exit_code import INTERRUPTED_EXIT, exit_code  # noqa: E402
 from training.settings.idle import check_idle  # noqa: E402
+from training.settings.run_config import words_of  # noqa: E402
 
 PROG = "python -m bridge.train"
+# Of a process, not of its run: what a resume does not say has its default.
+OF_PROCESS: Mapping[str, Any] = {
+    "stop_after": 0.0,
+    "device": "auto",
+    "compile": "auto",
+    "threads": None,
+}
 UNFINISHED_EXIT = 75  # --stop-after ended it: EX_TEMPFAIL of sysexits.h, try again
 
 
@@ -56,6 +66,8 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     config.check()
     if not config.resume:
         check_idle(config, given)
+    if config.tensorboard:
+        _require_board()
     from bridge.loop.prepare import prepare, with_start
 
     prepared = prepare(with_start(config, given), argv, STARTED)
@@ -63,7 +75,13 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
         result = prepared.fit.run_epochs()
     folder = prepared.run.folder
     if result.signal is not None or result.out_of_time:
-        print(f"saved; go on with: {PROG} --resume {quoted(folder)}", flush=True)
+        # A first start's other settings are in config.json.
+        again = [name for name in RESUMABLE if name != "data_changed"]
+        again = again if config.resume else [name for name in again if name in OF_PROCESS]
+        told = [word for name in again for word in words_of(name, given)]
+        print(
+            f"saved; go on with: {' '.join([PROG, '--resume', quoted(folder), *told])}", flush=True
+        )
         if result.out_of_time:
             return UNFINISHED_EXIT
         return INTERRUPTED_EXIT if result.signal == signal.SIGINT else 0
@@ -71,10 +89,23 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     return 0
 
 
+def _require_board() -> None:
+    """Refuse ``--tensorboard`` at the start where event files cannot be written."""
+    try:
+        importlib.import_module("mxboard.summary")
+    except ImportError as error:
+        raise UserError(
+            "--tensorboard needs MXBoard and MXNet in this environment "
+            f"({first_line(error)}). Leave it out; a run goes on with --no-tensorboard"
+        ) from error
+
+
 def chosen_settings(given: Mapping[str, Any]) -> BridgeConfig:
     """Return the settings of a recipe with the user's; the network is the symbol's."""
     recipe = given.get("recipe", "pistony")
-    settings = {**with_recipe(RECIPES, recipe, given)}
+    # What a recipe says of the network itself is not for a network that is there already.
+    whole = with_recipe(RECIPES, recipe, given)
+    settings = {k: v for k, v in whole.items() if k in given or k not in OVERRIDES}
     if settings.get("small_epochs") and "small_epochs" not in given:
         settings |= NO_SMALL
         print(
@@ -94,10 +125,7 @@ def _saved(given: Mapping[str, Any]) -> BridgeConfig:
     settings = dict(read_config(folder))
     settings.pop("max_file_mb", None)  # of older records: files in pieces
     saved = from_dict(BridgeConfig, settings)
-    # Of this process, not of the run: a later one that does not say so has no limit.
-    saved = replace(
-        saved, stop_after=0.0, device="auto", compile="auto", threads=None, data_changed=False
-    )
+    saved = replace(saved, **OF_PROCESS, data_changed=False)
     here = {name: given[name] for name in RESUMABLE if name in given}
     return replace(saved, **here, resume=folder)
 

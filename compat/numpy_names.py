@@ -23,7 +23,7 @@ def _msort(a: Any) -> Any:
 
 
 # What to take for a name that NumPy lacks: another of its names, or a value. In which release it
-# went is in brackets; the last five are stubs that raise, as they have done since NumPy 1.20.
+# went is in brackets; the last six are stubs that raise, as they have done since NumPy 1.20.
 OTHER_NAMES = {
     "bool": "bool_",  # (1.24) NumPy 2 has it again, with this meaning
     "alltrue": "all",  # (2.0)

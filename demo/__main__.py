@@ -55,7 +55,9 @@ class DemoConfig:
     classifier: Optional[str] = option(
         None, "a further file of a network with soft masks", metavar="FILE"
     )
-    threads: Optional[int] = option(None, "CPU threads (default: physical cores)")
+    threads: Optional[int] = option(
+        None, "threads of the CPU; default: $OMP_NUM_THREADS, else all idle physical cores"
+    )
 
     def check(self) -> None:
         """Raise UserError for what cannot be."""

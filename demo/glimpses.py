@@ -16,8 +16,9 @@ from model.registry import create_model
 from model.weights.known import known_of
 from model.weights.loading import load_parameters
 from training.data.dataset import ImageData
-from training.glimpse.canvas import CANVASES, draw_canvases
+from training.glimpse.canvas import draw_canvases
 from training.glimpse.config import SPEC_FIELDS
+from training.glimpse.data import TASKS
 from training.glimpse.loaders import known_settings
 from training.glimpse.view import look
 
@@ -51,9 +52,15 @@ class GlimpseModel:
                 f"{path}: nothing says which glimpse model this is; give a published file, one "
                 "with its card, or one in the folder of its run"
             )
+        dataset = str(known.get("dataset", ""))
+        if dataset.startswith("folder:"):
+            raise UserError(
+                f"{path}: its images are those of {dataset}, not digits; give a model of digits, "
+                "or draw this one's looks with train_mnist_glimpse.py --plot"
+            )
         fields = {name: known[name] for name in SPEC_FIELDS if known.get(name) is not None}
         self.net = create_model(known["model"], **fields)
-        self.canvas = CANVASES.get(known.get("dataset", ""))
+        self.canvas = TASKS.get(dataset, ("", None))[1]
         status = load_parameters(self.net, path, [mx.cpu()])
         native = self.net.use_operator()
         self.net.hybridize()

@@ -106,7 +106,8 @@ class Demo:
             digit = read_drawing(drawing)
         place = (_fraction(query, "x"), _fraction(query, "y"))
         seen = model.see(digit, _whole(query, "seed", MAX_SEED), *place)
-        return {**seen, "label": label, "card": model.card}
+        placed = model.canvas is not None
+        return {**seen, "placed": placed, "label": label, "card": model.card}
 
     def see_picture(self, query: Mapping[str, str], picture: bytes) -> dict[str, Any]:
         """Answer for an uploaded picture, or for test image ``test``."""

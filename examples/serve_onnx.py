@@ -41,7 +41,7 @@ except ModuleNotFoundError as missing:
 HOST = "127.0.0.1"
 MAX_BYTES = 10_000_000
 MAX_PIXELS = 50_000_000
-TIMEOUT_SEC = 10  # for a request to arrive
+TIMEOUT_SEC = 10  # for more of a request to arrive
 TOP = 5
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_SIZE = 4096
@@ -252,7 +252,8 @@ class Classifier:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise ServeError(f"{width}x{height} pixels are more than {MAX_PIXELS}")
-                picture.draft("RGB", (2 * self.size, 2 * self.size))
+                edge = 2 * round(self.size / self.crop)  # at least twice what is shown
+                picture.draft("RGB", (edge, edge))
                 picture = _as_rgb(ImageOps.exif_transpose(picture))
         except ServeError:
             raise

@@ -77,7 +77,8 @@ class HybridLoss(nn.HybridBlock):
     """
 
     # Of one image, means over its rollouts: loss terms in nats or as they enter the loss but
-    # without their weights, share of right decisions, and |sample - mean| of the policy's steps.
+    # without their weights, share of right decisions, and |sample - mean| of all T locations, a
+    # given first one included, which has 0.
     TERMS = ("cross_entropy", "baseline", "reinforce", "reward", "correct", "location_spread")
 
     def __init__(self, net: RecurrentAttention, weights: LossWeights, **kwargs: Any) -> None:

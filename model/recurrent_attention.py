@@ -188,7 +188,8 @@ class RecurrentAttention(nn.HybridBlock):
         spec = self.spec
 
         def value(parameter: Any) -> Any:
-            return parameter.var() if F is mx.sym else parameter.data(image.context)
+            # The operator writes gradients where grad_req "add" asks to add them; a copy adds.
+            return F.identity(parameter.var() if F is mx.sym else parameter.data(image.context))
 
         layers = [getattr(self.sensor, f"fc{number}") for number in (1, 2, 3, 4)]
         layers += [self.rnn.i2h, self.rnn.h2h, self.locator.fc, self.locator.fc_lt]

@@ -57,9 +57,12 @@ def create_model(name: str, classes: Optional[int] = None, **overrides: Any) -> 
         When the name, an override or its value is impossible; the message gives the nearest name
         and everything that is available.
     """
+    if classes is not None and classes < 1:
+        raise ModelError(f"cannot build {name}: {classes} classes; give 1 or more")
     if name.startswith(PREFIX):
         try:
-            return build_zoo_network(name, classes or DEFAULT_CLASSES, **overrides)
+            number = DEFAULT_CLASSES if classes is None else classes
+            return build_zoo_network(name, number, **overrides)
         except (ValueError, TypeError) as error:
             raise ModelError(f"cannot build {name}: {error}") from error
     if name not in FAMILIES:

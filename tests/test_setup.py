@@ -355,6 +355,12 @@ def test_every_environment_gets_the_patches_and_follows_them(machine: Machine) -
         (copy / "table.py").write_text("first")
         assert machine.run("cpu", ".venv").returncode == 0
         assert len(calls.read_text().splitlines()) == count
+    (copy / "table.py").write_text("second")
+    assert machine.run("cpu", ".venv").returncode == 0
+    assert len(calls.read_text().splitlines()) == 2
+    (machine.folder / "compat/attention_compat.pth").write_text("import attention_compat")
+    assert machine.run("cpu", ".venv").returncode == 0
+    assert len(calls.read_text().splitlines()) == 3
     assert machine.pip_calls() == 1  # the environment itself was not made anew
 
 
@@ -373,6 +379,19 @@ def test_a_uv_that_fails_gives_way_to_pip(machine: Machine) -> None:
     answer = machine.run("cpu", ".venv")
     assert answer.returncode == 0, answer.stderr
     assert machine.pip_calls() == 1
+
+
+def test_an_environment_that_uv_makes_has_pip(machine: Machine) -> None:
+    path = machine.add_python("python3.11", "3.11")
+    asked = machine.folder / "ensurepip_calls"
+    text = path.read_text().replace("*ensurepip*) true", f"*ensurepip*) echo $* >>'{asked}'")
+    path.write_text(text)
+    machine.add_command(
+        "uv", f"[ $1 = pip ] || {{ mkdir -p .venv/bin; cp '{path}' .venv/bin/python; }}"
+    )
+    assert machine.run("cpu", ".venv").returncode == 0
+    assert machine.pip_calls() == 0
+    assert "-m ensurepip" in asked.read_text().splitlines()
 
 
 @pytest.fixture

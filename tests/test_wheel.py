@@ -48,6 +48,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     index = [sys.executable, *PIP, "download", "--no-deps", "-d", str(folder), "hatchling"]
     found = subprocess.run(index, capture_output=True, text=True, check=False)
+    assert "No module named pip" not in found.stderr, "this environment has no pip"
     if found.returncode:
         reason = (found.stderr.strip().splitlines() or ["no message"])[-1]
         pytest.skip(f"no package index can be reached: {reason}")

@@ -159,6 +159,7 @@ class Worker:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._unread:
                 if not selector.select(max(0.0, end - time.monotonic())):
+                    self._process.kill()  # or its late answer would be taken for the next one
                     self._fail(f"did not answer within {self.timeout_sec:g} s")
                 read = os.read(self._process.stdout.fileno(), 65536)
                 if not read:

@@ -67,7 +67,7 @@ def fill(config: Config, machines: Machines, table: Table) -> None:
     if config.scaling:
         table.keep("scaling", bench_scaling.measure(bench_scaling.Config()))
     if config.epoch:
-        table.keep("epoch", bench_epoch.measure_all(bench_epoch.Config(data_dir=config.data_dir)))
+        table.keep("epoch", bench_epoch.measure_apart(config.data_dir, config.threads))
 
 
 def fill_inference(

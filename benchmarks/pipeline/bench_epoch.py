@@ -1,19 +1,26 @@
 """Does the network wait for its data? ``python -m benchmarks.pipeline.bench_epoch --data-dir DIR``.
 
 The same steps of training are made with batches from the input pipeline, as the scripts build it,
-and with one batch that lies ready, in turn. The ratio of their times is the share of an epoch that
-is the network's; 1 means that the pipeline costs nothing.
+and with one batch that lies ready, in turn, by the project's operators where they can be built. The
+ratio of their times is the share of an epoch that is the network's; 1 means that the pipeline costs
+nothing.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from benchmarks.harness.interleave import ROOT
 from benchmarks.harness.report import begin, headline, store
+from formats.errors import UserError
 from training.compute.thread_choice import take_threads
 from training.settings.config import parse
 from training.settings.exit_code import exits
@@ -46,16 +53,10 @@ def measure(config: Config, model: str) -> dict[str, float]:
     """Return seconds of a step with the pipeline and without, and the share of the network."""
     import mxnet as mx
 
-    from model import create_model
     from training.augmentation.augment import Augmentation
     from training.batches.in_memory import TrainBatches
-    from training.classifier.config import ClassifierConfig
-    from training.compute.devices import hybridize_options
-    from training.compute.optimizer import build_trainer
     from training.data.catalogue import load_dataset
-    from training.loop.engine import Updater
     from training.loop.engine import measure as finish
-    from training.loop.task import ClassificationTask
 
     name = config.dataset if config.data_dir else "shapes"
     data = load_dataset(name, config.data_dir, download=False)
@@ -68,11 +69,7 @@ def measure(config: Config, model: str) -> dict[str, float]:
         classes=data.classes,
         seed=0,
     )
-    net = create_model(model, data.classes)
-    net.initialize(mx.init.MSRAPrelu())
-    net.hybridize(**hybridize_options(config.precision))
-    settings = ClassifierConfig(optimizer="nag", batch_size=config.batch_size, lr=0.01)
-    updater = Updater(ClassificationTask(net, build_trainer(net, settings), [mx.cpu()]))
+    updater = _updater(config, model, data.classes)
     stream = endless(batches, config.prefetch)
     ready = next(stream)
 
@@ -92,6 +89,32 @@ def measure(config: Config, model: str) -> dict[str, float]:
     return {"seconds": fed / count, "seconds_alone": alone / count, "share": alone / fed}
 
 
+def _updater(config: Config, model: str, classes: int) -> Any:
+    """Return what makes the steps of a new network, computed as a training computes it."""
+    import mxnet as mx
+
+    from machine.processor import Unavailable
+    from model import create_model
+    from model.execution.fused_training import fuse
+    from training.classifier.config import ClassifierConfig
+    from training.compute.devices import hybridize_options, use_precision
+    from training.compute.optimizer import build_trainer
+    from training.loop.engine import Updater
+    from training.loop.task import ClassificationTask
+
+    net = create_model(model, classes)
+    net.initialize(mx.init.MSRAPrelu())
+    try:
+        fuse(net, config.precision)
+        amp = "float32"
+    except Unavailable:
+        amp = config.precision
+    use_precision(amp, [mx.cpu()])
+    net.hybridize(**hybridize_options(amp))
+    settings = ClassifierConfig(optimizer="nag", batch_size=config.batch_size, lr=0.01)
+    return Updater(ClassificationTask(net, build_trainer(net, settings), [mx.cpu()]))
+
+
 def endless(batches: Any, prefetch: int) -> Iterator[Any]:
     """Yield batches of one epoch after the other."""
     epoch = 0
@@ -102,12 +125,31 @@ def endless(batches: Any, prefetch: int) -> Iterator[Any]:
 
 def measure_all(config: Config) -> dict[str, dict[str, float]]:
     """Return `measure` of each network, by name."""
-    import mxnet as mx
+    from model.execution.threads import copy_on_one_thread
 
-    from training.compute.devices import use_precision
-
-    use_precision(config.precision, [mx.cpu()])
+    copy_on_one_thread()  # as every training does
     return {model: measure(config, model) for model in config.models}
+
+
+def measure_apart(data_dir: Optional[str], threads: int) -> dict[str, dict[str, float]]:
+    """Return `measure_all` of a process of its own, which takes so many threads.
+
+    Raises
+    ------
+    UserError
+        When it fails; its own message is on the terminal.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "epoch.json")
+        command = [sys.executable, "-m", "benchmarks.pipeline.bench_epoch", "--out", out]
+        command += ["--data-dir", os.path.abspath(data_dir)] if data_dir else []
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        if done.returncode:
+            raise UserError(f"bench_epoch.py ended with exit code {done.returncode}")
+        with open(out, encoding="utf-8") as file:
+            found: dict[str, dict[str, float]] = json.load(file)["networks"]
+    return found
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:

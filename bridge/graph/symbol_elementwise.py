@@ -92,7 +92,7 @@ def cast(x: Tensor, *, dtype: str) -> Tensor:
 
 @operator("clip")
 def clip(x: Tensor, *, a_min: float, a_max: float) -> Tensor:
-    return torch.clamp(x, a_min, a_max)
+    return torch.clamp(x, a_min, a_max).to(x.dtype)
 
 
 def maximum(a: Tensor, b: Tensor) -> Tensor:

@@ -74,7 +74,12 @@ class Graph(NamedTuple):
 
 
 def parse_attribute(text: str) -> Any:
-    """Return the value of an attribute: number, tuple, bool, None, or the text itself."""
+    """Return the value of an attribute: number, tuple, bool, None, or the text itself.
+
+    MXNet reads booleans in any case.
+    """
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

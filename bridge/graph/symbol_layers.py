@@ -164,7 +164,8 @@ def pooling(
         for n, s, k, length, p in zip(counts, stride, kernel, x.shape[2:], pad)
     ]
     if pool_type == "max":
-        if any(beyond):
+        # PyTorch itself pads by at most half a window.
+        if any(beyond) or any(2 * p > k for p, k in zip(pad, kernel)):
             x, pad = _padded(x, pad, beyond, float("-inf")), (0,) * axes
         return MAX_POOLINGS[axes](x, kernel, stride, pad)
     return _average(x, (kernel, stride, pad), beyond, pool_type, count_include_pad)
@@ -218,8 +219,10 @@ def bilinear_resize(
         raise ValueError(f"BilinearResize2D in mode {mode!r}; available: size, like")
     if mode == "like":
         target = tuple(like.shape[2:])
-    elif scale_height is not None or scale_width is not None:
-        scales = scale_height or 1.0, scale_width or 1.0
+    elif scale_height is not None:  # which alone decides for both in MXNet
+        if scale_width is None:
+            raise ValueError("BilinearResize2D with scale_height needs scale_width too")
+        scales = scale_height, scale_width
         target = tuple(int(scale * length) for scale, length in zip(scales, x.shape[2:]))
     else:
         target = (height, width)

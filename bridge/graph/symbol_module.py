@@ -21,7 +21,13 @@ import bridge.graph.symbol_elementwise
 import bridge.graph.symbol_layers
 import bridge.graph.symbol_reductions  # noqa: F401  (these four fill the table of operators)
 from bridge.graph.symbol_code import generate
-from bridge.graph.symbol_graph import MAX_JSON_CHARACTERS, Graph, SymbolError, parse_symbol
+from bridge.graph.symbol_graph import (
+    MAX_JSON_CHARACTERS,
+    Graph,
+    SymbolError,
+    parse_attribute,
+    parse_symbol,
+)
 from formats.atomic import PathLike
 from formats.digest import verify_digest
 from formats.param_file import write_params
@@ -271,6 +277,6 @@ def _fixed_scales(graph: Graph) -> set[str]:
     return {
         graph.nodes[node.inputs[1][0]].name
         for node in graph.nodes
-        if node.op == "BatchNorm" and node.attrs.get("fix_gamma", "True") in ("True", "1")
+        if node.op == "BatchNorm" and parse_attribute(node.attrs.get("fix_gamma", "True"))
         if len(node.inputs) > 1
     }

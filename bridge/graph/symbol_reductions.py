@@ -125,7 +125,7 @@ def one_hot(
     places = torch.arange(depth, device=indices.device)
     hit = indices.to(torch.int64).unsqueeze(-1) == places
     kind = DTYPES[dtype]
-    return off_value + hit.to(kind) * (on_value - off_value)
+    return (off_value + hit.to(kind) * (on_value - off_value)).to(kind)
 
 
 @operator("gather_nd")
@@ -167,6 +167,7 @@ def arange_like(
 ) -> Tensor:
     count = x.numel() if axis is None else x.shape[axis]
     numbers = torch.arange(-(-count // repeat), dtype=counting(x), device=x.device) * step + start
+    numbers = numbers.to(counting(x))  # a fraction would make floats of whole numbers
     numbers = numbers.repeat_interleave(repeat)[:count] if repeat > 1 else numbers
     return numbers.reshape(x.shape) if axis is None else numbers
 

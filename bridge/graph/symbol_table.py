@@ -60,7 +60,7 @@ def prepare(node: Node) -> Call:
         raise SymbolError(
             f"node {node.name!r} is the operator {node.op!r}, which is not known here. Known: "
             f"{', '.join(sorted(OPERATORS))}. Use one of these in the network, make what is random "
-            "an input, or add the operator to bridge/symbol_*.py."
+            "an input, or add the operator to bridge/graph/symbol_*.py."
         )
     found = OPERATORS[node.op]
     keywords = [
@@ -76,7 +76,7 @@ def prepare(node: Node) -> Call:
         raise SymbolError(
             f"node {node.name!r} ({node.op}) has the attribute {unknown[0]} = "
             f"{values[unknown[0]]!r:.80}, which is not known here. Known: {known}. Leave it out of "
-            "the network, or add it to the function in bridge/symbol_*.py."
+            "the network, or add it to the function in bridge/graph/symbol_*.py."
         )
     keys = dict.fromkeys(given)
     try:

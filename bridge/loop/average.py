@@ -22,7 +22,7 @@ class TensorAverage:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
-        self.tensors, self.decay = dict(tensors), decay
+        self.tensors, self.decay, self._begun = dict(tensors), decay, False
         self.values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     @torch.no_grad()
@@ -30,7 +30,7 @@ class TensorAverage:
         """Take the parameters after `step` updates into the average; most updates are skipped."""
         if step % EVERY:
             return
-        steps = step // EVERY
+        self._begun, steps = True, step // EVERY
         keep = min(self.decay**EVERY, (1 + steps) / (10 + steps))
         values = list(self.values.values())
         torch._foreach_mul_(values, keep)
@@ -40,8 +40,9 @@ class TensorAverage:
         """Return the average by name."""
         return {name: value.cpu().numpy() for name, value in self.values.items()}
 
-    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on from the arrays of a saved state, whose names begin with ``average:``."""
+    def load(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
+        """Go on from the arrays of a state, saved after `step` updates: those of ``average:``."""
+        self._begun = step >= EVERY
         for name, value in self.values.items():
             saved = arrays.get(f"average:{name}")
             if saved is None or saved.shape != tuple(value.shape):
@@ -53,7 +54,10 @@ class TensorAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the network the averaged parameters, and its own again at the end."""
+        """Give the network the average, if it has begun, and its own parameters at the end."""
+        if not self._begun:
+            yield
+            return
         own = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
         try:
             self._assign(self.values)

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
 import torch  # type: ignore[import-not-found]
 
@@ -86,15 +86,23 @@ def candidates(updater: Updater) -> Sequence[str]:
 
 
 def choose_step(
-    updater: Updater, engine: str, batch: tuple[Tensor, Tensor], until: float
+    updater: Updater,
+    engine: str,
+    batch: tuple[Tensor, Tensor],
+    until: float,
+    before: Optional[str] = None,
 ) -> tuple[Step, str, dict[str, float]]:
     """Return the step, the name of its engine, and the images/s of every engine measured.
 
-    ``auto`` measures; an engine that fails is left out with a line on standard error. No engine is
-    begun after the time `until` (of `time.monotonic`). Parameters, state and sums are afterwards as
-    they were.
+    ``auto`` takes `before`, which a run that goes on had, where that works here; else it measures.
+    An engine that fails is left out with a line on standard error. No engine is begun after the
+    time `until` (of `time.monotonic`). Parameters, state and sums are afterwards as they were.
     """
     with unchanged(updater):
+        if before == "eager":
+            return build_step(updater, before, batch), before, {}
+        if before and _rate(updater, before, batch):
+            return build_step(updater, before, batch), before, {}
         if engine != "auto":
             return build_step(updater, engine, batch), engine, {}
         names = candidates(updater)
@@ -104,18 +112,22 @@ def choose_step(
         for name in names:
             if rates and time.monotonic() > until:
                 break
-            try:
-                rates[name] = measure_step(build_step(updater, name, batch), batch)
-            except Exception as error:
-                print(
-                    f"note: --compile {name} does not work here: {first_line(error)}",
-                    file=sys.stderr,
-                )
+            if rate := _rate(updater, name, batch):
+                rates[name] = rate
             gc.collect()  # a loser's graph keeps its memory
         if not rates:
             raise UserError("no way of running a step works here; the reasons are above")
         best = max(rates, key=lambda name: rates[name])
         return build_step(updater, best, batch), best, rates
+
+
+def _rate(updater: Updater, name: str, batch: tuple[Tensor, Tensor]) -> Optional[float]:
+    """Return the images/s of an engine; None where it does not work here, which is told."""
+    try:
+        return measure_step(build_step(updater, name, batch), batch)
+    except Exception as error:
+        print(f"note: --compile {name} does not work here: {first_line(error)}", file=sys.stderr)
+        return None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ The counterpart of `training.loop.fit` for MXNet, with the same rules and record
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,24 +21,26 @@ from bridge.loop.device_batches import DeviceBatches, DeviceImages
 from bridge.loop.engine import Pace, Step
 from bridge.loop.scoring import score
 from bridge.loop.settings import BridgeConfig
-from bridge.loop.state import save_state
+from bridge.loop.state import collect_state, write_state
 from bridge.loop.status_line import SECONDS, StatusLine
 from bridge.loop.updater import Updater
+from formats.digest import digest_path
 from formats.errors import UserError
 from formats.param_file import write_params
+from training.augmentation.draws import dropout_seed
 from training.batches.scores import Scores
 from training.records.cards import Cards
 from training.records.epochs import Epochs
 from training.records.interruption import Interrupted, Interruption
 from training.records.run import Run
-from training.records.run_folder import BEST_FILE, LAST_FILE
+from training.records.run_folder import BEST_FILE, LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress
 
 
 class Job(NamedTuple):
     """What is trained on what: everything is on one device. ``engine`` is the name of ``step``'s
     way of running; ``valid`` is None when no images are held out. ``card`` is the start of
-    `training.records.cards.Cards`."""
+    `training.records.cards.Cards`; ``drops_out`` says that the network has dropout."""
 
     updater: Updater
     step: Step
@@ -47,6 +50,7 @@ class Job(NamedTuple):
     test: DeviceImages
     average: Optional[TensorAverage]
     card: Mapping[str, Any] = {}
+    drops_out: bool = False
 
 
 class Result(NamedTuple):
@@ -98,8 +102,11 @@ class TorchFit(Epochs):
             When the training diverges; the last checkpoint before is kept.
         """
         progress, scores = self.progress, None
-        if not progress.step:
-            self._save_state()  # from here on the run can be resumed, whenever it is killed
+        state = self.run.folder / STATE_FILE
+        # Also where a process was killed between the file and its digest: a finished run saves no
+        # more.
+        if not (progress.step and os.path.exists(digest_path(state))):
+            self._write(self._state())  # from here on it can be resumed, whenever it is killed
         with Interruption() as interruption:
             self._signalled = interruption.stop
             while self.goes_on():
@@ -131,6 +138,8 @@ class TorchFit(Epochs):
                     raise Interrupted
                 image, label = train.make(plan)
                 self.updater.set_rate(self.rate(progress.step + 1), progress.step + 1)
+                if self.job.drops_out:  # a run that goes on draws the same masks
+                    torch.manual_seed(dropout_seed(self.config.seed, progress.step))
                 self.job.step(image, label)
                 pace.step()
                 progress.step += 1
@@ -208,16 +217,19 @@ class TorchFit(Epochs):
     def _save(self, count_time: bool = True, row: Optional[Mapping[str, Any]] = None) -> None:
         if count_time:
             self.count_time()
+        state = self._state()  # refuses a network that is not finite before a file is replaced
         if self._best:
             write_params(self.run.folder / BEST_FILE, self._best, card=self._best_card)
             self._best = None
         card = self._cards.at(self.progress.epoch, row)
         with self._averaged():
             write_params(self.run.folder / LAST_FILE, self.module.param_arrays(), card=card)
-        self._save_state()
+        self._write(state)
         self._saved = time.monotonic()
 
-    def _save_state(self) -> None:
-        job, folder = self.job, self.run.folder
-        card = self._cards.at(self.progress.epoch)
-        save_state(folder, self.updater, self.progress, job.average, job.engine, card)
+    def _state(self) -> dict[str, np.ndarray]:
+        job = self.job
+        return collect_state(self.updater, self.progress, job.average, job.engine)
+
+    def _write(self, state: Mapping[str, np.ndarray]) -> None:
+        write_state(self.run.folder, state, self._cards.at(self.progress.epoch))

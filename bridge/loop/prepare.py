@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
+from bridge.graph.symbol_graph import parse_symbol
 from bridge.graph.symbol_module import SymbolModule, read_symbol
 from bridge.loop.announce import announce, describe_device, note_in_env
 from bridge.loop.average import TensorAverage
@@ -43,8 +44,9 @@ from training.records.environment import describe, warn_threads
 from training.records.run import Run
 from training.records.run_folder import default_folder
 from training.records.run_progress import Progress
-from training.records.state_file import load_state
+from training.records.state_file import load_state, normalization_before
 from training.settings.config import from_dict, to_dict
+from training.settings.run_config import flags_of
 
 SYMBOL_FILE = "symbol.json"
 HALF = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,16 +76,14 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     if config.resume:
         progress, arrays, meta = load_state(config.resume)
     module, symbol = _network(config, arrays)
-    noted = _described(symbol)
-    if not config.model:
-        config = replace(config, **{key: noted[key] for key in ("model", *NOTED) if key in noted})
+    config = with_network(config, _described(symbol))
     data = open_dataset(config)
     if config.resume:  # first, because it says best what is wrong
         compare_with_record(progress, identity_of(data), config.data_changed)
     elif config.symbol:
         _warn_of_other_rows(config.start or default_weights(config.symbol), data)
     classes = count_logits(module, data)
-    loaders = build_loaders(config, data, classes)
+    loaders = build_loaders(_as_before(config), data, classes)
     config.check_judged(loaders.valid is not None)
     if loaders.identity:
         progress.data = loaders.identity.to_dict()
@@ -93,7 +93,7 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
         restore(updater, arrays, meta)
         warn_threads(progress.threads, describe()["threads"]["effective"])
         if average and progress.step:
-            average.load(arrays)
+            average.load(arrays, progress.step)
     else:
         progress.threads = describe()["threads"]["effective"]
     deadline = started + config.stop_after if config.stop_after else float("inf")
@@ -102,11 +102,11 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
         data.train.images.shape[1], loaders.train.mean, loaders.train.std, tuple(data.class_names)
     )
     card = {
-        "network": _section(symbol, config, classes),
+        "network": _section(symbol, config, classes) if config.model else {"classes": classes},
         **expected.card_sections(),
         "data": data_section(loaders.identity or identity_of(data)),
     }
-    job = job._replace(card=card if config.model else {**card, "network": {"classes": classes}})
+    job = job._replace(card=card, drops_out=_drops_out(symbol))
     run = _open_run(config, argv, progress, loaders, expected, symbol)
     try:
         note = {"engine": job.engine, "images_per_sec": rates, **describe_device(device)}
@@ -131,6 +131,18 @@ def with_start(config: BridgeConfig, given: Mapping[str, Any]) -> BridgeConfig:
         return config
     print(f"normalization: that of {path} ({origin}); --normalization names another")
     return replace(config, normalization=normalization_text(expected.mean, expected.std))
+
+
+def _drops_out(symbol: str) -> bool:
+    return any(node.op == "Dropout" for node in parse_symbol(symbol).nodes)
+
+
+def _as_before(config: BridgeConfig) -> BridgeConfig:
+    """Return the settings with the figures that a run has normalized its images by."""
+    if not config.resume:
+        return config
+    named = normalization_before(config.resume, config.normalization)
+    return replace(config, normalization=str(named))
 
 
 def _warn_of_other_rows(path: str, data: Any) -> None:
@@ -162,6 +174,8 @@ def choose_device(name: str) -> torch.device:
         ) from error
     if value != 2:
         raise UserError(f"--device {name} computes wrong numbers; use another one")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # where graphs are captured and events recorded
     return device
 
 
@@ -209,6 +223,34 @@ def default_weights(symbol: str) -> str:
     return found
 
 
+def with_network(config: BridgeConfig, noted: Mapping[str, Any]) -> BridgeConfig:
+    """Return the settings with those of the network that the exporter noted, `noted`.
+
+    A symbol without notes is what ``--model`` and the network's own settings say.
+
+    Raises
+    ------
+    UserError
+        When a network's own setting, such as ``wiring``, contradicts the notes, or has no network
+        that it belongs to.
+    """
+    if config.model and config.model != noted.get("model"):
+        return config
+    told = [] if config.resume else [key for key in NOTED if getattr(config, key) is not None]
+    if told and not noted:
+        raise UserError(
+            f"{', '.join(flags_of(told))}: the symbol does not say which network it is; name it "
+            "with --model too"
+        )
+    other = [key for key in told if getattr(config, key) != noted[key]]
+    if other:
+        raise UserError(
+            f"{', '.join(flags_of(other))}: the symbol is {noted['model']} as it was exported. "
+            "Leave it out, or export the network with it"
+        )
+    return replace(config, **{key: noted[key] for key in ("model", *NOTED) if key in noted})
+
+
 def _described(symbol: str) -> dict[str, Any]:
     """Return the settings of the network that the exporter noted at the symbol's first input."""
     try:
@@ -217,9 +259,21 @@ def _described(symbol: str) -> dict[str, Any]:
             key: json.loads(attributes[f"__{key}__"]) for key in NOTED if f"__{key}__" in attributes
         }
         noted["model"] = attributes.get("__network__", "")
+        section = json.loads(attributes.get("__card__", "{}"))  # settings that are no flags too
+        settings = section.get("settings", {}) if section.get("model") == noted["model"] else {}
+        noted = {**{key: settings[key] for key in NOTED if _is_flag(key, settings)}, **noted}
         return to_dict(from_dict(BridgeConfig, noted)) if noted["model"] else {}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, UserError):
         return {}
+
+
+def _is_flag(key: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a setting of a card is there and has a value that its flag takes too."""
+    try:
+        from_dict(BridgeConfig, {key: settings[key]})
+    except (UserError, KeyError):
+        return False
+    return True
 
 
 def _section(symbol: str, config: BridgeConfig, classes: int) -> dict[str, Any]:
@@ -247,7 +301,7 @@ def count_logits(module: Any, data: Any) -> int:
     try:
         with torch.no_grad():
             logits = module(torch.zeros(1, channels, height, width))
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
         raise UserError(
             f"the network cannot compute images {channels}x{height}x{width} of {data.name}: "
             f"{first_line(error)}"
@@ -286,11 +340,12 @@ def _job(
     """Put the data onto the device and choose how a step runs: as before, or by measuring."""
     device = updater.device
     train = DeviceBatches(loaders.train, device, config.channels_last)
-    engine = config.compile
-    if engine == "auto" and saved_engine and (device.type == "cuda" or saved_engine == "eager"):
-        engine = saved_engine
+    before = saved_engine if config.compile == "auto" else None
+    if device.type != "cuda" and before != "eager":
+        before = None
     batch = train.make(next(iter(loaders.train.plans(0, True, 0))))
-    step, engine, rates = choose_step(updater, engine, batch, deadline - SECONDS_TO_SAVE)
+    until = deadline - SECONDS_TO_SAVE
+    step, engine, rates = choose_step(updater, config.compile, batch, until, before)
     valid = DeviceImages(loaders.valid, device) if loaders.valid else None
     test = DeviceImages(loaders.test, device)
     return Job(updater, step, engine, train, valid, test, average), rates
@@ -305,7 +360,7 @@ def _open_run(
     symbol: str,
 ) -> Run:
     if config.resume:
-        return Run.resume(config.resume, progress.epoch)
+        return Run.resume(config.resume, progress.epoch, tensorboard=config.tensorboard)
     folder = Path(config.run_dir or default_folder(config.dataset, config.model or "bridge"))
     run = Run.create(folder, to_dict(config), ["-m", "bridge.train", *argv])
     train = loaders.train

@@ -20,13 +20,13 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 LEFT_OUT = (
     "images", "predict", "masks", "mask_output", "mask_score", "mask_images", "test", "finetune",
     "freeze", "fused", "list_models", "summary", "gpus", "histogram_every", "init",
-    "stem_init", "set",
+    "stem_init", "set", "classes", "keep", "on_nonfinite", "nonfinite_limit",
     "distributed", "scale_batch", "sync_batch_norm", "kvstore",
 )  # fmt: skip
 # What may be another at a resume: where things are and how fast they go, not what is computed.
 RESUMABLE = (
     "data_dir", "mirror", "download", "checkpoint_minutes", "device", "compile", "stop_after",
-    "threads", "data_changed",
+    "threads", "data_changed", "tensorboard",
 )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ class BridgeConfig(TrainConfig):
     stop_after: float = option(
         0.0, "save and end this many seconds after the start, exit code 75; 0: no limit"
     )
-    tensorboard: bool = option(False, "write event files too (needs MXBoard)")
+    tensorboard: bool = option(False, "write event files too (needs MXBoard and MXNet)")
 
     def check(self) -> None:
         """Raise UserError for a value outside its range."""

@@ -41,20 +41,15 @@ def trained_tensors(module: Any) -> dict[str, Tensor]:
     return trained
 
 
-def save_state(
-    folder: Path,
-    updater: Updater,
-    progress: Progress,
-    average: Optional[TensorAverage],
-    engine: str,
-    card: Optional[Mapping[str, Any]] = None,
-) -> None:
-    """Write ``resume.state``, with the card of the parameters.
+def collect_state(
+    updater: Updater, progress: Progress, average: Optional[TensorAverage], engine: str
+) -> dict[str, np.ndarray]:
+    """Return the arrays of ``resume.state``.
 
     Raises
     ------
     UserError
-        When a parameter or a state is not finite; the older file is then kept.
+        When a parameter or a state is not finite.
     """
     optimizer = updater.optimizer
     # In the order of the first file, so that a resumed run writes the same bytes.
@@ -81,7 +76,14 @@ def save_state(
         "scale": [updater.scale, updater.sound_steps],
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    write_params(folder / STATE_FILE, arrays, card=card)
+    return arrays
+
+
+def write_state(
+    folder: Path, state: Mapping[str, np.ndarray], card: Optional[Mapping[str, Any]] = None
+) -> None:
+    """Write ``resume.state``, with the card of the parameters."""
+    write_params(folder / STATE_FILE, state, card=card)
 
 
 @torch.no_grad()

@@ -5,10 +5,12 @@
   const run = newest($("glimpse"), "digit-error");
   const STEP = 0.1, PAUSE_MS = 650;
   let source = null;  // { drawing: Blob } or { test: number }
+  let drawn = 0;  // counts up where the pad is cleared
   let seen = null, image = null, seed = 0, first = { x: 0, y: 0 }, timer = null;
 
   // ---------------------------------------------------------------- drawing
   function clear() {
+    drawn += 1;
     brush.fillStyle = "#000";
     brush.fillRect(0, 0, pad.width, pad.height);
   }
@@ -42,7 +44,12 @@
   const end = () => {
     if (!last) return;
     last = null;
-    pad.toBlob((drawing) => { source = { drawing }; look(true); }, "image/png");
+    const before = drawn;
+    pad.toBlob((drawing) => {
+      if (before !== drawn) return;  // cleared meanwhile
+      source = { drawing };
+      look(true);
+    }, "image/png");
   };
   pad.addEventListener("pointerup", end);
   pad.addEventListener("pointercancel", end);
@@ -52,16 +59,20 @@
     if (!source) return;
     const query = { model: $("glimpse-model").value, seed, x: first.x.toFixed(3), y: first.y.toFixed(3) };
     if ("test" in source) query.test = source.test;
-    run(() => ask("digit", query, source.drawing || ""), async (answer) => {
-      image = await loadImage(answer.image);
+    const asked = source;
+    run(() => ask("digit", query, asked.drawing || ""), async (answer) => {
+      const loaded = await loadImage(answer.image);
+      if (source !== asked) return;  // cleared or drawn anew meanwhile
+      image = loaded;
       seen = answer;
-      if ("test" in source) {
+      if ("test" in asked && !last) {  // a stroke that has begun stays
         brush.imageSmoothingEnabled = false;
         brush.drawImage(image, 0, 0, pad.width, pad.height);
       }
       $("step").max = answer.looks.length;
       $("step").value = answer.looks.length;
       showCard("digit-card", answer.card);
+      $("reseed").hidden = !answer.placed;
       showPatches();
       if (inTurn && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();
       else { clearInterval(timer); show(); }
@@ -163,10 +174,7 @@
   $("take-digit").addEventListener("click", take);
   $("test-digit").addEventListener("keydown", (event) => { if (event.key === "Enter") take(); });
   $("reseed").addEventListener("click", () => { seed += 1; look(true); });
-  $("glimpse-model").addEventListener("change", () => {
-    $("reseed").hidden = $("glimpse-model").value !== "cluttered";
-    look();
-  });
+  $("glimpse-model").addEventListener("change", () => look());
 
   clear();
   run(() => ask("about", {}), (about) => {

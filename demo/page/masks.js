@@ -25,8 +25,11 @@
     if (!source) return;
     const query = { model: $("masks-model").value };
     if ("test" in source) query.test = source.test;
-    run(() => ask("picture", query, source.file || ""), async (answer) => {
-      image = await loadImage(answer.image);
+    const asked = source;
+    run(() => ask("picture", query, asked.file || ""), async (answer) => {
+      const loaded = await loadImage(answer.image);
+      if (source !== asked) return;  // another network, which has no test images here
+      image = loaded;
       seen = answer;
       showCard("picture-card", answer.card);
       const [best] = answer.classes;
@@ -88,11 +91,13 @@
 
   async function thumbnails() {
     let images = [];
+    const model = $("masks-model").value;
     try {
-      ({ images } = await ask("thumbnails", { model: $("masks-model").value }));
+      ({ images } = await ask("thumbnails", { model }));
     } catch (error) {
       $("picture-error").textContent = error.message;
     }
+    if (model !== $("masks-model").value) return;  // the newest choice counts
     $("thumbnails").replaceChildren(...images.map((address, index) => {
       const button = make("button"), picture = make("img");
       button.type = "button";
@@ -104,7 +109,12 @@
     }));
     if (images.length && !(source && source.file)) source = { test: 0 };
     else if (!(source && source.file)) source = null;
-    if (!source && !images.length) $("picture-answer").textContent = "Choose a picture of your own.";
+    if (!source) {
+      forget();  // what another network said must not stand under this one's name
+      $("picture-card").querySelector("summary").textContent = "";
+      $("picture-card").querySelector("dl").replaceChildren();
+      $("picture-answer").textContent = "Choose a picture of your own.";
+    }
     look();
   }
 

@@ -127,28 +127,39 @@ def own_preprocessing(path: PathLike) -> tuple[Optional[Preprocessing], str]:
     return None, ""
 
 
-def figures_of(normalization: str) -> Optional[Figures]:
+def figures_of(normalization: str, channels: Optional[int] = None) -> Optional[Figures]:
     """Return mean and standard deviation that a setting names; None for the data set's own.
 
     Parameters
     ----------
     normalization
         One of `NORMALIZATIONS`, or the numbers themselves, ``0.5,0.5,0.5/0.2,0.2,0.2``.
+    channels
+        Of the images; None: not known yet, 1 or 3.
 
     Raises
     ------
     UserError
-        When it is none of them.
+        When it is none of them, or has another number of channels.
     """
     if normalization == DATASET:
         return None
-    if normalization in FIGURES:
-        return FIGURES[normalization]
+    figures = FIGURES.get(normalization) or _figures(normalization)
+    if channels not in (None, len(figures[0])):
+        raise UserError(
+            f"--normalization {normalization}: it has {len(figures[0])} channel(s), the images "
+            f"have {channels}; give a mean and a standard deviation for each"
+        )
+    return figures
+
+
+def _figures(normalization: str) -> Figures:
     try:
         mean, deviation = (
             tuple(float(word) for word in part.split(",")) for part in normalization.split("/")
         )
-        sound = len(mean) == len(deviation) == 3 and all(map(math.isfinite, mean + deviation))
+        counts = len(mean), len(deviation)
+        sound = counts in ((1, 1), (3, 3)) and all(map(math.isfinite, mean + deviation))
         if sound and min(deviation) > 0:
             return mean, deviation
     except ValueError:
@@ -185,7 +196,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         channels = (len(known.mean), len(known.std))
         if (
             not 1 <= known.size <= MAX_SIZE
-            or channels != (3, 3)
+            or channels not in ((1, 1), (3, 3))
             or not (min(known.std) > 0 < known.crop <= 1)
         ):
             raise ValueError("impossible values")

@@ -225,7 +225,11 @@ def _slower_than_float32(
     net: nn.HybridBlock, quantized: PreparedNetwork, image: Any
 ) -> tuple[str, ...]:
     """Return a step that says so where 8 bits take no less time than prepared float32."""
-    int8, float32 = _seconds((quantized, prepare_inference(net, image[:BATCH])), image)
+    try:
+        prepared = prepare_inference(net, image[:BATCH])
+    except ValueError as error:  # the network in 8 bits is sound all the same
+        return (f"not compared with the time of float32: {error}",)
+    int8, float32 = _seconds((quantized, prepared), image)
     if int8 < float32:
         return ()
     ours, plain = f"{1e3 * int8:.3g} ms", f"float32 of prepare_inference {1e3 * float32:.3g} ms"

@@ -10,7 +10,6 @@ one. ``mx.gluon.SymbolBlock.imports`` reads both files as well.
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
 import json
 import os
@@ -26,7 +25,7 @@ from formats.param_reader import ParamFileError
 from formats.weight_file import read_weight_shapes
 from model.hybrid_loss import HybridLoss, LossWeights
 from model.recurrent_attention import RecurrentAttention
-from model.registry import DEFAULT_CLASSES, ModelError, create_model
+from model.registry import DEFAULT_CLASSES, ModelError, create_model, read_settings
 from model.weights.file_match import LoadError, find_model
 from model.weights.known import known_of
 from model.weights.network_card import network_section, recorded_network
@@ -47,7 +46,7 @@ def symbol_json(block: gluon.HybridBlock, note: Optional[Mapping[str, str]] = No
     Returns
     -------
     str
-        Inputs are called as the arguments of ``hybrid_forward``: ``image`` for a classifier.
+        Inputs are called as the arguments of ``hybrid_forward``, a single one ``image``.
     """
     owner = block.net if isinstance(block, HybridLoss) else block
     # The names under which save_parameters stores; Gluon has no public way to ask for them.
@@ -57,6 +56,7 @@ def symbol_json(block: gluon.HybridBlock, note: Optional[Mapping[str, str]] = No
         for parameter in list(inspect.signature(block.hybrid_forward).parameters.values())[1:]
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     ]
+    inputs = ["image"] if len(inputs) == 1 else inputs  # x in gluoncv's networks
     shapes = _input_shapes(owner)
     attributes = {f"__{key}__": text for key, text in (note or {}).items()}
     variables = [
@@ -156,17 +156,18 @@ def _network_of(
             f"{path}: its tensors belong to no network of the registry. Expected one of "
             "them. Give the network's name, and --set for what differs."
         )
-    return name, found if classes is None else classes, dict(settings)
+    wanted = found if classes is None else classes
+    if _tensors(name, wanted, **settings) != _tensors(name, found):
+        raise LoadError(
+            f"{path}: its tensors are those of {name} with {found} classes. Expected the network "
+            "that --classes and --set say, which has others. Leave out what differs."
+        )
+    return name, wanted, dict(settings)
 
 
-def _override(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected FIELD=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+def _tensors(name: str, classes: int, **settings: Any) -> dict[str, tuple[int, ...]]:
+    parameters = create_model(name, classes, **settings)._collect_params_with_prefix()
+    return {key: tuple(parameter.shape) for key, parameter in parameters.items()}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -182,7 +183,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument(
         "--set",
         dest="overrides",
-        type=_override,
         action="append",
         default=[],
         metavar="FIELD=VALUE",
@@ -195,7 +195,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             args.target,
             classes=args.classes,
             loss=args.loss,
-            overrides=dict(args.overrides),
+            overrides=read_settings(args.overrides),
         )
     except (ModelError, LoadError, ParamFileError) as error:
         print(f"error: {error}", file=sys.stderr)

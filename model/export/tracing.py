@@ -117,7 +117,21 @@ def trace(net: nn.HybridBlock) -> Traced:
             raise ValueError(f"{name} is {array.dtype}; only float32 networks are exported")
         if name in used:
             arrays[name] = array
+    if not all(_fits(symbol, arrays, channels, size) for size in sizes[1:]):
+        inputs, sizes = {"image": ("N", channels, height, width)}, sizes[:1]
     return Traced(symbol, arrays, inputs, outputs, sizes)
+
+
+def _fits(
+    symbol: Any, arrays: Mapping[str, np.ndarray], channels: int, size: tuple[int, int]
+) -> bool:
+    """Return whether a graph takes images of a size: one with a layer for all pixels does not."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    try:
+        symbol.infer_shape(image=(1, channels, *size), **shapes)
+    except mx.MXNetError:
+        return False
+    return True
 
 
 def _classes(net: nn.HybridBlock) -> int:

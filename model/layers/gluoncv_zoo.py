@@ -83,15 +83,18 @@ def _takes(net: nn.HybridBlock, edge: int, classes: int) -> bool:
     logits = net(mx.sym.var("image"))
     if not isinstance(logits, mx.sym.Symbol) or len(logits.list_outputs()) != 1:
         return False
-    known = {p.name: p.shape for p in net.collect_params().values() if p.shape and min(p.shape) > 0}
+    used, parameters = {*logits.list_inputs()}, net.collect_params().values()
+    fixed = (p for p in parameters if p.name in used and p.shape and min(p.shape) > 0)
+    known = {p.name: p.shape for p in fixed}
     try:
-        return bool(logits.infer_shape(image=(1, 3, edge, edge), **known)[1] == [(1, classes)])
+        image = (1, int(net.image_shape[0]), edge, edge)
+        return bool(logits.infer_shape(image=image, **known)[1] == [(1, classes)])
     except mx.MXNetError:
         return False
 
 
 def check_size(net: nn.HybridBlock, edge: int, classes: int) -> None:
-    """Raise ValueError when a network of gluoncv takes no images of this edge."""
+    """Raise ValueError when a classifier takes no images of this edge."""
     if not _takes(net, edge, classes):
         made_for = "x".join(map(str, net.image_shape[1:]))
         raise ValueError(f"takes images of {made_for}, not of {edge}x{edge}")

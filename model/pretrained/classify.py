@@ -12,11 +12,13 @@ import mxnet as mx
 import numpy as np
 
 from formats.atomic import PathLike
+from formats.card import MAX_SIZE
 from formats.errors import UserError
 from formats.images.decode import centre_square, decode_image, to_rgb
 from formats.images.outputs import require_finite, softmax
 from formats.images.preprocessing import Preprocessing
 from formats.weight_file import read_weights
+from model.layers.gluoncv_zoo import check_size
 from model.pretrained.store import published_names, weights_path
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import DEFAULT_CLASSES, FAMILIES, create_model
@@ -199,7 +201,9 @@ def load_classifier(
     expected = _preprocessing(path, known, net, dialect, (tuple(mean), tuple(deviation)))
     if classes:
         expected = replace(expected, class_names=tuple(map(str, classes)))
-    return Classifier(net, context, replace(expected, size=size or expected.size), model)
+    expected = replace(expected, size=expected.size if size is None else size)
+    _check_input(path, net, count, expected)
+    return Classifier(net, context, expected, model)
 
 
 def _path_of(source: PathLike, pretrained: Union[bool, str]) -> Path:
@@ -247,6 +251,21 @@ def _preprocessing(
         )
     size = image.get("height") or int(net.image_shape[1])
     return Preprocessing(size, *figures, known.class_names, image.get("crop", 1.0))
+
+
+def _check_input(path: Path, net: Any, classes: int, expected: Preprocessing) -> None:
+    """Raise UserError for images that cannot be: of this size, or normalized by these figures."""
+    if not 1 <= expected.size <= MAX_SIZE:
+        raise UserError(f"size is {expected.size}; give the images' edge, 1 to {MAX_SIZE} pixels")
+    if not np.isfinite([*expected.mean, *expected.std]).all() or min(expected.std) <= 0:
+        raise UserError(
+            f"mean {tuple(expected.mean)} and deviation {tuple(expected.std)} of pixels: give "
+            "finite numbers, deviations above 0"
+        )
+    try:
+        check_size(net, expected.size, classes)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _name_of(picture: Picture) -> str:

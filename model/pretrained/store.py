@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Union
 
+from formats.atomic import write_atomically
 from formats.digest import digest_line, digest_path, sha256_hex
 from formats.downloads.fetch import DownloadFailed, exclusive, fetch, shown
 from formats.downloads.file_digest import FileDigest
@@ -160,6 +161,8 @@ def _download(row: Row, address: str) -> Path:
         target = folder / row["file"]
         if _state(target, row):  # else another process was faster
             print(f"downloading {row['file']} from {shown(base)} to {folder}")
+            # That of an older file would make this one a damaged one, if it ended in between.
+            Path(digest_path(target)).unlink(missing_ok=True)
             fetch(row["file"], places, [FileDigest(None, sha256=row["sha256"])], str(folder))
-            Path(digest_path(target)).write_bytes(digest_line(target, row["sha256"]))
+            write_atomically(digest_path(target), digest_line(target, row["sha256"]))
     return target

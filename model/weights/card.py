@@ -162,6 +162,8 @@ def _put(card: dict[str, Any], word: str) -> None:
         target = card.setdefault(section, {})
         if section == "network" and key.startswith("settings."):
             target, key = target.setdefault("settings", {}), key[len("settings.") :]
+        if not isinstance(target, dict):
+            raise CardError(f"--set {word}: {section} has no fields of its own")
         numbers = key in ("mean", "deviation") and not text.startswith("[")
         target[key] = list(map(_value, text.split(","))) if numbers else _value(text)
     else:

@@ -166,6 +166,11 @@ def _check_form(
             f"had older names. This is {describe(shapes)}",
             "Use --to pistony: the names of all others never changed.",
         )
+    if to == "torch-names" and dialect == RESNET and "bn1.gamma" not in head:
+        raise refuse(
+            f"it is {describe(shapes)} of version 2, which PyTorch's ResNets do not have",
+            "Use --to pistony or --to safetensors.",
+        )
     if to == "gluoncv" and dialect in (RESNET, TORCH_RESNET):
         raise refuse(
             f"it is {describe(shapes)}, which gluoncv does not have",

@@ -151,7 +151,7 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
         shapes = rename(shapes, HEAD)
     except ValueError:  # names of two dialects
         return None, classes
-    modules, stem = _modules(shapes), shapes.get("conv1.0.weight", (0,))[0]
+    modules, stem = _modules(shapes), (shapes.get("conv1.0.weight") or (0,))[0]
     candidates = []
     for name in list_models():
         spec = _spec(name)

@@ -61,7 +61,7 @@ def find_flat(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Optional[str], int
         except ModelError:
             continue
         found = from_flat(shapes, net)
-        if found is None:
+        if found is None or () in found.values():  # no network has a scalar
             continue
         wanted = {n: tuple(p.shape) for n, p in net._collect_params_with_prefix().items()}
         other = [n for n in wanted if not _fits(wanted[n], found[n])]

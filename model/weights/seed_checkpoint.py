@@ -59,6 +59,9 @@ def from_seed(arrays: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndarr
         )
     if arrays["sensor.fc1.weight"].ndim != 2:
         raise LoadError(f"sensor.fc1.weight is {arrays['sensor.fc1.weight'].shape}, not a matrix")
+    rows, found = arrays["sensor.fc1.weight"].shape[:1], arrays["sensor.fc1.bias"].shape
+    if found != rows:
+        raise LoadError(f"sensor.fc1.bias is {found}; {rows} belongs to the rows of its weight")
     weight = arrays["sensor.fc1.weight"].astype(np.float64)
     bias = arrays["sensor.fc1.bias"] - weight.sum(axis=1) * (MEAN / STD)
     changed = {

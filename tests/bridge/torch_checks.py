@@ -17,6 +17,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,18 +31,31 @@ sys.path.insert(0, str(ROOT))
 import bridge.train  # noqa: E402
 from bridge.bench import _forward_flops  # noqa: E402
 from bridge.graph.symbol_module import SymbolModule  # noqa: E402
+from bridge.loop import engine as torch_engine  # noqa: E402
 from bridge.loop import fit as torch_fit  # noqa: E402
 from bridge.loop.average import TensorAverage  # noqa: E402
 from bridge.loop.device_batches import DeviceBatches  # noqa: E402
 from bridge.loop.engine import unchanged  # noqa: E402
 from bridge.loop.optimizer import OPTIMIZERS, clip_norm  # noqa: E402
+from bridge.loop.prepare import (  # noqa: E402
+    _as_before,
+    _described,
+    choose_device,
+    with_network,
+)
 from bridge.loop.settings import BridgeConfig  # noqa: E402
+from bridge.loop.state import collect_state, restore  # noqa: E402
 from bridge.loop.updater import FIRST_SCALE, StepSettings, Updater  # noqa: E402
 from formats.errors import UserError  # noqa: E402
+from formats.images.preprocessing import figures_of  # noqa: E402
+from formats.param_file import read_params  # noqa: E402
+from formats.weight_file import read_card  # noqa: E402
 from training.augmentation.augment import Augmentation  # noqa: E402
 from training.batches.in_memory import TrainBatches  # noqa: E402
+from training.classifier.config import OVERRIDES  # noqa: E402
 from training.data.dataset import ImageData  # noqa: E402
 from training.records.metrics import read_metrics  # noqa: E402
+from training.records.run_progress import Progress  # noqa: E402
 from training.records.state_file import load_state  # noqa: E402
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
@@ -130,6 +144,23 @@ def check_optimizers_do_what_mxnet_does() -> None:
                 error = np.abs(weight.numpy() - expected).max()
                 # NAG to the bit: its kernel has no other order. The others round elsewhere.
                 assert error <= (0 if name == "nag" else 1e-5), (name, key, step, error)
+
+
+def check_an_average_of_no_step_is_the_network() -> None:
+    value = torch.zeros(3)
+    average = TensorAverage({"w": value}, 0.9)
+    value.fill_(5)
+    average.update(7)
+    with average.applied():
+        assert torch.equal(value, torch.full((3,), 5.0))
+    saved = {f"average:{name}": array for name, array in average.arrays().items()}
+    other = TensorAverage({"w": value}, 0.9)
+    other.load(saved, 7)
+    with other.applied():
+        assert torch.equal(value, torch.full((3,), 5.0))
+    other.load(saved, 8)
+    with other.applied():
+        assert torch.equal(value, torch.zeros(3))
 
 
 def check_gradients_are_clipped_over_all_parameters() -> None:
@@ -308,13 +339,197 @@ def check_held_out_images_end_a_training_early() -> None:
     rows = read_metrics(folder)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[0]["valid_acc"] >= rows[1]["valid_acc"]
+    assert load_state(folder)[0].epoch == 2
+    assert (folder / "last.param").exists()
+    assert (folder / "best.param").exists()
+
+
+def check_a_killed_training_goes_on_from_its_last_checkpoint() -> None:
+    class Killed(BaseException):
+        pass
+
+    whole, folder, set_rate = FOLDER / "for a kill", FOLDER / "killed", Updater.set_rate
+    assert train(*started(whole)) == 0
+
+    def killed(self: Updater, lr: float, step: int) -> None:
+        if step == 4:
+            raise Killed
+        set_rate(self, lr, step)
+
+    often = mock.patch.object(torch_fit, "SECONDS", 0.0)
+    with often, mock.patch.object(Updater, "set_rate", killed), contextlib.suppress(Killed):
+        train(*started(folder, "--checkpoint-minutes", "1e-9"))
+    assert load_state(folder)[0].step == 3
+    assert train("--resume", str(folder)) == 0
+    assert (folder / "last.param").read_bytes() == (whole / "last.param").read_bytes()
+
+
+def check_weights_that_are_not_finite_replace_no_file() -> None:
+    folder, step = FOLDER / "diverged", Updater.step
+    count = iter(range(1, 100))
+
+    def diverging(self: Updater, image: Any, label: Any) -> None:
+        step(self, image, label)
+        if next(count) == 3:
+            self.optimizer.weights[0].data.fill_(math.inf)
+
+    often = mock.patch.object(torch_fit, "SECONDS", 0.0)
+    said = io.StringIO()
+    with often, mock.patch.object(Updater, "step", diverging), contextlib.redirect_stderr(said):
+        assert train(*started(folder, "--checkpoint-minutes", "1e-9", "--compile", "eager")) == 2
+    assert "is no longer finite after step 3" in said.getvalue(), said.getvalue()
+    assert load_state(folder)[0].step == 2
+    weights = read_params(folder / "last.param")
+    assert all(np.isfinite(value).all() for value in weights.values())
+
+
+def check_a_float16_training_goes_on_with_its_scale() -> None:
+    def updater() -> Updater:
+        module = SymbolModule.from_files(FOLDER / "tiny-symbol.json", FOLDER / "tiny.param")
+        config = BridgeConfig(optimizer="nag")
+        optimizer = OPTIMIZERS["nag"](dict(module.named_parameters()), config)
+        return Updater(module, optimizer, StepSettings(8, half=torch.float16))
+
+    first, other = updater(), updater()
+    first.scale, first.sound_steps = 4.0, 7
+    state = collect_state(first, Progress(), None, "eager")
+    meta = json.loads(state.pop("meta").tobytes())
+    restore(other, state, meta)
+    assert (other.scale, other.sound_steps) == (4.0, 7)
+
+
+def check_dropout_draws_the_same_masks_after_a_resume() -> None:
+    content = json.loads((FOLDER / "tiny-symbol.json").read_text())
+    nodes = content["nodes"]
+    # The picture goes through dropout first.
+    image = next(i for i, node in enumerate(nodes) if node["name"] == "image")
+    reading = [node for node in nodes if [image, 0, 0] in node["inputs"]]
+    assert len(reading) == 1
+    nodes.insert(image + 1, {"op": "Dropout", "name": "drop", "attrs": {"p": "0.5"}, "inputs": []})
+    for node in nodes:
+        node["inputs"] = [[i + (i > image), *rest] for i, *rest in node["inputs"]]
+    nodes[image + 1]["inputs"] = [[image, 0, 0]]
+    (place,) = [i for i, entry in enumerate(reading[0]["inputs"]) if entry[0] == image]
+    reading[0]["inputs"][place] = [image + 1, 0, 0]
+    content["heads"] = [[i + (i > image), *rest] for i, *rest in content["heads"]]
+    content["arg_nodes"] = [i for i, node in enumerate(nodes) if node["op"] == "null"]
+    (FOLDER / "drop-symbol.json").write_text(json.dumps(content))
+    whole, cut = FOLDER / "drop whole", FOLDER / "drop cut"
+    own = ("--symbol", str(FOLDER / "drop-symbol.json"), "--start", str(FOLDER / "tiny.param"))
+    assert train(*started(whole), *own) == 0
+    assert train(*started(cut), *own, stop_at=3) == 75
+    assert train("--resume", str(cut)) == 0
+    assert (whole / "last.param").read_bytes() == (cut / "last.param").read_bytes()
+
+
+def check_a_run_goes_on_with_and_without_event_files() -> None:
+    folder = FOLDER / "boards"
+    assert train(*started(folder), stop_at=3) == 75
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tensorboard": True}))
+    (folder / "events.out.tfevents.1.x.000").write_bytes(b"not read")
+    assert train("--resume", str(folder), "--no-tensorboard") == 0
+    assert (folder / "events.out.tfevents.1.x.000").read_bytes() == b"not read"
+
+
+def check_an_engine_that_does_not_work_here_gives_way() -> None:
+    updater = linear_updater()
+    build = torch_engine.build_step
+
+    def building(of: Updater, name: str, batch: Any) -> Any:
+        if name == "compile":
+            raise OSError("no compiler")
+        return build(of, name, batch)
+
+    said = io.StringIO()
+    with mock.patch.object(torch_engine, "build_step", building), contextlib.redirect_stderr(said):
+        _, engine, _ = torch_engine.choose_step(updater, "auto", linear_batch(), 0.0, "compile")
+    assert engine == "eager"
+    assert "--compile compile does not work here: no compiler" in said.getvalue()
+
+
+def check_a_named_gpu_is_the_current_one() -> None:
+    chosen: list[Any] = []
+    ones = mock.patch.object(torch, "ones", return_value=torch.full((2,), 1.0))
+    with ones, mock.patch.object(torch.cuda, "set_device", chosen.append):
+        choose_device("cuda:1")
+        choose_device("cpu")
+    assert chosen == [torch.device("cuda:1")]
+
+
+def check_a_finished_run_gets_its_digest_back() -> None:
+    folder = FOLDER / "digest"
+    assert train(*started(folder)) == 0
+    (folder / "resume.state.sha256").unlink()
+    assert train("--resume", str(folder)) == 0
+    assert (folder / "resume.state.sha256").exists()
+
+
+def check_a_run_goes_on_from_its_own_grey_file() -> None:
+    first = FOLDER / "grey"
+    assert train(*started(first)) == 0
+    again = ("--start", str(first / "last.param"))
+    assert train(*started(FOLDER / "grey again"), *again) == 0
+    # Whatever the pictures are by then, they are normalized as they were.
+    config = _as_before(BridgeConfig(resume=str(first)))
+    image = (read_card(first / "last.param") or {})["image"]
+    assert figures_of(config.normalization, 1) == (tuple(image["mean"]), tuple(image["deviation"]))
+    assert _as_before(BridgeConfig(symbol="s")).normalization == "dataset"
+
+
+def check_event_files_are_refused_at_the_start() -> None:
+    said, folder = io.StringIO(), FOLDER / "board"
+    without = mock.patch.dict(sys.modules, {"mxboard": None})
+    with without, contextlib.redirect_stderr(said):
+        assert train(*started(folder, "--tensorboard")) == 2
+    assert "--tensorboard needs MXBoard and MXNet" in said.getvalue(), said.getvalue()
+    assert not folder.exists()
+
+
+def check_settings_of_a_card_are_notes_too() -> None:
+    settings = {"wiring": "paper", "attention": "tanh", "channels": [8, 8, 8]}
+    card = json.dumps({"model": "attention56", "classes": 3, "settings": settings})
+    attributes = {"__network__": "attention56", "__card__": card, "__learning__": '"nal"'}
+    noted = _described(json.dumps({"nodes": [{"attrs": attributes}]}))
+    found = [noted[name] for name in ("model", "wiring", "learning", "attention")]
+    assert found == ["attention56", "paper", "nal", None]  # no flag has tanh
+
+
+def check_a_network_is_what_its_exporter_noted() -> None:
+    noted = {"model": "resnet20_ram", **dict.fromkeys(OVERRIDES), "w_init": 0.1}
+    config = BridgeConfig(symbol="s")
+    told = with_network(config, noted)
+    assert (told.model, told.w_init, told.wiring) == ("resnet20_ram", 0.1, None)
+    assert with_network(replace(config, w_init=0.1), noted) == told
+    other = replace(config, model="other", wiring="paper")
+    assert with_network(other, noted) == other == with_network(other, {})
+    cases: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+        ("--wiring, --w-init: the symbol is resnet20_ram", {"wiring": "paper", "w_init": 0}, noted),
+        ("--depth: the symbol does not say which network", {"depth": 20}, {}),
+    )
+    for wanted, given, notes in cases:
+        said = ""
+        try:
+            with_network(replace(config, **given), notes)
+        except UserError as error:
+            said = str(error)
+        assert said.startswith(wanted), said
 
 
 def check_operations_of_an_image_are_counted() -> None:
     layers = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(256, 5)
     flops, classes = _forward_flops(torch.nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
     assert (flops, classes) == (2 * (64 * 4 * 3 * 9 + 256 * 5), 5)
-    for module, told in ((layers[0], "no logits"), (layers[2], "cannot compute an image of 3x8x8")):
+
+    class Refusing(torch.nn.Module):
+        def forward(self, image: Any) -> Any:
+            raise ValueError("a window of 9 does not fit into 8")
+
+    for module, told in (
+        (layers[0], "no logits"),
+        (layers[2], "cannot compute an image of 3x8x8"),
+        (Refusing(), "a window of 9 does not fit"),
+    ):
         said = ""
         try:
             _forward_flops(module, torch.zeros(1, 3, 8, 8))

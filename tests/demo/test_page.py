@@ -153,6 +153,33 @@ def test_clutter_can_be_drawn_anew(desktop: Any) -> None:
     answered(desktop, "digit", lambda: desktop.select_option("#glimpse-model", "one digit"))
 
 
+def test_an_answer_that_comes_after_clear_is_left_out(desktop: Any) -> None:
+    with desktop.expect_response(re.compile(r"/digit\?")):
+        desktop.evaluate("document.getElementById('take-digit').click()")
+        desktop.evaluate("document.getElementById('clear').click()")
+    desktop.wait_for_selector("section.busy", state="detached")
+    assert desktop.inner_text("#digit-answer").strip() == ""
+    desktop.click("#play")
+    assert desktop.inner_text("#step-text") == ""
+
+
+def test_a_network_without_test_images_shows_nothing_of_the_one_before(desktop: Any) -> None:
+    """As on a machine that does not have the second network's data."""
+    names = desktop.eval_on_selector_all("#masks-model option", "all => all.map((o) => o.value)")
+    other = next(name for name in names if "shapes" not in name)
+    desktop.route("**/thumbnails?*", lambda route: route.fulfill(json={"images": []}))
+    answered(desktop, "thumbnails", lambda: desktop.select_option("#masks-model", other))
+    desktop.unroute("**/thumbnails?*")
+    assert desktop.locator("#modules figure").count() == 0
+    assert desktop.inner_text("#picture-card summary").strip() == ""
+    assert desktop.inner_text("#picture-answer") == "Choose a picture of your own."
+    desktop.focus("#strength")
+    desktop.keyboard.press("ArrowLeft")
+    assert desktop.locator("#modules figure").count() == 0
+    answered(desktop, "picture", lambda: desktop.select_option("#masks-model", names[0]))
+    assert desktop.locator("#modules figure").count() == 4
+
+
 def upload(page: Any, content: bytes, name: str = "mine.png") -> dict[str, Any]:
     file = {"name": name, "mimeType": "image/png", "buffer": content}
     return answered(page, "picture", lambda: page.set_input_files("#upload", file))[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import socket
 import struct
 import zlib
@@ -21,8 +22,11 @@ pytest.importorskip("uvicorn", reason="needs uvicorn: make test-demo has it")
 
 from demo import __main__ as program
 from demo.__main__ import main
-from demo.glimpses import read_drawing
+from demo.glimpses import GlimpseModel, read_drawing
 from formats.errors import UserError
+from formats.weight_file import read_card, write_card
+from model.pretrained.store import weights_path
+from training.data.dataset import ImageData
 from training.data.mnist import FILES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +117,22 @@ def test_clutter_follows_the_seed(site: Site) -> None:
         for seed in (0, 0, 1)
     ]
     assert images[0] == images[1] != images[2]
+
+
+def test_canvases_are_those_of_the_tasks(tmp_path: Path) -> None:
+    digits = ImageData(np.zeros((2, 28, 28, 1), np.uint8), np.array([1, 2], np.int32))
+    source = weights_path("glimpse_translated", "translated")
+    for dataset, size in (("digits-translated", 60), ("translated", 60)):
+        path = tmp_path / f"{dataset}.param"
+        shutil.copy(source, path)
+        card = read_card(path) or {}
+        write_card(path, {**card, "data": {**card.get("data", {}), "name": dataset}})
+        model = GlimpseModel(path, digits)
+        assert model.canvas is not None
+        assert model.see(digits.images[0, :, :, 0], 0, 0.0, 0.0)["size"] == size
+    write_card(path, {**card, "data": {**card.get("data", {}), "name": "folder:mine"}})
+    with pytest.raises(UserError, match="its images are those of folder:mine, not digits"):
+        GlimpseModel(path, digits)
 
 
 def test_maps_are_those_of_the_network(site: Site) -> None:

@@ -81,8 +81,15 @@ def icon(mode: str) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [picture(), turned(), icon("RGBA"), icon("LA"), icon("P")],
-    ids=["png", "turned jpeg", "transparent", "transparent grey", "transparent palette"],
+    [
+        picture(),
+        turned(),
+        picture("JPEG", (160, 140)),  # half of it is larger than 64, smaller than 2 * 32 / 0.875
+        icon("RGBA"),
+        icon("LA"),
+        icon("P"),
+    ],
+    ids=["png", "turned jpeg", "jpeg", "transparent", "transparent grey", "transparent palette"],
 )
 def test_the_classes_are_those_of_the_project(
     classifier: Any, content: bytes, tmp_path: Path

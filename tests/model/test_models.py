@@ -296,6 +296,14 @@ def test_impossible_networks(overrides: dict[str, Any], message: str) -> None:
         create_model("attention56", **overrides)
 
 
+@pytest.mark.parametrize(
+    "name", ["glimpse_mnist", "gluoncv:cifar_resnet20_v1", "resnet20_ram", "attention56"]
+)
+def test_every_network_has_a_class_or_more(name: str) -> None:
+    with pytest.raises(ModelError, match="0 classes; give 1 or more"):
+        create_model(name, 0)
+
+
 # SymbolBlock asks for types before it knows the input's; float32 is right.
 @pytest.mark.filterwarnings("ignore:Cannot decide type:UserWarning")
 @pytest.mark.parametrize("name", ["attention56", "attention56_tf", "attention56_imagenet"])

@@ -14,7 +14,7 @@ from formats.atomic import write_atomically
 from formats.errors import UserError, printable
 from formats.images.outputs import require_finite
 from formats.images.preprocessing import Preprocessing
-from training.apply.mask_plot import MaskRow, draw_masks
+from training.apply.mask_plot import MOST_ROWS, MaskRow, draw_masks
 from training.apply.mask_score import MaskScores, channel_map, join_scores, score_masks, score_table
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.classifier.opening import Opened, open_classifier
@@ -68,6 +68,12 @@ def draw_pictures(config: Any, given: Given, open_test: OpenTest) -> int:
     UserError
         When a picture or the parameter file cannot be used, or the network has no soft masks.
     """
+    one_file = Path(config.mask_output).suffix.lower() == ".png"
+    if one_file and len(config.images) > MOST_ROWS:
+        raise UserError(
+            f"--mask-output {config.mask_output}: {len(config.images)} pictures do not fit into "
+            f"one file, at most {MOST_ROWS} do; give a folder"
+        )
     opened = open_classifier(config.masks, config, given)
     _require_masks(opened)
     pictures, shares, preprocessing = _classified(opened, open_test)
@@ -80,7 +86,7 @@ def draw_pictures(config: Any, given: Given, open_test: OpenTest) -> int:
         one = {name: channel_map(mask)[0] for name, mask in maps.items()}
         rows.append(MaskRow(picture.image, one, text))
     output = Path(config.mask_output)
-    if output.suffix.lower() == ".png":
+    if one_file:
         drawings = {output: draw_masks(rows)}
     else:
         output.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
 - ``symbol``: ``OUT-symbol.json`` and ``OUT-0000.params``, which ``gluon.SymbolBlock.imports`` runs
   without this project's code, and ``OUT.json``, which says what the inputs are;
-- ``onnx``: ``OUT.onnx`` with the same in its metadata, for onnxruntime, with free batch and, but
-  for glimpse models, free image size.
+- ``onnx``: ``OUT.onnx`` with the same in its metadata, for onnxruntime, with free batch and free
+  image size, but for glimpse models and networks with a layer for all pixels.
 
 What was written is run and compared with the network before it gets its name.
 """
@@ -95,12 +95,12 @@ def run(args: argparse.Namespace) -> None:
             content = quantize_file(path, content, args)
         write(names[0], content)
     print("wrote", ", ".join(names))
-    if not preprocessing and "H" in traced.inputs["image"]:
+    if not preprocessing and found.name not in GLIMPSE:
         print(
             "nothing says how its images were normalized: name it with --normalization, and the "
             "classes with --classes"
         )
-    elif expected and not expected.class_names and "H" in traced.inputs["image"]:
+    elif expected and not expected.class_names and found.name not in GLIMPSE:
         print("nothing names its classes: name them with --classes")
 
 

@@ -146,7 +146,13 @@ class Quantized(NamedTuple):
 
 
 def measure_int8(
-    path: Path, model: bytes, data_dir: Optional[str], images: int, test: int, seed: int = 0
+    path: Path,
+    model: bytes,
+    data_dir: Optional[str],
+    images: int,
+    test: int,
+    seed: int = 0,
+    normalization: Optional[str] = None,
 ) -> Quantized:
     """Quantize the float32 ONNX model of a classifier's file and compare both on its data set.
 
@@ -164,6 +170,8 @@ def measure_int8(
         Test images that are counted; 0: all.
     seed
         Of the choice of images, from all classes by their shares.
+    normalization
+        What the images are normalized by; None: what the file says.
 
     Raises
     ------
@@ -180,7 +188,9 @@ def measure_int8(
     config = TrainConfig(dataset=named, data_dir=data_dir)
     shapes = read_weight_shapes(path)
     dialect, name = detect_dialect(shapes), known.model or ""
-    expected = expected_of(Source(str(path), known, dialect, name, None, config, {})).preprocessing
+    given = {"normalization": normalization} if normalization else {}
+    source = Source(str(path), known, dialect, name, None, config, given)
+    expected = expected_of(source).preprocessing
     dataset = with_labels_of(open_dataset(config), known.class_names, str(path))
     dataset = replace(dataset, mean=expected.mean, std=expected.std)
     shown = dataset.train.sample(images, seed).images
@@ -201,7 +211,8 @@ def quantize_file(path: Path, model: bytes, args: argparse.Namespace) -> bytes:
             "--int8-images must be 1 or more, --int8-test and --seed 0 or more, --int8-limit from "
             "0 to 1"
         )
-    found = measure_int8(path, model, args.data_dir, args.int8_images, args.int8_test, args.seed)
+    numbers = (args.int8_images, args.int8_test, args.seed)
+    found = measure_int8(path, model, args.data_dir, *numbers, args.normalization)
     print(
         f"accuracy over {found.images} test images of {found.dataset}: {found.before:.2%} in "
         f"float32, {found.after:.2%} in 8 bits; {len(model):,} and {len(found.model):,} bytes"

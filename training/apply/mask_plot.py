@@ -13,6 +13,7 @@ from training.reports.picture import plain_text, png
 PANEL = 1.75  # inches
 TEXT_WIDTH = 0.55  # of a panel
 DPI = 110
+MOST_ROWS = 300  # in one picture: matplotlib draws fewer than 2**16 pixels on a side
 HEAT = "inferno"
 OPACITY = 0.6
 

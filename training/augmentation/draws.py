@@ -22,6 +22,7 @@ _ERASING_ROUNDS = 16
 # Third words of the seeds of what draws apart from all epochs; see `generator`.
 _ALTERNATING = 1
 STATISTICS = 2
+_DROPOUT = 3
 
 
 class Jitter(NamedTuple):
@@ -206,3 +207,8 @@ def _rectangles(
 def draw_mix(count: int, alpha: float, rng: np.random.Generator) -> Mix:
     """Draw one share from Beta(alpha, alpha) for the batch, and a partner per image."""
     return Mix(np.float32(rng.beta(alpha, alpha)), rng.permutation(count))
+
+
+def dropout_seed(seed: int, *key: int) -> int:
+    """Return the seed, below 2**31, of what a network's dropout draws in an update or its part."""
+    return int(np.random.SeedSequence((seed, _DROPOUT, *key)).generate_state(1)[0] >> 1)

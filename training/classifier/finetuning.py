@@ -12,6 +12,7 @@ import numpy as np
 
 from formats.images.preprocessing import FIGURES, normalization_text
 from formats.weight_file import read_weight_shapes
+from model.layers.gluoncv_zoo import PREFIX as GLUONCV
 from model.registry import FAMILIES, read_settings
 from model.weights.dialects import detect_dialect
 from model.weights.file_match import CLASS_LAYERS, find_model
@@ -81,7 +82,8 @@ def with_start(config: C, given: Mapping[str, Any], gentle: bool = False) -> C:
     if model is None:
         model, settings = find_model(shapes)[0], {}
     taken: dict[str, Any] = {}
-    if model in FAMILIES and given.get("model", model) == model:
+    known_name = model in FAMILIES or str(model).startswith(GLUONCV)
+    if known_name and given.get("model", model) == model:
         named = {*given, *read_settings(config.set)}
         flags = settings_as_flags({n: v for n, v in settings.items() if n not in named})
         taken = {"model": model, **{n: v for n, v in flags.items() if v not in (None, ())}}

@@ -176,7 +176,7 @@ def build_photo_loaders(config: ImageNetConfig, data: Photographs, classes: int)
     UserError
         When fewer training images are left than one batch needs.
     """
-    figures = figures_of(config.normalization) or FIGURES["imagenet"]
+    figures = figures_of(config.normalization, 3) or FIGURES["imagenet"]
     shape = Shape(config.size, classes, figures)
     if data.valid is None:
         rest, valid = held_out(data.train, config.valid_count, SPLIT_SEED)

@@ -89,7 +89,7 @@ def _check_small(config: TrainConfig, shape: tuple[int, int]) -> None:
 
 def normalized(dataset: Dataset, normalization: str) -> Dataset:
     """Return the data set with the mean and std that `normalization` names; see `figures_of`."""
-    figures = figures_of(normalization)
+    figures = figures_of(normalization, dataset.train.images.shape[-1])
     return replace(dataset, mean=figures[0], std=figures[1]) if figures else dataset
 
 

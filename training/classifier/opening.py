@@ -256,7 +256,7 @@ def figures_known(source: Source, image: Mapping[str, Any]) -> tuple[Figures, st
     known, config, named = source.known, source.config, source.given.get("normalization")
     own = (tuple(image.get("mean", ())), tuple(image.get("deviation", ())))
     if named:
-        figures = figures_of(named) or _statistics(config, config.dataset)
+        figures = figures_of(named, COLOURS) or _statistics(config, config.dataset)
         other = f", not that of {known.sources['image']}" if own[0] and own != figures else ""
         return figures, f"--normalization {named}{other}", False
     if own[0]:
@@ -270,7 +270,7 @@ def figures_known(source: Source, image: Mapping[str, Any]) -> tuple[Figures, st
     recorded = known.recorded.get("normalization")
     if recorded:
         trained = source.trained_on or config.dataset
-        return figures_of(recorded) or _statistics(config, trained), known.beside, False
+        return figures_of(recorded, COLOURS) or _statistics(config, trained), known.beside, False
     usual = source.images
     if usual:
         what = "none" if source.dialect == TORCH else "ImageNet's"
@@ -279,7 +279,7 @@ def figures_known(source: Source, image: Mapping[str, Any]) -> tuple[Figures, st
     if source.path.endswith(TORCH_ENDINGS) and "resnet" in source.model:
         # PyTorch's CIFAR ResNets are those of RAM's authors, with that repository's numbers.
         return FIGURES["ram"], "that of the RAM repository, as for all its files", False
-    figures = figures_of(config.normalization) or _statistics(config, config.dataset)
+    figures = figures_of(config.normalization, COLOURS) or _statistics(config, config.dataset)
     name = config.dataset if config.normalization == DATASET else config.normalization
     return figures, f"assumed that of {name} (else --normalization)", True
 

@@ -27,7 +27,9 @@ def check_proxy(config: TrainConfig) -> None:
         if own.depth is not None and "depth" not in _fields(config.proxy):
             raise UserError(f"it has one depth; leave --proxy-depth {own.depth} out")
         net = build_classifier(own, config.classes or 10)
-        check_parts(own, 1, getattr(net, "minimum_batch", 1))
+        least = getattr(net, "minimum_batch", 1)
+        check_parts(own, 1, least)
+        check_parts(replace(own, batch_size=config.drawn_images()), 1, least)  # it judges them all
     except (UserError, ModelError) as error:
         raise UserError(f"--proxy {config.proxy}: {error}") from error
 
@@ -58,7 +60,7 @@ def prepare_proxy(config: TrainConfig, task: ClassificationTask) -> Optional[Cla
         start_stem(net, own, train)
     choice.apply(net)
     print(f"proxy {config.proxy}: {choice.steps}, {choice.precision}")
-    return ClassificationTask(net, build_trainer(net, own), task.contexts)
+    return ClassificationTask(net, build_trainer(net, own), task.contexts, config=own)
 
 
 def _settings(config: TrainConfig) -> TrainConfig:

@@ -144,8 +144,10 @@ def agree(group: Group, config: Any, task: Any) -> None:
     settings = {k: v for k, v in to_dict(config).items() if k not in PLACES}
     loaders = task.loaders
     counts = [len(loaders.train.data), len(loaders.test.data), len(task.contexts)]
-    names = ("training images", "test images", "devices", "settings (digest)")
+    names = ("training images", "test images", "devices", "settings (digest)", "images (digest)")
+    images = loaders.identity.digest if loaders.identity else ""
     mine = [*counts, zlib.crc32(json.dumps(settings, sort_keys=True).encode())]
+    mine.append(zlib.crc32(images.encode()))
     for worker, row in enumerate(found := group.gather(mine)):
         for name, value, first in zip(names, row, found[0]):
             if value != first:

@@ -120,7 +120,9 @@ class GlimpseConfig(RunConfig):
 
     model: str = option("", "network; default: the data set's", flags=("-m",))
     dataset: str = option(
-        "mnist", "mnist, translated, cluttered, cluttered100, digits (embedded) or folder:PATH"
+        "mnist",
+        "mnist, translated, cluttered, cluttered100, digits or digits-translated (embedded), or "
+        "folder:PATH",
     )
     valid_fraction: float = option(
         0.1, "share of the training images held out to choose epochs and settings on"
@@ -195,8 +197,8 @@ class GlimpseConfig(RunConfig):
     )
     test: Optional[str] = option(
         None,
-        "score this file; here, and with --plot and --finetune, --model NAME --pretrained without "
-        "FILE takes published weights",
+        "score this file; here, and with --plot, --gaze and --finetune, --model NAME --pretrained "
+        "without FILE takes published weights",
         metavar="FILE",
         group="testing, drawing",
     )

@@ -109,6 +109,8 @@ def _link(log_dir: Path, run_folder: Path) -> None:
     _make(log_dir)
     try:
         link = log_dir / run_folder.name
+        if link.is_symlink() and link.resolve() != run_folder.resolve():
+            link.unlink()  # of an older run of this name
         if not link.exists():
             link.symlink_to(run_folder.resolve())
     except OSError as error:

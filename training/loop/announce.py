@@ -23,7 +23,7 @@ from training.records.environment import _warn, describe_threads, threads_text, 
 from training.records.run_folder import LAST_FILE, STATE_FILE, read_env, weight_files
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
-from training.settings.run_config import DIST_SYNC, HOROVOD, NONE, RunConfig
+from training.settings.run_config import DIST_SYNC, HOROVOD, NONE, RunConfig, words_of
 
 SAID = ("precision", "threads")  # by the line itself, before it says what is not the default
 
@@ -80,17 +80,23 @@ def _tell_batches(config: Any, images: int) -> None:
 
 
 def warn_of_changes(
-    folder: PathLike, progress: Progress, now: Mapping[str, Any], workers: int
+    folder: PathLike, progress: Progress, now: Mapping[str, Any], workers: int, devices: int
 ) -> None:
     """Warn when a resumed run is computed otherwise than before, which its numbers will show.
 
-    `now` is what `training.records.environment.describe` says of this process.
+    `now` is what `training.records.environment.describe` says of this process; `devices` are those
+    of all workers.
     """
     env = read_env(folder)
     warn_threads(recorded_threads(env) or progress.threads, now["threads"]["effective"])
     if progress.workers != workers:
         _warn(
             f"this run was made with {progress.workers} worker(s) and goes on with {workers}; "
+            "batch-norm statistics are then over other images."
+        )
+    elif progress.devices not in (None, devices):
+        _warn(
+            f"this run was made on {progress.devices} device(s) and goes on on {devices}; "
             "batch-norm statistics are then over other images."
         )
     for name in ("training_steps", "precision"):
@@ -113,9 +119,12 @@ def warn_late_threads(wanted: Optional[int]) -> None:
         )
 
 
-def restart_command(script: str, config: Any, group: Group, folder: Path) -> str:
-    """Return the command that goes on with a run."""
-    engine, place = getattr(config, "distributed", NONE), quoted(folder)
+def restart_command(
+    script: str, config: Any, group: Group, folder: Path, told: Mapping[str, Any]
+) -> str:
+    """Return the command that goes on with a run; `told` are settings that it must name again."""
+    engine = getattr(config, "distributed", NONE)
+    place = " ".join([quoted(folder), *(word for name in told for word in words_of(name, told))])
     if engine == HOROVOD:
         words = f"horovodrun -np {group.size} {python_word()} {script} --distributed horovod"
         return f"{words} --resume {place}"
@@ -128,7 +137,9 @@ def restart_command(script: str, config: Any, group: Group, folder: Path) -> str
 def started_as(script: str) -> str:
     """Return how a user starts a script: by the wheel's command, where that started this one."""
     command = Path(sys.argv[0]).name
-    return command if command.startswith("attention-") else f"{python_word()} {script}"
+    if command.startswith("attention-"):
+        return command
+    return f"{python_word()} {quoted(sys.argv[0]) if command == script else script}"
 
 
 def python_word() -> str:

@@ -64,21 +64,25 @@ class Average:
         """Return the average by structural name; nothing where there is none."""
         return {name: value.asnumpy() for name, value in self._kept.items()}
 
-    def load(self, arrays: Mapping[str, np.ndarray], epoch: int) -> None:
+    def load(self, arrays: Mapping[str, np.ndarray], epoch: int, step: int) -> None:
         """Go on from the arrays of a saved state, whose averages are called ``average:NAME``.
 
         Raises
         ------
         UserError
-            When the state, `epoch` epochs after the start, has no average of this network.
+            When the state, `epoch` epochs and `step` updates after the start, has no average of
+            this network.
         """
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Give the network the average, if there is one yet, and its own again at the end."""
-        values = self._new or self._kept
+        values = self._present()
         with _lent(self.net, values) if values else nullcontext():
             yield
+
+    def _present(self) -> Mapping[str, Any]:
+        return self._new or self._kept
 
 
 class WeightAverage(Average):
@@ -97,7 +101,7 @@ class WeightAverage(Average):
 
     def __init__(self, net: Any, decay: float) -> None:
         super().__init__(net)
-        self.decay = decay
+        self.decay, self._begun = decay, False
         self._kept = {
             name: parameter.list_data()[0].copy()
             for name, parameter in net._collect_params_with_prefix().items()
@@ -108,7 +112,7 @@ class WeightAverage(Average):
         if step % EVERY:
             return
         _settle()
-        steps = step // EVERY
+        self._begun, steps = True, step // EVERY
         keep = min(self.decay**EVERY, (1 + steps) / (10 + steps))
         for name, parameter in self.net._collect_params_with_prefix().items():
             value = self._kept[name]
@@ -125,10 +129,15 @@ class WeightAverage(Average):
         for name, value in means(own).items():
             self._kept[name][:] = value
 
-    def load(self, arrays: Mapping[str, np.ndarray], epoch: int) -> None:
+    def load(self, arrays: Mapping[str, np.ndarray], epoch: int, step: int) -> None:
         """Go on from the arrays of a saved state; see `Average.load`."""
+        self._begun = step >= EVERY
         for name, value in self._kept.items():
             value[:] = _saved(arrays, name, value.shape)
+
+    def _present(self) -> Mapping[str, Any]:
+        """Return the average; nothing before its first step, when it is still the start."""
+        return self._kept if self._begun else {}
 
 
 class EpochAverage(Average):
@@ -158,25 +167,27 @@ class EpochAverage(Average):
         if count < 1:
             return
         _settle()
+        new: dict[str, Any] = {}
         for name, parameter in self.net._collect_params_with_prefix().items():
             own = parameter.list_data()[0]
             if count == 1 or _is_statistic(name):
-                self._new[name] = own.copy()
+                new[name] = own.copy()
             else:
                 kept = self._kept[name]
-                self._new[name] = kept + (own - kept) / count
+                new[name] = kept + (own - kept) / count
         if measure:
-            with _lent(self.net, self._new):
+            with _lent(self.net, new):
                 measure()
                 for name, parameter in self.net._collect_params_with_prefix().items():
                     if _is_statistic(name):
-                        self._new[name] = parameter.list_data()[0].copy()
+                        new[name] = parameter.list_data()[0].copy()
+        self._new = new  # whole: a run that is stopped before keeps the average that it had
 
     def finish_epoch(self) -> None:
         """Keep the mean; see `Average.finish_epoch`."""
         self._kept, self._new = self._new or self._kept, {}
 
-    def load(self, arrays: Mapping[str, np.ndarray], epoch: int) -> None:
+    def load(self, arrays: Mapping[str, np.ndarray], epoch: int, step: int) -> None:
         """Go on from the arrays of a saved state; see `Average.load`."""
         if epoch < self.first:
             return

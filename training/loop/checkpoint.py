@@ -129,11 +129,17 @@ def _other_devices(
 
 
 def restore(
-    net: Any, trainer: Any, arrays: Mapping[str, np.ndarray], meta: Mapping, first_device: int = 0
+    net: Any,
+    trainer: Any,
+    arrays: Mapping[str, np.ndarray],
+    meta: Mapping,
+    first_device: int = 0,
+    devices: int = 1,
 ) -> None:
     """Put the arrays of `load_state` into an initialized net and its trainer.
 
-    `first_device` is the number of this worker's first device among those of all workers.
+    `first_device` is the number of this worker's first device among the `devices` of all workers.
+    Where there were more before, running statistics are the means over all of them.
 
     Raises
     ------
@@ -149,7 +155,14 @@ def restore(
             _check_parameters({own: array}, {own: parameters.get(own)})
     names, states = _names_by_index(net, trainer), _grouped_states(arrays)
     _check_optimizer(trainer, names, states, meta)
+    before = meta.get("progress", {}).get("devices") or 1
     for name, parameter in parameters.items():
+        if before > devices and parameter.grad_req == "null":
+            places = (f"device:{number}:{name}" for number in range(before))
+            values = [arrays.get(place, saved[name]) for place in places]
+            mean = np.mean(values, axis=0, dtype=np.float64).astype(saved[name].dtype)
+            parameter.set_data(mx.nd.array(mean, dtype=mean.dtype))
+            continue
         parameter.set_data(mx.nd.array(saved[name], dtype=saved[name].dtype))
         for device, data in enumerate(parameter.list_data(), first_device):
             value = arrays.get(f"device:{device}:{name}")

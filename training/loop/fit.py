@@ -89,7 +89,7 @@ class Fit(Epochs):
         self.updater = Updater(task, *limits, group, guard, chooser)
         self.average = average_of(task.net, config)
         if progress.step and self.average.is_kept:
-            self.average.load(load_state(run.folder)[1], progress.epoch)
+            self.average.load(load_state(run.folder)[1], progress.epoch, progress.step)
         self._duration = DurationNote()
         self._stop: Callable[[], bool] = lambda: False
         self._agreement = Agreement(group, lambda: self._stop(), self._due)

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple, Optional
 
+import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from training.augmentation.draws import dropout_seed
 from training.batches.scores import Scores
 from training.loop.evaluation import evaluate
 
@@ -93,10 +95,14 @@ class ClassificationTask(Task):
     def __post_init__(self) -> None:
         self._hard = gluon.loss.SoftmaxCrossEntropyLoss()
         self._soft = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
+        seeded = self.net is not None and self.config is not None
+        self._drops_out = seeded and _drops_out(self.net)
 
     def losses(self, part: Part, key: tuple[int, ...]) -> Measured:
         """Return the losses of a part of a batch; see `Task.losses`."""
         image, target, label = part
+        if self._drops_out:  # a run that goes on draws the same masks
+            mx.random.seed(dropout_seed(self.config.seed, *key))
         logits = self.net(image).astype("float32")
         loss_function = self._soft if target.ndim == 2 else self._hard
         return Measured(
@@ -116,6 +122,13 @@ class ClassificationTask(Task):
     def statistics(self) -> Mapping[str, float]:
         """Return the numbers of ``watch``; see `Task.statistics`."""
         return self.watch()
+
+
+def _drops_out(net: Any) -> bool:
+    """Return whether a block in a network draws masks of dropout."""
+    found: list[bool] = []
+    net.apply(lambda block: found.append(isinstance(block, gluon.nn.Dropout) and block._rate > 0))
+    return any(found)
 
 
 def count_right(logits: Any, label: np.ndarray) -> dict[str, float]:

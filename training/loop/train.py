@@ -48,7 +48,7 @@ from training.records.run_folder import (
     refuse_begun,
 )
 from training.records.run_progress import Progress
-from training.records.state_file import load_state
+from training.records.state_file import load_state, normalization_before
 from training.reports.plot import plot_runs
 from training.settings.config import from_dict, to_dict
 from training.settings.exit_code import (
@@ -58,6 +58,7 @@ from training.settings.exit_code import (
 from training.settings.run_config import (
     AT_RESUME,
     NONE,
+    REPEATED,
     RESUMABLE,
     RunConfig,
     check_resume,
@@ -121,7 +122,9 @@ def train(
             if group.rank:
                 pass  # the first worker says it for all
             elif result.signal is not None:
-                print(f"saved; go on with: {restart_command(script, config, group, folder)}")
+                told = {k: v for k, v in given.items() if config.resume and k in REPEATED}
+                command = restart_command(script, config, group, folder, told)
+                print(f"saved; go on with: {command}")
             else:
                 report(result, folder, plot_runs([folder]), bool(task.loaders.valid))
                 finish(config, folder)
@@ -149,15 +152,24 @@ def ready(
             chosen = replace(chosen, resume=None, run_dir=config.resume)
     if group.size > 1 and chosen.precision == "auto":
         chosen = one_precision(chosen, group)
-    task = prepare(own_devices(chosen, group))
+    task = prepare(own_devices(as_before(chosen, resumed) if state else chosen, group))
     if state:
         if task.loaders.identity:
             compare_with_record(state[0], task.loaders.identity, chosen.data_changed)
             state[0].batch = min(state[0].batch, len(task.loaders.train))
-        restore(task.net, task.trainer, *state[1:], group.rank * len(task.contexts))
+        first = group.rank * len(task.contexts)
+        restore(task.net, task.trainer, *state[1:], first, group.size * len(task.contexts))
         restore_proxy(task.proxy, *state[1:])
-    task.config = replace(task.config, gpus=chosen.gpus) if task.config else chosen
+    own = {n: getattr(chosen, n) for n in ("gpus", "normalization") if hasattr(chosen, n)}
+    task.config = replace(task.config, **own) if task.config else chosen
     return task, state
+
+
+def as_before(config: C, resumed: ResumedRun) -> C:
+    """Return the settings with the figures that the run has normalized its images by."""
+    named = getattr(config, "normalization", None)
+    found = normalization_before(str(resumed.source), named)
+    return config if found == named else replace(config, normalization=found)  # type: ignore[call-arg]
 
 
 def run_task(
@@ -170,7 +182,11 @@ def run_task(
     agree(group, config, task)
     if not state:
         share_weights(group, task.net)
-    opened = together(group, lambda: open_run(config, command, group, resumed, state, progress))
+    devices = group.size * len(task.contexts)
+    opened = together(
+        group, lambda: open_run(config, command, group, resumed, state, progress, devices)
+    )
+    progress.devices = devices
     with opened as run, telling_how_to_resume(run.folder):
         if not group.rank:
             for name, content in ({} if state else task.files).items():
@@ -186,6 +202,7 @@ def open_run(
     resumed: ResumedRun,
     state: Optional[tuple],
     progress: Progress,
+    devices: int,
 ) -> Run:
     """Return the open record of a new or resumed run; the first worker alone keeps one."""
     if group.rank:
@@ -193,7 +210,7 @@ def open_run(
     now = describe()
     if state:
         warn_unverified(str(resumed.source), state[2])
-        warn_of_changes(str(resumed.source), progress, now, group.size)
+        warn_of_changes(str(resumed.source), progress, now, group.size, devices)
         return Run.resume(str(resumed.source), progress.epoch, resumed.lock)
     if resumed.lock:
         resumed.lock.close()

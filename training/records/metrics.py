@@ -108,10 +108,10 @@ class MetricsTable:
         self._columns: list[tuple[str, int]] = []
 
     def lines(self, row: Mapping[str, Any]) -> list[str]:
-        """Text of a row, after the header if it is the first one."""
+        """Text of a row, after the header if it is the first one or has the first of a score."""
         cells = self._cells(row)
         header = []
-        if not self._columns:
+        if [title for title, _, _ in cells] != [title for title, _ in self._columns]:
             self._columns = [(title, max(len(title), width)) for title, width, _ in cells]
             header = ["  ".join(title.rjust(width) for title, width in self._columns)]
         texts = (text.rjust(width) for (_, _, text), (_, width) in zip(cells, self._columns))
@@ -127,7 +127,7 @@ class MetricsTable:
         ]
         has_valid = any(title == "valid loss" for title, _ in self._columns)
         for split in ("train", "valid", "test"):
-            if split == "valid" and not has_valid and (self._columns or "valid_loss" not in row):
+            if split == "valid" and not has_valid and row.get("valid_loss") is None:
                 continue
             cells.append((f"{split} loss", 7, _text(row, f"{split}_loss", ".4f")))
             cells.append(("acc", 7, _text(row, f"{split}_acc", ".2%")))

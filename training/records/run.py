@@ -110,7 +110,13 @@ class Run:
         return run
 
     @classmethod
-    def resume(cls, folder: PathLike, epoch: int, lock: Optional[IO[bytes]] = None) -> Run:
+    def resume(
+        cls,
+        folder: PathLike,
+        epoch: int,
+        lock: Optional[IO[bytes]] = None,
+        tensorboard: Optional[bool] = None,
+    ) -> Run:
         """Reopen a run at a checkpoint: everything recorded after it is dropped.
 
         Parameters
@@ -122,6 +128,9 @@ class Run:
             cut back to it.
         lock : file, optional
             What `training.records.run_folder.hold` gave for the folder; default: it is locked here.
+        tensorboard : bool, optional
+            Whether event files are written; default: as before. Those that are there stay as they
+            are where none are written.
 
         Raises
         ------
@@ -130,12 +139,15 @@ class Run:
         """
         folder = Path(folder)
         config = read_config(folder)
+        if tensorboard is not None:
+            config = {**config, "tensorboard": tensorboard}
         run = cls(folder, config, epoch, lock or hold(folder))
         try:
             with run._disk():
                 remove_leftovers(folder)
                 cut_back_metrics(folder, epoch)
-                cut_back_folder(folder, epoch)
+                if run.config.get("tensorboard", True):
+                    cut_back_folder(folder, epoch)
                 env = read_env(folder)
                 resumes = [*env.get("resumes", []), {"epoch": epoch, **describe()}]
                 env["resumes"] = resumes[-MAX_RESUMES:]

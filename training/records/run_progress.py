@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 MAX_COUNT = 2**53  # of epochs, steps and images
+MAX_DEVICES = 2**16  # of all workers
 
 
 @dataclass
@@ -18,7 +19,8 @@ class Progress:
     of the unfinished epoch. ``drops`` counts how often a plateau has lowered the learning rate,
     ``waited`` the evaluations since then, or since a better accuracy. ``skipped`` counts the
     updates of the unfinished epoch that were left out, ``skipped_in_row`` those since the last that
-    was not. ``data`` is what the data is told by: `training.data.identity.DataIdentity.to_dict`.
+    was not. ``devices`` are those of all ``workers``. ``data`` is what the data is told by:
+    `training.data.identity.DataIdentity.to_dict`.
     """
 
     epoch: int = 0
@@ -38,6 +40,7 @@ class Progress:
     skipped: int = 0
     skipped_in_row: int = 0
     workers: int = 1
+    devices: Optional[int] = None
     data: Optional[dict[str, Any]] = None
 
     def add(self, sums: Any) -> None:
@@ -56,6 +59,9 @@ class Progress:
         """Raise ValueError for what no training can have counted."""
         counters: list[Any] = [self.epoch, self.batch, self.step, self.images, self.best_epoch]
         counters += [self.drops, self.waited, self.skipped, self.skipped_in_row, self.workers]
+        counters.append(0 if self.devices is None else self.devices)
+        if counters[-1] > MAX_DEVICES:
+            raise ValueError(f"{self.devices} devices")
         counters.append(self.threads or 0)
         check_counters(counters)
         if not isinstance(self.data, (dict, type(None))):

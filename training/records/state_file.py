@@ -14,8 +14,10 @@ import numpy as np
 from formats.atomic import PathLike
 from formats.digest import verify_digest
 from formats.errors import UserError, quoted
+from formats.images.preprocessing import DATASET, normalization_text
 from formats.param_file import read_params, write_params
 from formats.param_reader import ParamFileError
+from formats.weight_file import read_card
 from training.records.run_folder import LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress, check_counters
 
@@ -28,6 +30,17 @@ def write_state(
 ) -> None:
     """Write what `collect_state` has returned, atomically, with the card of the parameters."""
     write_params(Path(folder) / STATE_FILE, arrays, card=card)
+
+
+def normalization_before(folder: PathLike, named: Optional[str]) -> Optional[str]:
+    """Return by what the images of a run have been normalized so far, if not as `named`.
+
+    The data set's own mean and deviation may be others since then (``--data-changed``).
+    """
+    if named != DATASET or not (Path(folder) / STATE_FILE).is_file():
+        return named
+    image = (read_card(Path(folder) / STATE_FILE) or {}).get("image", {})
+    return normalization_text(image["mean"], image["deviation"]) if image.get("mean") else named
 
 
 def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[str, Any]]:

@@ -27,7 +27,10 @@ from training.settings.run_config import RESUMABLE
 
 # Settings that say where a run is and what is recorded, not what is computed.
 NOT_COMPARED = frozenset(
-    ("seed", "run_dir", "resume", "recipe", "histogram_every", "seed_format", *RESUMABLE)
+    (
+        *("seed", "run_dir", "resume", "recipe", "histogram_every", "seed_format", *RESUMABLE),
+        *("device", "compile", "stop_after", "tensorboard"),  # of bridge.train
+    )
 )
 # Options that came later, with what programs did before.
 ADDED: Mapping[str, Any] = {
@@ -113,7 +116,7 @@ def comparison_table(groups: Sequence[Group]) -> str:
             group.spread().percent(),
             f"{group.spread('test_loss').mean:.4f}",
             f"{group.spread('train_acc').mean:.2%}",
-            str(group.runs[0].epoch),
+            _epochs_of(group),
             f"{group.hours:.2f}",
         ]
         for key in gates:
@@ -121,6 +124,11 @@ def comparison_table(groups: Sequence[Group]) -> str:
             cells.append(format(group.spread(key).mean, shown) if group.has(key) else MISSING)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _epochs_of(group: Group) -> str:
+    """Return how many epochs the runs had; early stopping can end each at another."""
+    return "/".join(str(epoch) for epoch in sorted({run.epoch for run in group.runs}))
 
 
 def comparison_csv(groups: Sequence[Group]) -> str:
@@ -132,7 +140,7 @@ def comparison_csv(groups: Sequence[Group]) -> str:
         accuracy, runs = group.spread(), group.runs
         seeds = " ".join(str(run.config.get("seed")) for run in runs)
         folders = " ".join(str(run.folder) for run in runs)
-        numbers = (accuracy.n, accuracy.mean, accuracy.std, runs[0].epoch)
+        numbers = (accuracy.n, accuracy.mean, accuracy.std, _epochs_of(group))
         table.writerow((group.label, *numbers, seeds, folders))
     return text.getvalue()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
-from formats.errors import UserError
+from formats.errors import UserError, quoted
 from training.settings.fields import option
 from training.settings.idle import Idle, check_idle, tell_unheeded
 from training.settings.schedules import check_schedule
@@ -25,6 +25,8 @@ RESUMABLE = (
 # What a resume takes. The arithmetic may be another, parameters and optimizer states are float32
 # in any; it is warned about.
 AT_RESUME = (*RESUMABLE, "precision", "distributed", "resume", "data_changed")
+# What config.json keeps from the start, so that a further resume has to be told again.
+REPEATED = (*RESUMABLE, "precision")
 NONE, HOROVOD, DIST_SYNC = ENGINES = ("none", "horovod", "dist_sync")
 ON_NONFINITE = ("stop", "skip")
 EVERY = 8  # updates between two steps of the average: a step costs as much as a plain SGD update
@@ -213,6 +215,14 @@ class RunConfig:
 def flags_of(names: Iterable[str]) -> list[str]:
     """Return the flags of settings, as users write them: ``w_init`` is ``--w-init``."""
     return ["--" + name.replace("_", "-") for name in names]
+
+
+def words_of(name: str, given: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line that name a setting as `given` has it, if it has it."""
+    value, (flag,) = given.get(name), flags_of([name])
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    return [] if value is None else [flag, quoted(str(value))]
 
 
 def check_one_action(config: Any, *names: str) -> None:

@@ -228,7 +228,7 @@ class Rollouts : public CustomStatefulOp {
     features[1] = place[1];
     for (int octave = 0; octave < octaves_; ++octave)
       for (int axis = 0; axis < 2; ++axis) {
-        const float angle = place[axis] * float(M_PI * (1 << octave));
+        const float angle = place[axis] * float(std::ldexp(M_PI, octave));
         features[2 + 4 * octave + axis] = std::sin(angle);
         features[4 + 4 * octave + axis] = std::cos(angle);
       }

@@ -123,6 +123,26 @@ def test_a_worker_that_raises_or_dies_later_is_named() -> None:
             worker.ask(do="time", case="train", repeat=1)
 
 
+SLOW = """
+import time
+from benchmarks.harness.worker import serve
+def slow(case, repeat):
+    time.sleep(repeat)
+    return {"seconds": repeat}
+serve(lambda: ({}, {"time": slow}))
+"""
+
+
+def test_a_late_answer_is_not_that_of_the_next_question() -> None:
+    with Worker("theirs", python(SLOW)) as worker:
+        worker.timeout_sec = 1
+        with pytest.raises(UserError, match="did not answer within 1 s"):
+            worker.ask(do="time", case="train", repeat=2)
+        worker.timeout_sec = 20
+        with pytest.raises(UserError, match="ended with exit code -9"):
+            worker.ask(do="time", case="train", repeat=0)
+
+
 def test_a_program_that_does_not_exist_is_named() -> None:
     with pytest.raises(UserError, match="worker theirs: cannot start /no/python: No such file"):
         Worker("theirs", ["/no/python"])

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from bridge.graph import symbol_layers  # noqa: E402
-from bridge.graph.symbol_graph import SymbolError  # noqa: E402
+from bridge.graph.symbol_graph import SymbolError, parse_attribute  # noqa: E402
 from bridge.graph.symbol_module import SymbolModule, read_symbol  # noqa: E402
 from formats.param_file import read_params, write_params  # noqa: E402
 from formats.param_reader import ParamFileError  # noqa: E402
@@ -206,6 +206,9 @@ def check_compile_follows_the_whole_graph() -> None:
 
 
 def check_a_fixed_scale_is_one_and_keeps_its_value() -> None:
+    for text in ("true", "TRUE"):  # MXNet reads booleans in any case
+        assert parse_attribute(text) is True
+    assert parse_attribute("false") is False
     symbol = changed(lambda c: node(c, "BatchNorm")["attrs"].update(fix_gamma="True"))
     arrays = read_params(WEIGHTS)
     module = SymbolModule(symbol, arrays).eval()

@@ -66,7 +66,13 @@ GRAPHS: dict[str, Callable[[], Any]] = {
         [S.broadcast_greater(x, z), S.broadcast_equal(x, x), x > 0.1, x <= 0.1, x == y]
     ),
     "scalars": lambda: S.Group([x + 2, x - 2, 2 - x, x * 3, x / 4, 4 / (S.abs(x) + 1), x**2]),
-    "integers": lambda: S.Group([S.cast((S.cast(x * 9, "int32") * 7 + 2) / 2, "float32")]),
+    "integers": lambda: S.Group(
+        [
+            S.cast((S.cast(x * 9, "int32") * 7 + 2) / 2, "float32"),
+            S.cast(S.one_hot(S.argmax(y, axis=3), depth=5, dtype="int32") * 3 / 2, "float32"),
+            S.cast(S.clip(S.cast(x * 9, "int32"), -5, 5) / 2, "float32"),
+        ]
+    ),
     "where": lambda: S.where(x > 0, x, y),
     "blocked": lambda: S.BlockGrad(x) * y + S.identity(x),
     # Shapes
@@ -240,6 +246,7 @@ GRAPHS: dict[str, Callable[[], Any]] = {
             S.Pooling(x, kernel=(2, 2), stride=(2, 2), pool_type="max", pooling_convention="full"),
             S.Pooling(x, kernel=(1, 1), global_pool=True, pool_type="max"),
             S.Pooling(x, kernel=(3, 1), pool_type="max"),
+            S.Pooling(x, kernel=(3, 3), pad=(2, 2), pool_type="max"),
         ]
     ),
     "average_pooling": lambda: S.Group(
@@ -263,6 +270,8 @@ GRAPHS: dict[str, Callable[[], Any]] = {
             S.contrib.BilinearResize2D(x, height=7, width=9),
             S.contrib.BilinearResize2D(x, height=3, width=2),
             S.contrib.BilinearResize2D(x, height=8, width=6, align_corners=False),
+            S.contrib.BilinearResize2D(x, scale_height=2, scale_width=1.5),
+            S.contrib.BilinearResize2D(x, height=7, width=9, scale_width=3),
             S.contrib.BilinearResize2D(S.slice_axis(x, axis=3, begin=0, end=2), x, mode="like"),
             S.contrib.AdaptiveAvgPooling2D(x, output_size=(2, 3)),
             S.UpSampling(x, scale=2, sample_type="nearest"),

@@ -49,9 +49,20 @@ def test_a_recipe_with_small_images_is_on_whole_ones(capsys: pytest.CaptureFixtu
     assert not capsys.readouterr().out
 
 
+def test_what_a_recipe_says_of_a_network_is_left_to_the_symbol() -> None:
+    recipe = "tf-cifar10-56-arl-mixed"
+    assert RECIPES[recipe]["attention"]
+    config = chosen_settings({"recipe": recipe, "symbol": "s"})
+    assert (config.learning, config.attention) == (None, None)
+    assert config.optimizer == RECIPES[recipe]["optimizer"]
+    given = {"recipe": recipe, "symbol": "s", "attention": "channel"}
+    assert chosen_settings(given).attention == "channel"
+
+
 def test_what_is_no_training_has_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert {field.name for field in dataclasses.fields(BridgeConfig)} >= set(LEFT_OUT)
-    for flag in ("--masks", "--gpus", "--finetune", "picture.png"):
+    others = ("--classes", "--keep", "--on-nonfinite", "--nonfinite-limit")
+    for flag in ("--masks", "--gpus", "--finetune", "picture.png", *others):
         with pytest.raises(SystemExit) as stop:
             parse_overrides(BridgeConfig, [flag, "x"], without=LEFT_OUT)
         assert stop.value.code == 2

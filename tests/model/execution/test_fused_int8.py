@@ -312,6 +312,17 @@ def test_float32_that_is_faster_is_told(
     assert "int8: accuracy" in prepared.steps[-1]
 
 
+def test_a_float32_that_cannot_be_prepared_takes_nothing_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refusing(*given: Any) -> None:
+        raise ValueError("too far from the network")
+
+    monkeypatch.setattr(quantization, "prepare_inference", refusing)
+    prepared = quantize(network("no gate"), images(8, 16), max_loss=1.0)
+    assert "not compared with the time of float32: too far from the network" in prepared.steps
+
+
 @pytest.mark.filterwarnings("ignore:Cannot decide type for the following arguments")
 def test_float32_is_not_timed_for_a_form_that_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,

@@ -25,6 +25,7 @@ from model.layers.network import Network
 from model.native.build import block_channels
 from tests.model import golden_runs as golden
 from tests.model.test_golden_runs import errors as golden_errors
+from tests.model.test_golden_runs import tolerance
 
 TOLERANCE = 1e-5
 # No ReLU's input is so near to 0 that rounding decides it, with 1, 2 or 4 threads.
@@ -69,8 +70,10 @@ def test_a_golden_run_is_repeated(case: str) -> None:
     found = golden.run(case, prepare)
     assert nets[0].fused._graphs  # they did compute it
     errors = golden_errors(found, expected)
+    # Never narrower than what rounding does to the graph itself on another kind of processor.
     # The gate's offset has a gradient whose terms cancel: the normalisation removes the offset.
-    limits = {n: 5 * TOLERANCE if n.endswith("gate.b") else TOLERANCE for n in errors}
+    own = {n: 5 * TOLERANCE if n.endswith("gate.b") else TOLERANCE for n in errors}
+    limits = {name: max(limit, tolerance(name)) for name, limit in own.items()}
     assert not {name: e for name, e in errors.items() if not e <= limits[name]}
 
 

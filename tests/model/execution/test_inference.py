@@ -86,6 +86,16 @@ def test_resnets_give_the_same(version: str, gate: str) -> None:
         assert_same(net, prepared, image)
 
 
+def test_a_gate_that_cannot_be_folded_stays() -> None:
+    net = create_model("resnet20_ram", **THIN, norm_kwargs={"scale": False})
+    net.initialize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = prepare_inference(net, images(3, 16))
+    assert prepared.steps[0].startswith("gates not folded: ")
+    assert_same(net, prepared, images(3, 16))
+
+
 def test_what_is_done_to_a_recurrent_gate() -> None:
     net = trained("resnet20_ram", **THIN)
     prepared = prepared_without_warning(net, images(3, 16))

@@ -27,6 +27,7 @@ from model.export.onnx_graph import (
 )
 from model.export.tracing import Traced, run_symbol, trace
 from model.layers.retina import Retina
+from model.registry import create_model
 from model.weights.file_match import LoadError
 from tests.model.export.exported import tiny_attention, tiny_glimpse, tiny_resnet
 from training.apply import export
@@ -189,6 +190,20 @@ def test_averages_over_bins_have_a_converter(size: Any) -> None:
     arrays = {"x": np.random.default_rng(0).normal(size=(3, 2, 10, 7)).astype(np.float32)}
     (expected,), (found,) = run_symbol(traced, arrays), run_onnx(traced, arrays)
     assert largest_difference(expected, found) < TOLERANCE  # bins overlap here
+
+
+@pytest.mark.parametrize(
+    ("name", "free"), [("gluoncv:alexnet", False), ("gluoncv:cifar_resnet20_v1", True)]
+)
+def test_a_layer_for_all_pixels_takes_one_size(name: str, free: bool) -> None:
+    net = create_model(name, 3)
+    net.initialize()
+    traced = trace(net)
+    _, height, width = net.image_shape
+    assert traced.inputs == {"image": ("N", 3, *(("H", "W") if free else (height, width)))}
+    assert len(traced.sizes) == (3 if free else 1)
+    if not free:
+        assert run_symbol(traced, traced.example(2, traced.sizes[0]))[0].shape == (2, 3)
 
 
 def test_an_operator_without_onnx_form_is_named() -> None:

@@ -77,3 +77,37 @@ def test_what_contradicts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     saved(Path(source), with_card=False)
     assert main([source, target]) == 2  # these widths are no network's of the registry
     assert "its tensors belong to no network" in capsys.readouterr().err
+
+
+def test_settings_that_a_file_does_not_have_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = str(tmp_path / "net.param"), str(tmp_path / "net.json")
+    net = create_model("resnet20_ram", 3)
+    net.initialize()
+    net.save_parameters(source)
+    for words in (["--classes", "4"], ["--set", "channels=(8, 16, 32)"]):
+        assert main([source, target, *words]) == 2
+        assert "its tensors are those of resnet20_ram with 3 classes" in capsys.readouterr().err
+        assert not Path(target).exists()
+    assert main([source, target, "--classes", "3", "--set", "w_init=0.1"]) == 0
+    noted = json.loads(json.loads(Path(target).read_text())["nodes"][0]["attrs"]["__card__"])
+    assert noted["settings"] == {"w_init": 0.1}
+
+
+def test_a_setting_that_is_named_twice_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["attention56", str(tmp_path / "x"), "--set", "wiring=paper", "--set", "wiring=legacy"]
+    assert main(words) == 2
+    assert "wiring occurs twice" in capsys.readouterr().err
+
+
+def test_a_network_of_gluoncv_takes_an_image(tmp_path: Path) -> None:
+    target = tmp_path / "net.json"
+    assert main(["gluoncv:cifar_resnet20_v1", str(target), "--classes", "5"]) == 0
+    nodes = json.loads(target.read_text())["nodes"]
+    inputs = [node["name"] for node in nodes if node["op"] == "null"]
+    assert inputs[0] == "image"
+    assert {"output.weight", "output.bias"} <= set(inputs)
+    assert nodes[0]["attrs"]["__network__"] == "gluoncv:cifar_resnet20_v1"

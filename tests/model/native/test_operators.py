@@ -101,6 +101,37 @@ def test_outputs_and_gradients_equal_those_of_the_graph(
         assert_close(outputs_and_gradients(operator, inputs), expected)
 
 
+@pytest.mark.parametrize("hybridize", [False, True])
+def test_gradients_add_up_over_micro_batches(hybridize: bool, glimpse_operators: None) -> None:
+    net = build()
+    assert net.use_operator()
+    if hybridize:
+        net.hybridize(static_alloc=True, static_shape=True)
+    parts = [outputs_and_gradients(net, inputs_for(net, images)) for images in (7, 5)]
+    for parameter in net.collect_params().values():
+        parameter.grad_req = "add"
+        parameter.zero_grad()
+    totals = [outputs_and_gradients(net, inputs_for(net, images)) for images in (7, 5)]
+    for name in net._collect_params_with_prefix():
+        expected = parts[0][name] + parts[1][name]
+        limit = 1e-5 * max(1.0, np.abs(expected).max())
+        np.testing.assert_allclose(totals[1][name], expected, rtol=0, atol=limit, err_msg=name)
+
+
+def test_high_octaves_are_those_of_the_graph(glimpse_operators: None) -> None:
+    graph, operator = (build(location_octaves=34) for _ in range(2))
+    assert operator.use_operator()
+    inputs = inputs_for(graph, 2)
+    inputs[1][:] = mx.nd.array(np.array([0, 2.0**-33, -(2.0**-20)])[None, :, None])
+    inputs[2][:] = 0  # so that the later locations are the same in both
+    for net in (graph, operator):
+        for layer in (net.locator.fc, net.locator.fc_lt):
+            layer.weight.set_data(mx.nd.zeros(layer.weight.shape))
+            layer.bias.set_data(mx.nd.zeros(layer.bias.shape))
+    found, expected = (net(*inputs)[0].asnumpy() for net in (operator, graph))
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("combine", ["add", "multiply"])
 def test_units_that_are_zero_are_left_out_rightly(combine: str, glimpse_operators: None) -> None:
     """Most units of a trained network are 0, often in all rows that are computed together."""

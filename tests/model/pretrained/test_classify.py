@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -142,6 +143,10 @@ def test_a_damaged_image_is_refused(classify: Classifier, tmp_path: Path) -> Non
         (NAME, {"mean": (0.5, 0.5, 0.5)}, UserError, ["belong together"]),
         (NAME, {"classes": ["a"] * 11}, UserError, ["11 classes", "10"]),
         ("resnet20", {}, UserError, ["no weights are published"]),
+        (NAME, {"size": -5}, UserError, ["size is -5", "1 to 4096"]),
+        (NAME, {"size": 0}, UserError, ["size is 0"]),
+        (NAME, {"mean": (0.5,) * 3, "deviation": (0.5, 0.0, 0.5)}, UserError, ["above 0"]),
+        (NAME, {"mean": (0.5, math.nan, 0), "deviation": (0.5,) * 3}, UserError, ["finite"]),
     ],
 )
 def test_wrong_sources_are_refused(

@@ -8,10 +8,11 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from formats.digest import sha256_hex, verify_digest
+from formats.digest import digest_line, sha256_hex, verify_digest
 from formats.errors import UserError
 from model.pretrained import store
 from model.weights.published import GLIMPSE_INDEX, INDEX, read_index
@@ -180,3 +181,28 @@ def test_a_damaged_file_in_the_cache_is_replaced(
     (store.cache_folder() / published.name).write_bytes(b"x")
     path = store.weights_path(NAME, DATASET)
     assert sha256_hex(path.read_bytes()) == store.choose_row(NAME, DATASET)["sha256"]
+
+
+def test_a_download_that_ends_before_its_digest_is_written_is_sound(
+    elsewhere: Path,
+    published: Path,
+    server: tuple[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*given: Any) -> None:
+        raise Killed
+
+    address, served = server
+    shutil.copy(published, served)
+    monkeypatch.setenv(store.VARIABLE, address)
+    store.cache_folder().mkdir(parents=True)
+    older = store.cache_folder() / f"{published.name}.sha256"
+    older.write_bytes(digest_line(published, 64 * "0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_atomically", killed)
+        with pytest.raises(Killed):
+            store.weights_path(NAME, DATASET)
+    verify_digest(store.weights_path(NAME, DATASET))  # which refuses that of another file

@@ -186,6 +186,10 @@ def test_other_networks_become_safetensors_only(tmp_path: Path) -> None:
 
 
 def test_forms_that_a_network_does_not_have(tmp_path: Path) -> None:
+    second = filled(create_model("preresnet20"), 16)
+    second.save_parameters(str(tmp_path / "v"))
+    with pytest.raises(LoadError, match=r"torch-names: .* of version 2, which PyTorch's"):
+        convert(tmp_path / "v", tmp_path / "x", "torch-names")
     deeper = filled(create_model("attention56_small", mask_depths=(3, 2, 1)), 16)
     deeper.save_parameters(str(tmp_path / "d"))
     with pytest.raises(LoadError, match=r"two poolings.*project's Attention-56.*--to pistony"):

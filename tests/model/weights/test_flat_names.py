@@ -94,6 +94,13 @@ def test_glimpse_models_are_found_by_such_names(tmp_path: Path) -> None:
     assert find_model(path) == ("glimpse_mnist_209677", 10)
 
 
+def test_a_scalar_belongs_to_no_network(net: Any, tmp_path: Path) -> None:
+    shapes = {name: p.shape for name, p in mx.nd.load(str(collected(net, tmp_path))).items()}
+    assert find_model(shapes) == ("resnet20_basic_ram", 3)
+    (bias,) = [name for name, shape in shapes.items() if shape == (3,)]
+    assert find_model({**shapes, bias: ()})[0] is None
+
+
 def test_other_names_are_left_alone(net: Any) -> None:
     names = {name: (1,) for name in net._collect_params_with_prefix()}
     assert not is_flat(names)

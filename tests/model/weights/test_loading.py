@@ -298,6 +298,7 @@ def test_find_model() -> None:
     shapes = {name: p.shape for name, p in parameters(glimpse).items()}
     assert find_model(shapes) == ("glimpse_mnist", 12)
     assert find_model({"conv.weight": (3, 4)}) == (None, 0)
+    assert find_model({"conv1.0.weight": (), "fc.weight": (10, 4)}) == (None, 10)
 
 
 def test_finetuning_an_uninitialized_net_of_unknown_shapes_leaves_nothing_deferred(

@@ -205,6 +205,7 @@ def test_exports_fold_the_normalization_too(
         ({"sensor.fc1.weight": None}, "without sensor.fc1.weight: only checkpoints of kevinzakka"),
         ({"rnn.h2h.weight": None}, "without rnn.h2h.weight"),
         ({"sensor.fc1.weight": np.zeros(3, np.float32)}, r"sensor.fc1.weight is \(3,\), not a mat"),
+        ({"sensor.fc1.bias": np.zeros(1, np.float32)}, r"sensor.fc1.bias is \(1,\); \(128,\) belo"),
     ],
 )
 def test_other_checkpoints_are_refused(change: dict[str, Any], message: str) -> None:

@@ -119,6 +119,8 @@ def test_images_are_of_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = int8.measure_int8(tmp_path / "x.param", b"", None, images=4, test=8, seed=1)
     assert seen == [[0, 60, 120, 180], [0, 0, 1, 1, 2, 2, 3, 3]]
     assert found.images == 8
+    int8.measure_int8(tmp_path / "x.param", b"", None, 4, 8, 1, "0.2,0.2,0.2/1,1,1")
+    assert seen[2:] == [[-51, 9, 69, 129], seen[1]]
 
 
 def test_its_flags_go_with_int8(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

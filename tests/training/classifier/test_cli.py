@@ -288,7 +288,7 @@ def test_killed_terminated_interrupted_and_resumed(
     code, output = interrupt(resume, run, signal.SIGTERM)
     terminated = load_state(run)[0]
     assert code == 0
-    assert f"go on with: {python_word()} train_cifar.py --resume {run}" in output
+    assert f"go on with: {python_word()} {ROOT / 'train_cifar.py'} --resume {run}" in output
     assert killed.step < terminated.step < EPOCHS * 4
     assert read_params(run / "last.param").keys() == read_params(whole / "last.param").keys()
 
@@ -376,6 +376,10 @@ def glimpse_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--resume . --summary attention56", "--resume and --summary: one thing at a time"),
         ("--export-start x --list-models", "--list-models and --export-start: one thing"),
         ("--masks x.param x.png --mask-output m.JPG", "m.JPG: give a folder, or a .png file"),
+        (
+            f"--masks x.param --mask-output m.png {'x.png ' * 301}",
+            "301 pictures do not fit into one",
+        ),
         ("--model glimpse_mnist", "glimpse_mnist is a glimpse model: use train_mnist_glimpse.py"),
         ("--summary glimpse_mnist", "glimpse_mnist is a glimpse model"),
         ("--export-start x --model glimpse_mnist", "glimpse_mnist is a glimpse model"),

@@ -51,7 +51,7 @@ def test_a_network_of_gluoncv_does_all_that_ours_do(
     predicted = run(f"--predict {file} {pictures / 'red' / '0.png'}")
     assert {"red", "blue"} <= set(predicted.split())
     second = f"--finetune {file} --freeze trunk --epochs 1 --run-dir {tmp_path / 'second'}"
-    run(f"--model {NAME} {data} {FLAGS} {second}")
+    assert f"finetuning model {NAME}" in run(f"{data} {FLAGS} {second}")
     trunk = [mx.nd.load(str(path / "last.param")) for path in (first, tmp_path / "second")]
     changed = [n for n in trunk[0] if (trunk[0][n].asnumpy() != trunk[1][n].asnumpy()).any()]
     assert sorted(changed) == ["output.bias", "output.weight"]

@@ -151,6 +151,10 @@ def narrow(build: Any) -> Any:
         ("--proxy translated", "--proxy translated: "),
         ("--gpus cpu:2", "is not done on several devices, here cpu(0), cpu(1): name one"),
         ("--distributed dist_sync", "--harder-share 0.5 is not done with --distributed dist_sync"),
+        (
+            "-b 4 --harder-share 0.8 --micro-batch 2 --proxy resnet20_basic_ram",
+            "--proxy resnet20_basic_ram: re",
+        ),
         ("--batch-size 30", "an update draws 60 images, there are 50 to train"),
         ("--harder-share 1", "--proxy-depth, --proxy-every would do nothing"),
     ],

@@ -229,7 +229,7 @@ def test_the_command_prints_corrects_and_strips(path: Path, capsys: pytest.Captu
     for wrong in (
         *("network.model=resnet20_basic", "classes=a,a", "foo=1", "network.classes=2", "card=2"),
         *("network.settings.classes=5", "image.width=48", "network.model=gluoncv:none"),
-        "image.mean=0.5 image.deviation=0.2",
+        *("image.mean=0.5 image.deviation=0.2", "classes.0=cat"),
     ):
         words = [part for word in wrong.split() for part in ("--set", word)]
         assert command([str(path), *words]) == 2

@@ -186,9 +186,11 @@ class Pretended(Group):
         return np.stack([mine, mine if self.other is None else self.other(mine)])
 
 
-def task(train: int = 8, test: int = 4, devices: int = 1) -> Any:
+def task(train: int = 8, test: int = 4, devices: int = 1, digest: str = "") -> Any:
     loaders = SimpleNamespace(
-        train=SimpleNamespace(data=range(train)), test=SimpleNamespace(data=range(test))
+        train=SimpleNamespace(data=range(train)),
+        test=SimpleNamespace(data=range(test)),
+        identity=SimpleNamespace(digest=digest),
     )
     return SimpleNamespace(loaders=loaders, contexts=ONE * devices)
 
@@ -205,12 +207,25 @@ def test_workers_of_the_same_command_agree() -> None:
         (1, "worker 1 has 5 test images, worker 0 has 4"),
         (2, "worker 1 has 2 devices, worker 0 has 1"),
         (3, r"worker 1 has \d+ settings \(digest\), worker 0 has \d+"),
+        (4, r"worker 1 has \d+ images \(digest\), worker 0 has \d+"),
     ],
 )
 def test_workers_that_differ(place: int, message: str) -> None:
-    group = Pretended(other=lambda mine: mine + np.eye(4)[place])
+    group = Pretended(other=lambda mine: mine + np.eye(5)[place])
     with pytest.raises(UserError, match=message):
         agree(group, TrainConfig(), task())
+
+
+def test_other_images_have_another_digest() -> None:
+    rows: list[np.ndarray] = []
+
+    def other(mine: np.ndarray) -> np.ndarray:
+        rows.append(mine)
+        return mine
+
+    for digest in ("abc", "abd"):
+        agree(Pretended(other=other), TrainConfig(), task(digest=digest))
+    assert [*np.flatnonzero(rows[0] != rows[1])] == [4]
 
 
 def test_a_batch_that_is_too_small_for_all() -> None:

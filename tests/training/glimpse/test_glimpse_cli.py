@@ -150,6 +150,8 @@ def test_the_command_line_of_the_seed(tmp_path: Path, capsys: pytest.CaptureFixt
         f"--use_gpu=False --momentum=0.5 --plot_freq=1 --logs_dir={tmp_path}/logs "
         "--dataset=digits --M=1 --eval_seeds=1 --plot_images=1"
     ).split()
+    (tmp_path / "logs").mkdir()  # with the link of a run that is gone
+    (tmp_path / "logs" / "ram_2_8x8_2").symlink_to(tmp_path / "nowhere")
     assert main(*seed, "--batch_size=256", "--epochs=1", "--is_train=True", "--resume=False") == 0
     run = tmp_path / "ckpt" / "ram_2_8x8_2"
     assert len(read_params(run / "last.param")) == 20

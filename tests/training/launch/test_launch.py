@@ -166,11 +166,8 @@ def test_the_same_with_horovod(pictures: Path, tmp_path: Path) -> None:
 def killed(job: Job, run: Path) -> tuple[int, str]:
     """Kill the second worker in the middle of the training; what the launcher says."""
     eventually((run / "metrics.jsonl").exists, "epoch")
-    begin = time.monotonic()
     os.kill(eventually(lambda: job.worker(1), "worker 1"), signal.SIGKILL)
-    code, output = job.end()
-    assert time.monotonic() - begin < 60
-    return code, output
+    return job.end()
 
 
 def step_of(run: Path) -> int:
@@ -455,6 +452,14 @@ def test_the_engine_is_named_for_the_worker() -> None:
 # ---------------------------------------------------------------------------------- other machines
 
 
+def listens(port: int) -> bool:
+    """Return whether a process of this machine waits for others at a port."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(
+        words[1].endswith(f":{port:04X}") and words[3] == "0A" for words in map(str.split, lines)
+    )
+
+
 def plans_of(total: int, first: int, others: list[tuple[int, int]]) -> list[Any]:
     """What the first machine and the others get: a plan, or the message of the error."""
     port = free_port("127.0.0.1")
@@ -470,8 +475,10 @@ def plans_of(total: int, first: int, others: list[tuple[int, int]]) -> list[Any]
     gather = lambda: gather_machines("127.0.0.1", port, total, first, 1)  # noqa: E731
     actions = [gather, *(lambda o=o: join_first_machine(where, *o) for o in others)]
     threads = [threading.Thread(target=run, args=pair) for pair in enumerate(actions)]
-    for thread in threads:
+    for number, thread in enumerate(threads):
         thread.start()
+        if not number:
+            eventually(lambda: listens(port), "the first machine")
         time.sleep(0.2)  # the machines come in order
     for thread in threads:
         thread.join(WAIT_SEC)

@@ -124,19 +124,37 @@ def test_the_network_has_the_average_for_a_while() -> None:
     assert_own()
 
 
+def test_before_its_first_step_there_is_no_average() -> None:
+    net = network()
+    average = WeightAverage(net, 0.9)
+    saved = {f"average:{name}": value for name, value in average.arrays().items()}
+    for step in range(1, EVERY):
+        change(net, step)
+        average.update(step)
+    own, resumed = values(net), WeightAverage(net, 0.9)
+    resumed.load(saved, 1, EVERY - 1)
+    for one in (average, resumed):
+        with one.applied():
+            assert all(np.array_equal(value, own[name]) for name, value in values(net).items())
+        one.update(EVERY)
+        with one.applied():
+            assert not np.array_equal(values(net)["4.weight"], own["4.weight"])
+    assert all(np.array_equal(v, resumed.arrays()[k]) for k, v in average.arrays().items())
+
+
 def test_a_saved_average_goes_on_or_is_refused() -> None:
     net = network()
     average, other = WeightAverage(net, 0.9), WeightAverage(net, 0.9)
     change(net, 3)
     average.update(EVERY)
     saved = {f"average:{name}": value for name, value in average.arrays().items()}
-    other.load(saved, 1)
+    other.load(saved, 1, 8)
     assert all(np.array_equal(v, other.arrays()[k]) for k, v in average.arrays().items())
     saved["average:4.weight"] = np.zeros((2, 3), np.float32)
     with pytest.raises(UserError, match=r"no average of 4\.weight"):
-        other.load(saved, 1)
+        other.load(saved, 1, 8)
     with pytest.raises(UserError, match="no average of"):
-        other.load({}, 1)
+        other.load({}, 1, 8)
 
 
 # --------------------------------------------------------------------------- the gradients' limit

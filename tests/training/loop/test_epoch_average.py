@@ -97,6 +97,23 @@ def test_weights_have_the_mean_and_statistics_what_was_measured() -> None:
         assert set(before) == (set(own) if epoch > 2 else set())
 
 
+def test_a_test_that_is_stopped_leaves_the_average_as_it_was() -> None:
+    net = network()
+    average = EpochAverage(net, first=1)
+    average.end_epoch(1, lambda: None)
+    average.finish_epoch()
+    before = average.arrays()
+    change(net, 2)
+
+    def stopped() -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        average.end_epoch(2, stopped)
+    with average.applied():
+        assert all(np.array_equal(value, before[name]) for name, value in values(net).items())
+
+
 def average_of(taken: list[dict[str, np.ndarray]], name: str) -> np.ndarray:
     """Return the mean by the recurrence's roundings."""
     mean = taken[0][name]
@@ -112,14 +129,14 @@ def test_a_saved_mean_goes_on_or_is_refused() -> None:
     average.finish_epoch()
     saved = {f"average:{name}": value for name, value in average.arrays().items()}
     change(net, 3)
-    other.load(saved, 1)
+    other.load(saved, 1, 8)
     for one in (average, other):
         one.end_epoch(2, None)
         one.finish_epoch()
     assert all(np.array_equal(v, other.arrays()[k]) for k, v in average.arrays().items())
-    EpochAverage(net, 2).load({}, 1)  # nothing is averaged yet
+    EpochAverage(net, 2).load({}, 1, 8)  # nothing is averaged yet
     with pytest.raises(UserError, match="no average of"):
-        EpochAverage(net, 1).load({}, 1)
+        EpochAverage(net, 1).load({}, 1, 8)
 
 
 # ---------------------------------------------------------------------------------- the statistics

@@ -8,6 +8,7 @@ import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import mxnet as mx
@@ -31,6 +32,7 @@ from training.loop.checkpoint import restore
 from training.loop.engine import Updater
 from training.loop.evaluation import evaluate
 from training.loop.task import ClassificationTask
+from training.records import epochs
 from training.records.interruption import Interruption
 from training.records.metrics import read_metrics
 from training.records.run import Run
@@ -77,7 +79,11 @@ DATA = Dataset("tiny", images_of(30, 1), images_of(11, 2), ("a", "b", "c"), (0.5
 
 
 def start(
-    folder: Path, config: TrainConfig = CONFIG, resume: bool = False, devices: int = 1
+    folder: Path,
+    config: TrainConfig = CONFIG,
+    resume: bool = False,
+    devices: int = 1,
+    dropout: float = 0.0,
 ) -> fit.Fit:
     """A run of a small network with batch normalisation, made as train_cifar.py makes it."""
     contexts = [mx.cpu(i) for i in range(devices)]
@@ -85,6 +91,7 @@ def start(
     mx.random.seed(config.seed)
     net = nn.HybridSequential()
     net.add(nn.Conv2D(4, 3, in_channels=3), nn.BatchNorm(in_channels=4), nn.Activation("relu"))
+    net.add(*([nn.Dropout(dropout)] if dropout else []))
     net.add(nn.GlobalAvgPool2D(), nn.Flatten(), nn.Dense(3, in_units=4))
     net.initialize(mx.init.Xavier(), ctx=contexts)
     net.hybridize(static_alloc=True, static_shape=True)
@@ -96,13 +103,19 @@ def start(
     else:
         run = Run.create(folder, to_dict(config), ["test"])
     loaders = build_loaders(config, DATA, 3)
-    return fit.Fit(ClassificationTask(net, trainer, contexts, loaders), config, run, progress)
+    settings = config if dropout else None
+    of_run = ClassificationTask(net, trainer, contexts, loaders, {}, settings)
+    return fit.Fit(of_run, config, run, progress)
 
 
 def finish(
-    folder: Path, config: TrainConfig = CONFIG, resume: bool = False, devices: int = 1
+    folder: Path,
+    config: TrainConfig = CONFIG,
+    resume: bool = False,
+    devices: int = 1,
+    dropout: float = 0.0,
 ) -> fit.Result:
-    run = start(folder, config, resume, devices)
+    run = start(folder, config, resume, devices, dropout)
     with run.run:
         return run.run_epochs()
 
@@ -428,6 +441,61 @@ def test_two_devices_and_adam_go_on_too(tmp_path: Path, monkeypatch: pytest.Monk
         finish(tmp_path / "cut", config, devices=2)
     finish(tmp_path / "cut", config, resume=True, devices=2)
     assert_same_as(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_dropout_draws_the_same_masks_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, epochs=2, histogram_every=0)
+    finish(tmp_path / "whole", config, dropout=0.5)
+    with monkeypatch.context() as patch:
+        at_call(patch, Updater, "step", 2, terminate)
+        finish(tmp_path / "cut", config, dropout=0.5)
+    finish(tmp_path / "cut", config, resume=True, dropout=0.5)
+    assert_same_as(tmp_path / "whole", tmp_path / "cut")
+    finish(tmp_path / "without", config)
+    last = [read_params(tmp_path / name / "last.param") for name in ("whole", "without")]
+    assert any((last[0][name] != last[1][name]).any() for name in last[0] if "weight" in name)
+
+
+def test_a_checkpoint_is_due_once_in_so_many_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, step, write = SimpleNamespace(now=0.0), Updater.step, fit.write_state
+    clock.monotonic = lambda: clock.now
+    saved: list[float] = []
+
+    def minute(self: Updater, *given: Any) -> Any:
+        clock.now += 60
+        return step(self, *given)
+
+    def recorded(*given: Any) -> None:
+        saved.append(clock.now / 60)
+        write(*given)
+
+    for module in (fit, epochs):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(Updater, "step", minute)
+    monkeypatch.setattr(fit, "write_state", recorded)
+    finish(tmp_path, replace(CONFIG, epochs=2, checkpoint_minutes=2))
+    assert saved == [0, 2, 3, 5, 6]  # the first one, within epochs, and at their ends
+
+
+def test_fewer_devices_go_on_with_the_mean_of_their_statistics(tmp_path: Path) -> None:
+    run = start(tmp_path, devices=3)
+    with run.run:
+        mean = run.net[1].running_mean
+        for device, data in enumerate(mean.list_data()):
+            data[:] = 3 * device
+        run.progress.devices = 3
+        state = run._state()
+    meta = json.loads(state.pop("meta").tobytes())
+    for devices, expected in ((1, [3]), (2, [3, 3]), (3, [0, 3, 6])):
+        other = start(tmp_path / str(devices), devices=devices)
+        with other.run:
+            restore(other.net, other.task.trainer, state, meta, 0, devices)
+        found = [data.asnumpy() for data in other.net[1].running_mean.list_data()]
+        np.testing.assert_array_equal(found, np.repeat(np.array(expected)[:, None], 4, 1))
 
 
 def test_a_finished_run_has_nothing_to_resume(whole: Path, tmp_path: Path) -> None:

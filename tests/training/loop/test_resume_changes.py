@@ -6,20 +6,23 @@ import json
 import shlex
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import train_cifar
+from formats.images.preprocessing import read_preprocessing
 from formats.param_file import read_params, write_params
+from formats.weight_file import read_card
 from training.data.identity import identity_of
 from training.data.image_folder import load_image_folder
-from training.loop.announce import restart_command, warn_of_changes
+from training.loop.announce import restart_command, started_as, warn_of_changes
 from training.loop.engine import Updater
 from training.records.metrics import read_metrics
 from training.records.run_progress import Progress
@@ -62,25 +65,64 @@ def test_what_is_computed_otherwise_is_told(
 ) -> None:
     (tmp_path / "env.json").write_text(json.dumps(before))
     facts = {"training_steps": now, "precision": "float32", "threads": {"effective": 2}}
-    warn_of_changes(tmp_path, Progress(threads=2, workers=1), facts, 1)
+    warn_of_changes(tmp_path, Progress(threads=2, workers=1), facts, 1, 1)
     lines = capsys.readouterr().err.splitlines()
     assert [name for name, line in zip(warned, lines) if name in line] == warned
     assert len(lines) == len(warned)
 
 
 def test_threads_and_workers_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    warn_of_changes(tmp_path, Progress(threads=2, workers=1), {"threads": {"effective": 1}}, 3)
+    warn_of_changes(tmp_path, Progress(threads=2, workers=1), {"threads": {"effective": 1}}, 3, 3)
     lines = capsys.readouterr().err.splitlines()
     assert "2 CPU threads and goes on with 1" in lines[0]
     assert "1 worker(s) and goes on with 3" in lines[1]
+
+
+@pytest.mark.parametrize(("before", "told"), [(None, False), (1, False), (2, True)])
+def test_devices_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: Optional[int], told: bool
+) -> None:
+    warn_of_changes(tmp_path, Progress(devices=before), {"threads": {"effective": 1}}, 1, 1)
+    said = capsys.readouterr().err
+    assert ("was made on 2 device(s) and goes on on 1" in said) == told
 
 
 @pytest.mark.parametrize("engine", ["none", "horovod", "dist_sync"])
 def test_the_command_that_goes_on_can_be_pasted(engine: str) -> None:
     config = SimpleNamespace(distributed=engine)
     group: Any = SimpleNamespace(size=2)
-    command = restart_command("train_cifar.py", config, group, Path("runs/it's my run; x"))
+    run = Path("runs/it's my run; x")
+    command = restart_command("train_cifar.py", config, group, run, {})
     assert shlex.split(command)[-2:] == ["--resume", "runs/it's my run; x"]
+    told = {"data_dir": "my data", "download": False, "threads": None, "on_nonfinite": "skip"}
+    command = restart_command("train_cifar.py", config, group, run, told)
+    words = ["--data-dir", "my data", "--no-download", "--on-nonfinite", "skip"]
+    assert shlex.split(command)[-6:] == ["runs/it's my run; x", *words]
+
+
+def test_a_script_elsewhere_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    for word, told in (
+        ("/my place/train_cifar.py", ["/my place/train_cifar.py"]),
+        ("/usr/bin/pytest", ["train_cifar.py"]),
+    ):
+        monkeypatch.setattr(sys, "argv", [word])
+        assert shlex.split(started_as("train_cifar.py"))[1:] == told
+
+
+def test_what_a_resume_was_told_is_told_again(
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = moved_files(begun, tmp_path)
+    step = Updater.step
+
+    def stopping(self: Updater, *given: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, *given)
+
+    monkeypatch.setattr(Updater, "step", stopping)
+    assert train_cifar.main(["--resume", str(run), "--on-nonfinite", "skip"]) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "go on with" in line]
+    assert said.endswith("--on-nonfinite skip")
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +221,30 @@ def test_a_run_knows_its_data(
     now = identity_of(load_image_folder(str(data)))
     assert load_state(run)[0].data == json.loads(json.dumps(now.to_dict()))
     assert train_cifar.main(["--resume", str(run)]) == 0
+
+
+def darker(data: Path) -> None:
+    for path in (data / "train").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) // 3).save(path)
+
+
+def test_weights_keep_the_figures_that_their_images_are_normalized_by(
+    begun: Path, tmp_path: Path
+) -> None:
+    run, data = moved_files(begun, tmp_path)
+    before = read_card(run / "last.param")
+    darker(data)
+    for _ in range(2):  # a later resume keeps them too
+        assert train_cifar.main(["--resume", str(run), "--data-changed"]) == 0
+        after = read_card(run / "last.param")
+        assert before is not None
+        assert after is not None
+        assert after["image"] == before["image"]
+        assert after["image"]["mean"] == list(read_preprocessing(run).mean)
+        assert after["data"] != before["data"]
+        config = json.loads((run / "config.json").read_text())
+        assert config["normalization"] == "dataset"
+        (run / "config.json").write_text(json.dumps({**config, "epochs": config["epochs"] + 1}))
 
 
 def test_fewer_images_than_the_epoch_has_had_end_it(begun: Path, tmp_path: Path) -> None:

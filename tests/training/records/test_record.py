@@ -20,7 +20,7 @@ from PIL import Image
 
 from formats.errors import UserError
 from training.records import environment
-from training.records.metrics import read_metrics
+from training.records.metrics import MetricsTable, read_metrics
 from training.records.run import Run
 from training.records.run_folder import read_config
 
@@ -90,6 +90,19 @@ def read_board(folder: Path) -> dict[str, Any]:
     )
     assert "out of order" not in done.stderr
     return dict(json.loads(done.stdout))
+
+
+def test_the_terminal_shows_held_out_scores_from_the_first_on() -> None:
+    table = MetricsTable(4)
+    of_test = {"valid_loss": 0.25, "valid_acc": 0.75}
+    rows = enumerate((values(1), values(2, **of_test), values(3)), 1)
+    first, second, third = (table.lines({"epoch": epoch, **row}) for epoch, row in rows)
+    assert len(first) == len(second) == 2
+    assert "valid loss" not in first[0]
+    assert second[0].index("valid loss") < second[0].index("test loss")
+    assert "75.00%" in second[1]
+    assert len(third) == 1
+    assert len(third[0]) == len(second[1])
 
 
 def test_one_dict_reaches_metrics_and_every_chart(tmp_path: Path) -> None:

@@ -253,6 +253,16 @@ def test_gates_are_shown_where_runs_have_them(tmp_path: Path) -> None:
     assert comparison_table(compare.compare([plain])[0]).split("\n")[0].endswith("hours a run |")
 
 
+def test_seeds_that_ended_at_other_epochs_are_all_told(tmp_path: Path) -> None:
+    paths = [fake(tmp_path / str(n), n, 0.5, epochs=3, early_stopping=1) for n in range(2)]
+    rows = [json.loads(line) for line in (paths[1] / "metrics.jsonl").read_text().splitlines()]
+    kept = (json.dumps({**row, "valid_acc": 0.5}) for row in rows[:2])
+    (paths[1] / "metrics.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    groups, _ = compare.compare(paths)
+    assert "| 2/3 |" in comparison_table(groups)
+    assert ",2/3," in comparison_csv(groups)
+
+
 def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
     paths = [
         fake(tmp_path / "a", 0, 0.5, w_init=0.0, lr_steps=[1]),
