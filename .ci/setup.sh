@@ -149,6 +149,12 @@ make_venv() {
     "$python" -m venv "$folder" || fail "$python could not make a virtual environment in $folder."
 }
 
+# uv makes environments without pip, which the tests of the wheel and make horovod run.
+bring_pip() {
+    ls -d "$folder"/lib/python*/site-packages/pip >/dev/null 2>&1 || "$folder/bin/python" -m ensurepip >/dev/null 2>&1 ||
+        echo "note: $folder has no pip: make horovod and make test-wheel need one" >&2
+}
+
 install_packages() {
     lock=$(lock_of "$version")
     case "$kind" in gpu) size="about 2 GB" ;; bench-torch) size="about 220 MB" ;; *) size="about 250 MB" ;; esac
@@ -156,9 +162,7 @@ install_packages() {
         "their hashes are in $lock" >&2
     if [ -n "$uv" ]; then
         "$uv" pip sync -q --require-hashes --no-build --python "$folder/bin/python" "$lock" && {
-            # uv makes environments without pip, which the tests of the wheel and make horovod run.
-            "$folder/bin/python" -m ensurepip >/dev/null 2>&1 ||
-                echo "note: $folder has no pip: make horovod and make test-wheel need one" >&2
+            bring_pip
             return 0
         }
         echo "set-up: uv failed, trying pip" >&2
@@ -209,6 +213,7 @@ install_compat() {
 
 # A finished environment follows when compat/ or the preload changes; all else in it comes from the lock.
 refresh_compat() {
+    bring_pip
     [ "$kind" = bench-torch ] ||
         [ "$(cat compat/*.py compat/*.pth 2>/dev/null | cksum)" = "$(cd "$folder"/lib/python*/site-packages 2>/dev/null &&
             cat attention_compat/*.py attention_compat.pth 2>/dev/null | cksum)" ] || install_compat

@@ -41,7 +41,7 @@ from training.settings.idle import check_idle  # noqa: E402
 from training.settings.run_config import words_of  # noqa: E402
 
 PROG = "python -m bridge.train"
-# Of a process, not of its run: what a resume does not say has its default.
+# Of a process, not of its run: what a resume does not say has its default, threads the run's.
 OF_PROCESS: Mapping[str, Any] = {
     "stop_after": 0.0,
     "device": "auto",

@@ -108,13 +108,13 @@ def choose_step(
         names = candidates(updater)
         if len(names) == 1:
             return build_step(updater, names[0], batch), names[0], {}
+        names = [name for name in names if name != before]  # which does not work here
         rates: dict[str, float] = {}
         for name in names:
             if rates and time.monotonic() > until:
                 break
             if rate := _rate(updater, name, batch):
                 rates[name] = rate
-            gc.collect()  # a loser's graph keeps its memory
         if not rates:
             raise UserError("no way of running a step works here; the reasons are above")
         best = max(rates, key=lambda name: rates[name])
@@ -128,6 +128,8 @@ def _rate(updater: Updater, name: str, batch: tuple[Tensor, Tensor]) -> Optional
     except Exception as error:
         print(f"note: --compile {name} does not work here: {first_line(error)}", file=sys.stderr)
         return None
+    finally:
+        gc.collect()  # a graph keeps its memory
 
 
 @contextmanager

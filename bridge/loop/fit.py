@@ -217,10 +217,10 @@ class TorchFit(Epochs):
     def _save(self, count_time: bool = True, row: Optional[Mapping[str, Any]] = None) -> None:
         if count_time:
             self.count_time()
-        state = self._state()  # refuses a network that is not finite before a file is replaced
         if self._best:
             write_params(self.run.folder / BEST_FILE, self._best, card=self._best_card)
             self._best = None
+        state = self._state()  # refuses a network that is not finite before a file is replaced
         card = self._cards.at(self.progress.epoch, row)
         with self._averaged():
             write_params(self.run.folder / LAST_FILE, self.module.param_arrays(), card=card)

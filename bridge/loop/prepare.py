@@ -234,6 +234,11 @@ def with_network(config: BridgeConfig, noted: Mapping[str, Any]) -> BridgeConfig
         When a network's own setting, such as ``wiring``, contradicts the notes, or has no network
         that it belongs to.
     """
+    other = noted.get("model", config.model)
+    if config.model and config.model != other and not config.resume:
+        raise UserError(
+            f"--model {config.model}: the symbol is {other} as it was exported. Leave it out"
+        )
     if config.model and config.model != noted.get("model"):
         return config
     told = [] if config.resume else [key for key in NOTED if getattr(config, key) is not None]
@@ -242,10 +247,10 @@ def with_network(config: BridgeConfig, noted: Mapping[str, Any]) -> BridgeConfig
             f"{', '.join(flags_of(told))}: the symbol does not say which network it is; name it "
             "with --model too"
         )
-    other = [key for key in told if getattr(config, key) != noted[key]]
-    if other:
+    contrary = [key for key in told if getattr(config, key) != noted[key]]
+    if contrary:
         raise UserError(
-            f"{', '.join(flags_of(other))}: the symbol is {noted['model']} as it was exported. "
+            f"{', '.join(flags_of(contrary))}: the symbol is {noted['model']} as it was exported. "
             "Leave it out, or export the network with it"
         )
     return replace(config, **{key: noted[key] for key in ("model", *NOTED) if key in noted})

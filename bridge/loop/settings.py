@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from formats.errors import UserError
 from training.classifier.config import TrainConfig
@@ -33,6 +33,8 @@ RESUMABLE = (
 @dataclass(frozen=True)
 class BridgeConfig(TrainConfig):
     """Options of ``bridge.train``."""
+
+    CHANNELS: ClassVar[Optional[int]] = None
 
     recipe: str = option(
         "pistony", "settings to start from; single flags change them", choices=tuple(RECIPES)

@@ -95,7 +95,7 @@
     try {
       ({ images } = await ask("thumbnails", { model }));
     } catch (error) {
-      $("picture-error").textContent = error.message;
+      if (model === $("masks-model").value) $("picture-error").textContent = error.message;
     }
     if (model !== $("masks-model").value) return;  // the newest choice counts
     $("thumbnails").replaceChildren(...images.map((address, index) => {

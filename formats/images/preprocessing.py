@@ -144,11 +144,13 @@ def figures_of(normalization: str, channels: Optional[int] = None) -> Optional[F
     """
     if normalization == DATASET:
         return None
+    if (normalization, channels) == ("none", 1):
+        return (0.0,), (1.0,)
     figures = FIGURES.get(normalization) or _figures(normalization)
     if channels not in (None, len(figures[0])):
         raise UserError(
             f"--normalization {normalization}: it has {len(figures[0])} channel(s), the images "
-            f"have {channels}; give a mean and a standard deviation for each"
+            f"have {channels}; give a mean and a standard deviation for each, or {DATASET}"
         )
     return figures
 
@@ -166,7 +168,7 @@ def _figures(normalization: str) -> Figures:
         pass
     raise UserError(
         f"--normalization {normalization}: give one of {', '.join(NORMALIZATIONS)}, or mean and "
-        "standard deviation of red, green and blue as 0.5,0.5,0.5/0.2,0.2,0.2"
+        "standard deviation of red, green and blue as 0.5,0.5,0.5/0.2,0.2,0.2 (of grey: 0.5/0.2)"
     )
 
 

@@ -502,10 +502,12 @@ def check_a_network_is_what_its_exporter_noted() -> None:
     assert (told.model, told.w_init, told.wiring) == ("resnet20_ram", 0.1, None)
     assert with_network(replace(config, w_init=0.1), noted) == told
     other = replace(config, model="other", wiring="paper")
-    assert with_network(other, noted) == other == with_network(other, {})
+    assert with_network(other, {}) == other
+    assert with_network(replace(other, resume="r"), noted).model == "other"
     cases: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
         ("--wiring, --w-init: the symbol is resnet20_ram", {"wiring": "paper", "w_init": 0}, noted),
         ("--depth: the symbol does not say which network", {"depth": 20}, {}),
+        ("--model other: the symbol is resnet20_ram", {"model": "other"}, noted),
     )
     for wanted, given, notes in cases:
         said = ""

@@ -151,7 +151,9 @@ def _expected(path: Path, found: Found, args: argparse.Namespace) -> Optional[Pr
 
 def _recorded(found: Found, args: argparse.Namespace) -> Optional[Preprocessing]:
     """Return what card, index or run folder say of a file's images; None where nothing does."""
-    known, figures = found.known, figures_of(args.normalization) if args.normalization else None
+    known, figures = found.known, None
+    if args.normalization:
+        figures = figures_of(args.normalization, int(found.net.image_shape[0]))
     image = known.card.get("image", {})
     if figures is None and not image.get("mean"):
         return None

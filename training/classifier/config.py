@@ -106,6 +106,7 @@ class ClassifierConfig(RunConfig):
     """Options of the training of any classifier of whole images, and of what is done with it."""
 
     IDLE: ClassVar[tuple[Idle, ...]] = (*RunConfig.IDLE, *IDLE)
+    CHANNELS: ClassVar[Optional[int]] = 3  # of all images; None: the data set's
 
     model: str = option("attention92", "network; --list-models names them", flags=("-m",))
     classes: int = option(0, "number of classes; 0: as many as the data set has")
@@ -203,7 +204,7 @@ class ClassifierConfig(RunConfig):
         check_least(self, 0, "mixup_off_epochs")
         check_least(self, 1, "mask_images")
         check_one_action(self, *ACTIONS)
-        figures_of(self.normalization)
+        figures_of(self.normalization, self.CHANNELS)
         if self.images and not (self.predict or self.masks):
             raise UserError(
                 f"unexpected word {self.images[0]!r}; every setting is a flag (--help lists all), "

@@ -29,7 +29,11 @@ def check_proxy(config: TrainConfig) -> None:
         net = build_classifier(own, config.classes or 10)
         least = getattr(net, "minimum_batch", 1)
         check_parts(own, 1, least)
-        check_parts(replace(own, batch_size=config.drawn_images()), 1, least)  # it judges them all
+        drawn = config.drawn_images()
+        try:
+            check_parts(replace(own, batch_size=drawn), 1, least)
+        except UserError as error:
+            raise UserError(f"of the {drawn} images that an update draws: {error}") from error
     except (UserError, ModelError) as error:
         raise UserError(f"--proxy {config.proxy}: {error}") from error
 

@@ -34,7 +34,7 @@ from formats.errors import UserError
 from formats.param_file import write_params
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
-from training.records.state_file import FORMAT
+from training.records.state_file import FORMAT, devices_of
 
 PROXY = "proxy:"
 EPOCH_FILE = "epoch-{:04d}.param"
@@ -134,12 +134,13 @@ def restore(
     arrays: Mapping[str, np.ndarray],
     meta: Mapping,
     first_device: int = 0,
-    devices: int = 1,
+    devices: Optional[int] = None,
 ) -> None:
     """Put the arrays of `load_state` into an initialized net and its trainer.
 
-    `first_device` is the number of this worker's first device among the `devices` of all workers.
-    Where there were more before, running statistics are the means over all of them.
+    `first_device` is the number of this worker's first device among the `devices` of all workers;
+    None: there is no other worker. Where there were more devices before, running statistics are the
+    means over all of them.
 
     Raises
     ------
@@ -155,7 +156,8 @@ def restore(
             _check_parameters({own: array}, {own: parameters.get(own)})
     names, states = _names_by_index(net, trainer), _grouped_states(arrays)
     _check_optimizer(trainer, names, states, meta)
-    before = meta.get("progress", {}).get("devices") or 1
+    devices = len(trainer._contexts) if devices is None else devices
+    before = meta.get("progress", {}).get("devices") or devices_of(arrays) or 1
     for name, parameter in parameters.items():
         if before > devices and parameter.grad_req == "null":
             places = (f"device:{number}:{name}" for number in range(before))

@@ -101,7 +101,8 @@ class ClassificationTask(Task):
     def losses(self, part: Part, key: tuple[int, ...]) -> Measured:
         """Return the losses of a part of a batch; see `Task.losses`."""
         image, target, label = part
-        if self._drops_out:  # a run that goes on draws the same masks
+        # A run that goes on draws the same masks. On a GPU cuDNN has a state of its own.
+        if self._drops_out and image.context.device_type == "cpu":
             mx.random.seed(dropout_seed(self.config.seed, *key))
         logits = self.net(image).astype("float32")
         loss_function = self._soft if target.ndim == 2 else self._hard

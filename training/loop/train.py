@@ -48,7 +48,7 @@ from training.records.run_folder import (
     refuse_begun,
 )
 from training.records.run_progress import Progress
-from training.records.state_file import load_state, normalization_before
+from training.records.state_file import devices_of, load_state, normalization_before
 from training.reports.plot import plot_runs
 from training.settings.config import from_dict, to_dict
 from training.settings.exit_code import (
@@ -209,6 +209,9 @@ def open_run(
         return Follower(str(resumed.source))
     now = describe()
     if state:
+        progress.devices = progress.devices or devices_of(
+            state[1]
+        )  # where it is of an older version
         warn_unverified(str(resumed.source), state[2])
         warn_of_changes(str(resumed.source), progress, now, group.size, devices)
         return Run.resume(str(resumed.source), progress.epoch, resumed.lock)

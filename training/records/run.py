@@ -124,8 +124,8 @@ class Run:
         folder : str or os.PathLike
             Folder of an earlier `Run.create`.
         epoch : int
-            Number of finished epochs in the checkpoint. ``metrics.jsonl`` and all event files are
-            cut back to it.
+            Number of finished epochs in the checkpoint. ``metrics.jsonl`` and, where event files
+            are written, all of them are cut back to it.
         lock : file, optional
             What `training.records.run_folder.hold` gave for the folder; default: it is locked here.
         tensorboard : bool, optional

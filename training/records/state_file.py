@@ -35,12 +35,19 @@ def write_state(
 def normalization_before(folder: PathLike, named: Optional[str]) -> Optional[str]:
     """Return by what the images of a run have been normalized so far, if not as `named`.
 
-    The data set's own mean and deviation may be others since then (``--data-changed``).
+    The data set's own mean and deviation may be others since then (``--data-changed``). A state
+    without a card, of an older version, does not say it.
     """
     if named != DATASET or not (Path(folder) / STATE_FILE).is_file():
         return named
     image = (read_card(Path(folder) / STATE_FILE) or {}).get("image", {})
     return normalization_text(image["mean"], image["deviation"]) if image.get("mean") else named
+
+
+def devices_of(arrays: Mapping[str, np.ndarray]) -> Optional[int]:
+    """Return of how many devices a state has statistics; None where one has those of all."""
+    numbers = [int(name.split(":", 2)[1]) for name in arrays if name.startswith("device:")]
+    return 1 + max(numbers) if numbers else None
 
 
 def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[str, Any]]:

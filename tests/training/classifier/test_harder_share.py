@@ -153,7 +153,7 @@ def narrow(build: Any) -> Any:
         ("--distributed dist_sync", "--harder-share 0.5 is not done with --distributed dist_sync"),
         (
             "-b 4 --harder-share 0.8 --micro-batch 2 --proxy resnet20_basic_ram",
-            "--proxy resnet20_basic_ram: re",
+            "--proxy resnet20_basic_ram: of the 5 images that an update draws: resnet20",
         ),
         ("--batch-size 30", "an update draws 60 images, there are 50 to train"),
         ("--harder-share 1", "--proxy-depth, --proxy-every would do nothing"),

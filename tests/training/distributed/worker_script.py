@@ -138,7 +138,8 @@ def fit(group: Group, contexts: Sequence[Any], folder: Path, stop_at: int = 0) -
     with shared_folder(group, str(folder) if going else None) as source:
         if going:
             progress, arrays, meta = load_state(str(source))
-            restore(net, trainer, arrays, meta, group.rank * len(contexts))
+            first, devices = group.rank * len(contexts), group.size * len(contexts)
+            restore(net, trainer, arrays, meta, first, devices)
         if group.rank:
             run: Run = Follower(str(source))
         else:

@@ -490,10 +490,12 @@ def test_fewer_devices_go_on_with_the_mean_of_their_statistics(tmp_path: Path) -
         run.progress.devices = 3
         state = run._state()
     meta = json.loads(state.pop("meta").tobytes())
-    for devices, expected in ((1, [3]), (2, [3, 3]), (3, [0, 3, 6])):
-        other = start(tmp_path / str(devices), devices=devices)
+    older = {**meta, "progress": {**meta["progress"], "devices": None}}
+    runs = ((1, [3], meta), (1, [3], older), (2, [3, 3], meta), (3, [0, 3, 6], meta))
+    for devices, expected, told in runs:
+        other = start(tmp_path / f"{devices} {told is older}", devices=devices)
         with other.run:
-            restore(other.net, other.task.trainer, state, meta, 0, devices)
+            restore(other.net, other.task.trainer, state, told, 0, devices)
         found = [data.asnumpy() for data in other.net[1].running_mean.list_data()]
         np.testing.assert_array_equal(found, np.repeat(np.array(expected)[:, None], 4, 1))
 
