@@ -99,9 +99,7 @@ def choose_step(
     time `until` (of `time.monotonic`). Parameters, state and sums are afterwards as they were.
     """
     with unchanged(updater):
-        if before == "eager":
-            return build_step(updater, before, batch), before, {}
-        if before and _rate(updater, before, batch):
+        if before and (before == "eager" or _rate(updater, before, batch)):
             return build_step(updater, before, batch), before, {}
         if engine != "auto":
             return build_step(updater, engine, batch), engine, {}

@@ -21,7 +21,7 @@ from bridge.loop.device_batches import DeviceBatches, DeviceImages
 from bridge.loop.engine import Pace, Step
 from bridge.loop.scoring import score
 from bridge.loop.settings import BridgeConfig
-from bridge.loop.state import collect_state, write_state
+from bridge.loop.state import collect_state
 from bridge.loop.status_line import SECONDS, StatusLine
 from bridge.loop.updater import Updater
 from formats.digest import digest_path
@@ -35,6 +35,7 @@ from training.records.interruption import Interrupted, Interruption
 from training.records.run import Run
 from training.records.run_folder import BEST_FILE, LAST_FILE, STATE_FILE
 from training.records.run_progress import Progress
+from training.records.state_file import write_state
 
 
 class Job(NamedTuple):

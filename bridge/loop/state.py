@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch  # type: ignore[import-not-found]
 from bridge.loop.average import TensorAverage
 from bridge.loop.updater import Updater
 from formats.errors import UserError
-from formats.param_file import write_params
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.records.state_file import FORMAT
@@ -77,13 +75,6 @@ def collect_state(
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     return arrays
-
-
-def write_state(
-    folder: Path, state: Mapping[str, np.ndarray], card: Optional[Mapping[str, Any]] = None
-) -> None:
-    """Write ``resume.state``, with the card of the parameters."""
-    write_params(folder / STATE_FILE, state, card=card)
 
 
 @torch.no_grad()

@@ -59,7 +59,6 @@ from training.settings.run_config import (
     AT_RESUME,
     NONE,
     REPEATED,
-    RESUMABLE,
     RunConfig,
     check_resume,
 )
@@ -209,9 +208,8 @@ def open_run(
         return Follower(str(resumed.source))
     now = describe()
     if state:
-        progress.devices = progress.devices or devices_of(
-            state[1]
-        )  # where it is of an older version
+        # A state of an older version does not count them.
+        progress.devices = progress.devices or devices_of(state[1])
         warn_unverified(str(resumed.source), state[2])
         warn_of_changes(str(resumed.source), progress, now, group.size, devices)
         return Run.resume(str(resumed.source), progress.epoch, resumed.lock)
@@ -225,7 +223,7 @@ def open_run(
 def saved_settings(config_class: type[C], folder: Path, given: Mapping[str, Any]) -> C:
     """Return the settings of a run, with what may be another at a resume."""
     saved = from_dict(config_class, read_config(folder))
-    here = {name: given[name] for name in (*RESUMABLE, "precision") if name in given}
+    here = {name: given[name] for name in REPEATED if name in given}
     here["data_changed"] = given.get("data_changed", False)
     if hasattr(saved, "distributed"):
         here["distributed"] = given.get("distributed", NONE)

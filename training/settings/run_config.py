@@ -22,11 +22,10 @@ RESUMABLE = (
     *("on_nonfinite", "nonfinite_limit"),  # these change nothing as long as all is finite
     "threads",  # this changes how sums are rounded, which is warned about
 )
-# What a resume takes. The arithmetic may be another, parameters and optimizer states are float32
-# in any; it is warned about.
-AT_RESUME = (*RESUMABLE, "precision", "distributed", "resume", "data_changed")
-# What config.json keeps from the start, so that a further resume has to be told again.
+# What config.json keeps from the start, so that a further resume has to be told again. The
+# arithmetic may be another, parameters and optimizer states are float32 in any; it is warned about.
 REPEATED = (*RESUMABLE, "precision")
+AT_RESUME = (*REPEATED, "distributed", "resume", "data_changed")  # what a resume takes
 NONE, HOROVOD, DIST_SYNC = ENGINES = ("none", "horovod", "dist_sync")
 ON_NONFINITE = ("stop", "skip")
 EVERY = 8  # updates between two steps of the average: a step costs as much as a plain SGD update

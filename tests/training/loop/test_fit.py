@@ -433,26 +433,28 @@ def test_a_kill_leaves_no_trace(
     assert_same_as(whole, tmp_path)
 
 
+def assert_goes_on(
+    folder: Path, patched: pytest.MonkeyPatch, config: TrainConfig, **how: Any
+) -> None:
+    """Compare a ``whole`` run with one that is stopped before its second step and goes on."""
+    finish(folder / "whole", config, **how)
+    with patched.context() as patch:
+        at_call(patch, Updater, "step", 2, terminate)
+        finish(folder / "cut", config, **how)
+    finish(folder / "cut", config, resume=True, **how)
+    assert_same_as(folder / "whole", folder / "cut")
+
+
 def test_two_devices_and_adam_go_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, optimizer="adam", lr=0.01, epochs=2)
-    finish(tmp_path / "whole", config, devices=2)
-    with monkeypatch.context() as patch:
-        at_call(patch, Updater, "step", 2, terminate)
-        finish(tmp_path / "cut", config, devices=2)
-    finish(tmp_path / "cut", config, resume=True, devices=2)
-    assert_same_as(tmp_path / "whole", tmp_path / "cut")
+    assert_goes_on(tmp_path, monkeypatch, config, devices=2)
 
 
 def test_dropout_draws_the_same_masks_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(CONFIG, epochs=2, histogram_every=0)
-    finish(tmp_path / "whole", config, dropout=0.5)
-    with monkeypatch.context() as patch:
-        at_call(patch, Updater, "step", 2, terminate)
-        finish(tmp_path / "cut", config, dropout=0.5)
-    finish(tmp_path / "cut", config, resume=True, dropout=0.5)
-    assert_same_as(tmp_path / "whole", tmp_path / "cut")
+    assert_goes_on(tmp_path, monkeypatch, config, dropout=0.5)
     finish(tmp_path / "without", config)
     last = [read_params(tmp_path / name / "last.param") for name in ("whole", "without")]
     assert any((last[0][name] != last[1][name]).any() for name in last[0] if "weight" in name)
