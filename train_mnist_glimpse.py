@@ -153,12 +153,15 @@ def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:
 def _sweep(config: GlimpseConfig, argv: Sequence[str]) -> int:
     """Train with each deviation of the policy and say which is best on the held-out images."""
     base = config.run_dir or default_folder(config.dataset, "std")
-    scores = {}
+    scores: dict[float, float] = {}
     for std in config.std_sweep:
         one = replace(config, std=std, std_sweep=(), run_dir=f"{base}/std-{std:g}")
         code = train(PROG, one, {}, argv, _prepare_judged)
         done = read_result(str(one.run_dir))
         if code or not done.finished:
+            left = [f"{other:g}" for other in config.std_sweep if other not in (*scores, std)]
+            if left:
+                print(f"not begun yet: --std-sweep {' '.join(left)}, in another --run-dir")
             return code
         scores[std] = done.last("valid_acc")
     for std, score in scores.items():

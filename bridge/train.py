@@ -34,6 +34,7 @@ from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume
 from formats.errors import UserError, first_line, quoted  # noqa: E402
 from training.classifier.config import OVERRIDES  # noqa: E402
 from training.classifier.recipes import NO_SMALL, RECIPES, with_recipe  # noqa: E402
+from training.records.interruption import lasting_streams  # noqa: E402
 from training.records.run_folder import weight_files  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
 from training.settings.exit_code import INTERRUPTED_EXIT, exit_code  # noqa: E402
@@ -60,6 +61,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return exit_code(lambda: _run(given, argv), SymbolError)
 
 
+@lasting_streams()
 def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
     check_resume(given)
     config = _saved(given) if given.get("resume") else chosen_settings(given)

@@ -78,10 +78,10 @@ def _seeded(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Folder with ``cifar10/`` and ``cifar100/``, from the variable ATTENTION_DATA."""
+    """Folder with ``cifar10/``, ``cifar100/`` and ``mnist/``, from the variable ATTENTION_DATA."""
     folder = os.environ.get("ATTENTION_DATA")
     if not folder:
-        pytest.skip("needs real data: set ATTENTION_DATA to a folder with cifar10/ and cifar100/")
+        pytest.skip("needs real data: set ATTENTION_DATA to a folder with cifar10/ and so on")
     return Path(folder)
 
 

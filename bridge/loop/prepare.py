@@ -78,13 +78,15 @@ def prepare(config: BridgeConfig, argv: Sequence[str], started: float) -> Prepar
     module, symbol = _network(config, arrays)
     config = with_network(config, _described(symbol))
     data = open_dataset(config)
-    if config.resume:  # first, because it says best what is wrong
-        compare_with_record(progress, identity_of(data), config.data_changed)
-    elif config.symbol:
+    # First, because it says best what is wrong.
+    other = config.resume and compare_with_record(progress, identity_of(data), config.data_changed)
+    if config.symbol and not config.resume:
         _warn_of_other_rows(config.start or default_weights(config.symbol), data)
     classes = count_logits(module, data)
     loaders = build_loaders(_as_before(config), data, classes)
     config.check_judged(loaders.valid is not None)
+    if other:
+        progress.take_other_data(len(loaders.train), config.epochs)
     if loaders.identity:
         progress.data = loaders.identity.to_dict()
     updater = build_updater(config, module, device)
@@ -328,8 +330,9 @@ def build_updater(config: BridgeConfig, module: Any, device: torch.device) -> Up
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.tf32
     optimizer = OPTIMIZERS[config.optimizer](trained_tensors(module), config)
+    half, smoothing = HALF[config.precision], config.label_smoothing
     settings = StepSettings(
-        config.batch_size, config.micro_batch, HALF[config.precision], config.clip_gradient
+        config.batch_size, config.micro_batch, half, config.clip_gradient, smoothing
     )
     return Updater(module, optimizer, settings)
 

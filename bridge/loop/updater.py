@@ -22,12 +22,14 @@ class StepSettings(NamedTuple):
     ``micro_batch`` images at most go through the network at once (0: all), also for the statistics
     of batch normalisation; gradients add up over the parts. ``half`` is the type of convolutions
     and products, None for float32. ``clip`` limits the norm of the mean gradient; 0: none.
+    ``smoothing`` is that of the labels.
     """
 
     batch_size: int
     micro_batch: int = 0
     half: Optional[torch.dtype] = None
     clip: float = 0.0
+    smoothing: float = 0.0
 
 
 class Updater:
@@ -46,7 +48,7 @@ class Updater:
     ----------
     totals : torch.Tensor
         float64 (2,): sums of loss (nats) and of the share of right decisions since they were last
-        set to zero. With soft labels an image counts as the share that the choice has in its label.
+        set to zero. A mixed image counts as the share that the class of the choice has in it.
     """
 
     def __init__(self, module: Any, optimizer: Optimizer, settings: StepSettings) -> None:
@@ -99,7 +101,9 @@ class Updater:
         (losses.sum() * self.scale).backward()
         with torch.no_grad():
             chosen = logits.argmax(dim=1, keepdim=True)
-            right = label.gather(1, chosen).double().sum()
+            smoothing = self.settings.smoothing
+            share = label.gather(1, chosen).double() - smoothing / logits.shape[1]
+            right = share.sum() / (1 - smoothing)
             self.totals += torch.stack([losses.double().sum(), right])
 
     def _rescale(self, sound: bool) -> None:

@@ -25,7 +25,7 @@ from training.classifier.matching import some
 from training.classifier.opening import COLOURS, Source, figures_known, settings_as_flags
 from training.classifier.recipes import FINETUNE, NO_MIXUP
 from training.data.dataset import FOLDER_PREFIX
-from training.data.image_folder import TEST_SHARE, list_image_folder
+from training.data.image_folder import list_image_folder
 
 LEAST_BATCH = 8
 STEPS = 8  # of an epoch, at least, where the images allow it
@@ -143,8 +143,6 @@ def training_images(config: Any) -> Optional[int]:
         folder = config.data_dir
     listing = list_image_folder(folder, tell=False)
     count = len(listing.train.paths)
-    if not listing.test.paths and not listing.valid.paths:
-        count -= round(TEST_SHARE * count)
     if not listing.valid.paths:
         count -= config.valid_count
     return min(count, getattr(config, "train_count", 0) or count)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Optional
 
-import numpy as np
-
 from formats.errors import UserError
 from formats.images.preprocessing import (
     DATASET,
@@ -29,9 +27,9 @@ from training.batches.photos import (
 )
 from training.batches.record_io import RecordFile
 from training.classifier.config import ClassifierConfig
-from training.data.dataset import SPLIT_SEED, check_one_split, stratified_mask
+from training.data.dataset import SPLIT_SEED, check_one_split
 from training.data.identity import identity_of
-from training.data.image_folder import TEST_SHARE, Files, list_image_folder
+from training.data.image_folder import list_image_folder
 from training.settings.fields import option
 from training.settings.idle import Idle
 from training.settings.run_config import check_least
@@ -149,23 +147,13 @@ def open_imagenet(config: ImageNetConfig) -> Photographs:
         )
     if (root / RECORDS[0]).is_file():
         train, test = (RecordFile(root / name) for name in RECORDS)
+        if not config.classes:
+            print(f"record files name no classes: {IMAGENET_CLASSES} assumed, or --classes N")
         return Photographs(config.dataset, train, test, (), config.classes or IMAGENET_CLASSES)
     listing = list_image_folder(config.data_dir)
     images, names = FolderSource(listing.train), listing.class_names
-    if listing.test.paths:
-        valid = FolderSource(listing.valid) if listing.valid.paths else None
-        judged = FolderSource(listing.test)
-        return Photographs(config.dataset, images, judged, names, len(names), valid)
-    return Photographs(config.dataset, *_split(listing.train), names, len(names))
-
-
-def _split(files: Files) -> tuple[FolderSource, FolderSource]:
-    """Return the images and a fifth of every class, held out for the test."""
-    chosen = stratified_mask(files.labels, round(TEST_SHARE * len(files.paths)), SPLIT_SEED)
-    parts = []
-    for rows in (np.flatnonzero(~chosen), np.flatnonzero(chosen)):
-        parts.append(FolderSource(Files([files.paths[row] for row in rows], files.labels[rows])))
-    return parts[0], parts[1]
+    valid = FolderSource(listing.valid) if listing.valid.paths else None
+    return Photographs(config.dataset, images, FolderSource(listing.test), names, len(names), valid)
 
 
 def build_photo_loaders(config: ImageNetConfig, data: Photographs, classes: int) -> Loaders:

@@ -98,7 +98,7 @@ def identity_of(dataset: Any) -> DataIdentity:
     )
 
 
-def compare_with_record(progress: Any, now: DataIdentity, changed: bool) -> None:
+def compare_with_record(progress: Any, now: DataIdentity, changed: bool) -> bool:
     """Compare the data of a run that goes on with what it was trained on, and record a difference.
 
     Parameters
@@ -111,6 +111,11 @@ def compare_with_record(progress: Any, now: DataIdentity, changed: bool) -> None
     changed
         Whether the user has agreed to go on with other data.
 
+    Returns
+    -------
+    bool
+        Whether it is other data.
+
     Raises
     ------
     UserError
@@ -118,7 +123,7 @@ def compare_with_record(progress: Any, now: DataIdentity, changed: bool) -> None
     """
     if progress.data is None:
         print("note: this run has no record of its data, so that it cannot be compared")
-        return
+        return False
     try:
         old = DataIdentity.from_dict(progress.data)
     except (KeyError, ValueError, TypeError) as error:
@@ -139,6 +144,7 @@ def compare_with_record(progress: Any, now: DataIdentity, changed: bool) -> None
     if found:
         print(f"warning: the data has changed: {found}", file=sys.stderr)
         remember("data_changed", found)
+    return bool(found)
 
 
 def _differences(old: DataIdentity, now: DataIdentity) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections import Counter
@@ -17,7 +18,6 @@ from training.data.dataset import (
     Dataset,
     ImageData,
     channel_statistics,
-    split_validation,
 )
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -36,7 +36,7 @@ class Files(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The images of a folder; ``test`` and ``valid`` are empty where it has no such split."""
+    """The images of a folder; ``valid`` is empty where it has no such split."""
 
     class_names: tuple[str, ...]
     train: Files
@@ -44,12 +44,14 @@ class Listing(NamedTuple):
     valid: Files
 
 
-def load_image_folder(path: str, size: int = 32, seed: int = 0) -> Dataset:
+def load_image_folder(path: str, size: int = 32) -> Dataset:
     """Load ``PATH/train/<class>/*`` and ``PATH/test/<class>/*``, or ``PATH/<class>/*``.
 
     ``PATH/val`` (or ``valid``, ``validation``) has the images that are held out to choose epochs
-    on; it serves as test where there is no ``PATH/test``. Without either, a fifth of the images of
-    every class becomes the test split. These names are known in any case. Images are PNG, JPEG,
+    on; it serves as test where there is no ``PATH/test``. Without either, about a fifth of the
+    images becomes the test split, by a digest of their names: those that are added or removed leave
+    all others where they were, so that no image that was trained on becomes one of a test. These
+    names are known in any case. Images are PNG, JPEG,
     WebP or BMP; they lie in the class folders themselves. Names that begin with a dot are left out;
     what else is, files with other endings or further folders, is counted and told.
 
@@ -59,8 +61,6 @@ def load_image_folder(path: str, size: int = 32, seed: int = 0) -> Dataset:
         The folder.
     size : int
         Height and width that every image gets: the central square of the image, resized.
-    seed : int
-        Chooses the test split where the folder has none.
 
     Returns
     -------
@@ -77,12 +77,8 @@ def load_image_folder(path: str, size: int = 32, seed: int = 0) -> Dataset:
         raise UserError(f"image size {size} was asked for; allowed are 1 to {MAX_SIZE}")
     listing = list_image_folder(path)
     _check_total(sum(len(files.paths) for files in listing[1:]), size)
-    train = _decoded(listing.train, size)
+    train, test = _decoded(listing.train, size), _decoded(listing.test, size)
     valid = _decoded(listing.valid, size) if listing.valid.paths else None
-    if listing.test.paths:
-        test = _decoded(listing.test, size)
-    else:
-        train, test = split_validation(train, round(TEST_SHARE * len(train)), seed)
     mean, std = channel_statistics(train.images)
     # One grey level at least: a channel that is constant must not divide by zero later.
     std = tuple(max(value, 1 / 255) for value in std)
@@ -125,7 +121,29 @@ def list_image_folder(path: str, tell: bool = True) -> Listing:
             f"{', '.join(ENDINGS)} in the class folders themselves",
             file=sys.stderr,
         )
+    if not test.paths:
+        train, test = _split(train, class_names)
     return Listing(class_names, train, test, valid)
+
+
+def _split(files: Files, class_names: Sequence[str]) -> tuple[Files, Files]:
+    """Return the images to train and those of the test; every class, of two or more, has both."""
+    places = np.array([_place(path, class_names[n]) for path, n in zip(*files)])
+    chosen = places < TEST_SHARE
+    for label in range(len(class_names)):
+        rows = np.flatnonzero(files.labels == label)
+        chosen[rows[places[rows].argmin()]] = True
+        chosen[rows[places[rows].argmax()]] = False
+    parts = []
+    for rows in (np.flatnonzero(~chosen), np.flatnonzero(chosen)):
+        parts.append(Files([files.paths[row] for row in rows], files.labels[rows]))
+    return parts[0], parts[1]
+
+
+def _place(path: str, class_name: str) -> float:
+    """Return a number from 0 to 1, uniform over names, that is always the same for one."""
+    name = f"{class_name}/{os.path.basename(path)}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.sha256(name).digest()[:6], "big") / 2**48
 
 
 def _counted(left_out: Counter[str]) -> str:

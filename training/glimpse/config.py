@@ -269,7 +269,7 @@ class GlimpseConfig(RunConfig):
 
     def std_at(self, part: float) -> float:
         """Return the policy's standard deviation when `part` (0 to 1) of the training is done."""
-        return self.std + (self.final_std - self.std) * part
+        return self.std + (self.final_std - self.std) * min(1.0, part)
 
     def may_hold_out(self) -> bool:
         """Return whether images may be held out."""

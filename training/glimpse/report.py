@@ -96,6 +96,7 @@ def report_rollouts(
     single: list[RolloutScores] = []
     several: list[RolloutScores] = []
     sampled: list[RolloutScores] = []
+    sampled_single: list[RolloutScores] = []
     random: list[RolloutScores] = []
     for seed in range(draw.seed, draw.seed + seeds):
         noisy = replace(draw, seed=seed)
@@ -103,12 +104,13 @@ def report_rollouts(
         single.append(score_rollouts(net, batches, contexts, still))
         several.append(score_rollouts(net, batches, contexts, still, rollouts))
         sampled.append(score_rollouts(net, batches, contexts, noisy, rollouts))
+        sampled_single.append(score_rollouts(net, batches, contexts, noisy))
         if control is not None:
             anywhere = replace(noisy, std=1.0, uniform=True)
             random.append(score_rollouts(control, batches, contexts, anywhere))
     return GlimpseReport(
         _over_seeds([scores.single for scores in single]),
-        _over_seeds([scores.single for scores in sampled]),
+        _over_seeds([scores.single for scores in sampled_single]),
         _over_seeds([scores.log_mean for scores in several]),
         _over_seeds([scores.prob_mean for scores in several]),
         _over_seeds([scores.log_mean for scores in sampled]),

@@ -7,7 +7,7 @@ run draws the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -20,6 +20,7 @@ from training.batches.scores import Scores, check_labels, image_and_label
 from training.loop.task import Measured, Part, Task
 
 MAX_ROWS = 4096  # rollouts that are evaluated at once
+POLICY = "glimpse"  # section of a card
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ class RolloutTask(Task):
     keep: Callable[[Any, int], None] = lambda run, epoch: None
 
     KEY = 1  # keeps these draws apart from those of evaluations
+
+    def sections(self, step: int) -> Mapping[str, Any]:
+        """Return the section of the policy, whose deviation falls; see `Task.sections`."""
+        if POLICY not in self.card:
+            return {}
+        return {POLICY: {**self.card[POLICY], "deviation": round(self.std_of(step), 6)}}
 
     def losses(self, part: Part, key: tuple[int, ...]) -> Measured:
         """Return the losses of a part of a batch; see `training.loop.task.Task.losses`."""

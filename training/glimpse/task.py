@@ -25,6 +25,7 @@ from training.classifier.finetuning import start_from
 from training.classifier.matching import with_labels_of
 from training.compute.devices import choose_contexts
 from training.compute.optimizer import build_trainer
+from training.data.dataset import FOLDER_PREFIX
 from training.glimpse.config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL
 from training.glimpse.loaders import Opened, glimpse_loaders, known_settings, load_data
@@ -217,9 +218,10 @@ def with_start(config: GlimpseConfig, given: Mapping[str, Any]) -> GlimpseConfig
     model = known.get("model")
     if not model or given.get("model", model) != model:
         return config
+    size = ("image_size",) if config.dataset.startswith(FOLDER_PREFIX) else ()
     taken = {
         name: known[name]
-        for name in ("model", *SPEC_FIELDS)
+        for name in ("model", *size, *SPEC_FIELDS)
         if known.get(name) not in (None, "") and name not in given
     }
     if taken:

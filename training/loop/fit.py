@@ -208,7 +208,7 @@ class Fit(Epochs):
                 judged, test = self.score(row, self._evaluate, *data)
                 row.update(self.task.statistics())
             if self.is_best(judged) and self._writes:
-                save_parameters(self.net, self.run.folder / BEST_FILE, self._cards.at(epoch, row))
+                save_parameters(self.net, self.run.folder / BEST_FILE, self._card(epoch, row))
             if self._writes:
                 self.task.after_epoch(self.run, epoch)
         plain_layout(self.net)
@@ -252,13 +252,16 @@ class Fit(Epochs):
         # Written last: a finished run has nothing left to do that would renew the other file.
         state, epoch = self._state(), self.progress.epoch
         if self._writes:
-            card = self._cards.at(epoch, row)
+            card = self._card(epoch, row)
             with self.average.applied():
                 save_parameters(self.net, self.run.folder / LAST_FILE, card)
                 if not count_time:
                     keep_last(self.run.folder, self.net, epoch, self.config.keep, card)
         self._write(state)
         self._saved = time.monotonic()
+
+    def _card(self, epoch: int, row: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:
+        return {**self._cards.at(epoch, row), **self.task.sections(self.progress.step)}
 
     def _state(self) -> dict[str, np.ndarray]:
         average, everywhere = self.average.arrays(), self._statistics()
@@ -267,7 +270,7 @@ class Fit(Epochs):
 
     def _write(self, state: Mapping[str, np.ndarray]) -> None:
         if self._writes:
-            write_state(self.run.folder, state, self._cards.at(self.progress.epoch))
+            write_state(self.run.folder, state, self._card(self.progress.epoch))
 
     def _share_average(self) -> None:
         if self.group.size > 1:

@@ -75,6 +75,10 @@ class Task:
         """Return further numbers for the row of an epoch that is evaluated; weights as above."""
         return {}
 
+    def sections(self, step: int) -> Mapping[str, Any]:
+        """Return those sections of the card that are others after so many updates."""
+        return {}
+
     @property
     def graph(self) -> Any:
         """The block whose graph is recorded."""
@@ -106,8 +110,9 @@ class ClassificationTask(Task):
             mx.random.seed(dropout_seed(self.config.seed, *key))
         logits = self.net(image).astype("float32")
         loss_function = self._soft if target.ndim == 2 else self._hard
+        smoothing = getattr(self.config, "label_smoothing", 0.0)
         return Measured(
-            loss_function(logits, target), len(label), lambda: count_right(logits, label)
+            loss_function(logits, target), len(label), lambda: count_right(logits, label, smoothing)
         )
 
     def evaluate(self, batches: Any, advance: Optional[Callable[[int], None]] = None) -> Scores:
@@ -132,14 +137,18 @@ def _drops_out(net: Any) -> bool:
     return any(found)
 
 
-def count_right(logits: Any, label: np.ndarray) -> dict[str, float]:
+def count_right(logits: Any, label: np.ndarray, smoothing: float = 0.0) -> dict[str, float]:
     """Return how many images are decided rightly, as `Measured.sums` has it.
 
-    With soft labels an image counts as the share of its label that the network's choice has.
+    A mixed image counts as the share that the class of the network's choice has in it. The
+    `smoothing` of soft labels is taken out: it is no image's.
     """
     choice = logits.asnumpy().argmax(axis=1)
-    right = label[np.arange(len(label)), choice] if label.ndim == 2 else choice == label
-    return {"correct": float(right.sum())}
+    if label.ndim == 1:
+        return {"correct": float((choice == label).sum())}
+    share = label[np.arange(len(label)), choice].astype(np.float64)
+    share = (share - smoothing / logits.shape[1]) / (1 - smoothing)
+    return {"correct": float(share.sum())}
 
 
 def sample_images(train: Any, mixup: bool) -> np.ndarray:

@@ -39,6 +39,7 @@ from training.loop.checkpoint import restore, restore_proxy
 from training.loop.fit import Fit, Result
 from training.loop.task import Task
 from training.records.environment import describe
+from training.records.interruption import lasting_streams
 from training.records.run import Run
 from training.records.run_folder import (
     default_folder,
@@ -77,6 +78,7 @@ class ResumedRun(NamedTuple):
     begun: bool
 
 
+@lasting_streams()
 def train(
     script: str,
     config: C,
@@ -154,8 +156,9 @@ def ready(
     task = prepare(own_devices(as_before(chosen, resumed) if state else chosen, group))
     if state:
         if task.loaders.identity:
-            compare_with_record(state[0], task.loaders.identity, chosen.data_changed)
-            state[0].batch = min(state[0].batch, len(task.loaders.train))
+            now = task.loaders.identity
+            if compare_with_record(state[0], now, chosen.data_changed):
+                state[0].take_other_data(len(task.loaders.train), chosen.epochs)
         first = group.rank * len(task.contexts)
         restore(task.net, task.trainer, *state[1:], first, group.size * len(task.contexts))
         restore_proxy(task.proxy, *state[1:])

@@ -1,18 +1,22 @@
-"""Ending a run on a signal without losing what it has computed."""
+"""Ending a run on a signal, or going on unread, without losing what it has computed."""
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
-from typing import Any, Optional, TypeVar
+from typing import Any, Optional, TextIO, TypeVar
 
 from formats.errors import UserError
 
 T = TypeVar("T")
+GONE = (errno.EPIPE, errno.EIO)  # of a pipe and of a terminal that nobody reads any more
 
 
 class Interrupted(Exception):
@@ -73,6 +77,43 @@ class Interruption:
     def stop(self) -> bool:
         """Return True when the run should save and end."""
         return self.signal is not None
+
+
+class _Lasting:
+    """A text stream that writes to nowhere from when its reader has gone, instead of failing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._lasting(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        self._lasting(self._stream.flush)
+
+    def _lasting(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        return action()
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Let standard output and error outlive their readers in this block.
+
+    Such are a closed terminal, ``| head``, and a ``tee`` that Ctrl-C ends along with the training.
+    """
+    with redirect_stdout(_Lasting(sys.stdout)), redirect_stderr(_Lasting(sys.stderr)):
+        yield
 
 
 @contextmanager

@@ -43,6 +43,19 @@ class Progress:
     devices: Optional[int] = None
     data: Optional[dict[str, Any]] = None
 
+    def take_other_data(self, steps: int, epochs: int) -> None:
+        """Stand at the same place of a training with other images, `steps` updates an epoch.
+
+        The epochs so far count as such of the new length, for the schedule; what was best was
+        judged by other images, so that the next evaluation is the first again. After the last of
+        `epochs` nothing changes.
+        """
+        if self.epoch >= epochs:
+            return
+        self.batch = min(self.batch, steps)
+        self.step = self.epoch * steps + self.batch
+        self.best_acc, self.best_epoch, self.waited = -1.0, self.epoch, 0
+
     def add(self, sums: Any) -> None:
         """Count the images of a step and its `training.loop.engine.StepSums`."""
         self.loss_sum += sums.loss
@@ -80,14 +93,16 @@ class Progress:
             self.best_acc, self.best_epoch = acc, self.epoch
             self.waited = 0
             return
-        self.waited += 1
+        # Small images are judged at a size that the network has not seen yet.
+        self.waited += self.epoch > getattr(config, "small_epochs", 0)
         if config.schedule == "plateau" and self.waited > config.lr_patience:
             self.drops, self.waited = self.drops + 1, 0
 
     def stops_early(self, config: Any) -> bool:
         """Return whether ``config.early_stopping`` evaluations in a row were not better."""
         every, patience = config.eval_every, config.early_stopping
-        return bool(patience) and self.epoch // every - self.best_epoch // every >= patience
+        since = max(self.best_epoch, getattr(config, "small_epochs", 0))
+        return bool(patience) and self.epoch // every - since // every >= patience
 
     def best_line(self, held_out: bool) -> str:
         """Return the sentence on the best evaluation, of held-out or of test images."""

@@ -43,6 +43,7 @@ ADDED: Mapping[str, Any] = {
 # Numbers that only some runs have: title and format of their column.
 GATES = {"gate_alive": ("gates alive", ".1%"), "gate_std": ("gate's spread", ".4f")}
 MISSING = "-"
+IMAGENET = "imagenet"  # what train_imagenet.py calls any photographs
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,8 @@ def _picture(path: str, groups: Sequence[Group]) -> bytes:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {**ADDED, **config}
+    if settings.get("dataset") == IMAGENET:  # photographs of any kind, so their place tells them
+        settings["photographs"] = settings.get("data_dir")
     return {key: value for key, value in settings.items() if key not in NOT_COMPARED}
 
 

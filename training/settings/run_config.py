@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Optional
 from formats.errors import UserError, quoted
 from training.settings.fields import option
 from training.settings.idle import Idle, check_idle, tell_unheeded
-from training.settings.schedules import check_schedule
+from training.settings.schedules import KINDS, check_schedule
 
 OPTIMIZERS = ("nag", "sgd", "adam")
-SCHEDULES = ("cosine", "step", "linear", "exponential", "constant", "plateau")
 MAX_SEED = 2**31 - 1  # MXNet's
 PRECISIONS = ("float32", "bfloat16", "float16")
 KVSTORES = ("device", "nccl", "local")
@@ -28,6 +27,15 @@ REPEATED = (*RESUMABLE, "precision")
 AT_RESUME = (*REPEATED, "distributed", "resume", "data_changed")  # what a resume takes
 NONE, HOROVOD, DIST_SYNC = ENGINES = ("none", "horovod", "dist_sync")
 ON_NONFINITE = ("stop", "skip")
+
+
+def _waits_out(config: Any, evaluations: int) -> bool:
+    """Return whether a training is over when so many evaluations were not better than before."""
+    small: int = getattr(config, "small_epochs", 0)
+    first = max(1, small // config.eval_every)  # it is the best so far
+    return bool((first + evaluations) * config.eval_every >= config.epochs)
+
+
 EVERY = 8  # updates between two steps of the average: a step costs as much as a plain SGD update
 UNDECAYED = ("beta", "gamma", "bias")
 # What `training.launch` tells a worker beside MXNet's own variables.
@@ -64,13 +72,13 @@ IDLE = (
     ),
     Idle(
         ("early_stopping",),
-        lambda c: c.epochs // c.eval_every <= c.early_stopping,
+        lambda c: _waits_out(c, c.early_stopping),
         "--epochs {epochs} with --eval-every {eval_every} has no more evaluations than that",
         told=True,
     ),
     Idle(
         ("lr_patience",),
-        lambda c: c.schedule == "plateau" and c.epochs // c.eval_every <= c.lr_patience,
+        lambda c: c.schedule == "plateau" and _waits_out(c, c.lr_patience + 1),
         "--epochs {epochs} with --eval-every {eval_every} has no more evaluations than that, so "
         "the rate never falls",
         told=True,
@@ -119,12 +127,12 @@ class RunConfig:
     momentum: float = option(0.9, "momentum of nag and sgd")
     wd: float = option(1e-4, "weight decay")
     decay_bias: bool = option(False, "decay beta, gamma and bias too")
-    schedule: str = option("cosine", "learning rate over time", choices=SCHEDULES)
+    schedule: str = option("cosine", "learning rate over time", choices=KINDS)
     warmup_epochs: int = option(5, "epochs of linear warm-up from 0")
     lr_steps: tuple[int, ...] = option((), "epochs after which a step schedule multiplies the rate")
     lr_factor: float = option(0.1, "factor of the step and plateau schedules")
     lr_patience: int = option(
-        20, "evaluations without a better held-out accuracy after which a plateau schedule acts"
+        20, "a plateau schedule acts after more evaluations without a better accuracy than these"
     )
     final_lr: float = option(0.0, "learning rate at the end of cosine, linear and exponential")
     clip_gradient: float = option(0.0, "limit of the gradients' norm; 0: none")

@@ -19,7 +19,7 @@ from typing import Any
 
 from formats.errors import UserError
 
-KINDS = ("cosine", "step", "constant", "linear", "exponential", "plateau")
+KINDS = ("cosine", "step", "linear", "exponential", "constant", "plateau")
 
 
 @dataclass(frozen=True)

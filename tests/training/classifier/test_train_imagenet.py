@@ -13,7 +13,7 @@ from PIL import Image
 
 import train_imagenet
 from formats.param_file import read_params
-from training.classifier.imagenet import ImageNetConfig
+from training.classifier.imagenet import ImageNetConfig, open_imagenet
 from training.records.metrics import read_metrics
 from training.records.state_file import load_state
 from training.settings.schedules import schedule_of
@@ -75,6 +75,16 @@ def test_record_files(records: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert train_imagenet.main([*argv, "--gpus", "cpu"]) == 0
     shown = capsys.readouterr().out
     assert f"test loss {row['test_loss']:.4f}, test accuracy 1.00000 (6 images)" in shown
+
+
+def test_record_files_have_as_many_classes_as_is_said(
+    records: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for classes, said in ((0, True), (2, False)):
+        config = ImageNetConfig(data_dir=str(records), classes=classes)
+        assert open_imagenet(config).classes == (classes or 1000)
+        shown = capsys.readouterr().out
+        assert ("record files name no classes: 1000 assumed, or --classes N" in shown) == said
 
 
 def test_nothing_is_told_that_was_not_given(

@@ -18,7 +18,7 @@ from training.data import image_folder
 from training.data.catalogue import load_dataset
 from training.data.dataset import hold_out
 from training.data.identity import identity_of
-from training.data.image_folder import load_image_folder
+from training.data.image_folder import list_image_folder, load_image_folder
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "emu": (30, 30, 200)}
 
@@ -118,24 +118,54 @@ def test_a_folders_own_held_out_images(tmp_path: Path) -> None:
     assert identity_of(dataset).digest != identity_of(without).digest
 
 
+def name_files(folder: Path, counts: dict[str, int]) -> None:
+    """Files that are listed and not opened."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            (folder / name / f"{index:03}.png").touch()
+
+
 @pytest.mark.parametrize("below", ["", "train"])
 def test_without_a_test_folder_a_fifth_is_held_out(tmp_path: Path, below: str) -> None:
-    fill(tmp_path / below, {"cat": 20, "dog": 10})
-    first = load_image_folder(str(tmp_path), seed=1)
-    np.testing.assert_array_equal(np.bincount(first.train.labels), [16, 8])
-    np.testing.assert_array_equal(np.bincount(first.test.labels), [4, 2])
-    again = load_image_folder(str(tmp_path), seed=1)
-    np.testing.assert_array_equal(first.test.images, again.test.images)
+    name_files(tmp_path / below, {"cat": 300, "dog": 100})
+    train, test, valid = list_image_folder(str(tmp_path))[1:]
+    assert not valid.paths
+    assert sorted(train.paths + test.paths) == sorted(map(str, (tmp_path / below).rglob("*.png")))
+    shares = np.bincount(test.labels) / (300, 100)
+    np.testing.assert_allclose(shares, 0.2, atol=0.07)
+    cats, dogs = ({Path(p).name for p in test.paths if name in p} for name in ("/cat/", "/dog/"))
+    assert len(cats & dogs) < min(len(cats), len(dogs)) / 2  # not the same names of both
 
 
-def test_held_out_images_depend_on_the_seed(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for level in range(20):
-            Image.new("L", (32, 32), level).save(tmp_path / name / f"{level}.png")
-    held = [load_image_folder(str(tmp_path), seed=seed).test.images[:, 0, 0, 0] for seed in (1, 2)]
-    assert len(set(held[0])) >= 4
-    assert not np.array_equal(held[0], held[1])
+def test_other_images_do_not_change_who_is_tested(tmp_path: Path) -> None:
+    """Else an image that a file was trained on would be one of its test."""
+    name_files(tmp_path, {"cat": 30, "dog": 12})
+    before = list_image_folder(str(tmp_path))
+    name_files(tmp_path, {"cat": 90, "dog": 14, "emu": 5})
+    for path in (tmp_path / "cat").glob("01?.png"):
+        path.unlink()
+    after = list_image_folder(str(tmp_path))
+    assert not {*before.train.paths} & {*after.test.paths}
+    assert not {*before.test.paths} & {*after.train.paths}
+    assert len(after.test.paths) > len(before.test.paths)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_every_class_is_trained_and_tested(tmp_path: Path, count: int) -> None:
+    name_files(tmp_path, {f"class {n}": count for n in range(40)})
+    for files in list_image_folder(str(tmp_path))[1:3]:
+        assert len(np.unique(files.labels)) == 40
+
+
+def test_images_of_both_splits_are_loaded(tmp_path: Path) -> None:
+    fill(tmp_path, {"cat": 4, "dog": 6})
+    dataset = load_image_folder(str(tmp_path))
+    listing = list_image_folder(str(tmp_path))
+    for data, files in ((dataset.train, listing.train), (dataset.test, listing.test)):
+        np.testing.assert_array_equal(data.labels, files.labels)
+        names = [dataset.class_names[label] for label in data.labels]
+        assert [tuple(image[5, 7]) for image in data.images] == [COLOURS[name] for name in names]
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".JPEG", ".webp", ".bmp"])
@@ -228,10 +258,10 @@ def test_large_image_is_refused_before_it_is_decoded(
 ) -> None:
     fill(tmp_path, {"cat": 2, "dog": 2})
     monkeypatch.setattr(decoding, "MAX_PIXELS", 40 * 36 - 1)
-    with pytest.raises(UserError, match=r"cat/000.png has 40 x 36 pixels, more than"):
+    with pytest.raises(UserError, match=r"cat/00\d.png has 40 x 36 pixels, more than"):
         load_image_folder(str(tmp_path))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match=r"cat/000.png has more than"):
+    with pytest.raises(UserError, match=r"cat/00\d.png has more than"):
         load_image_folder(str(tmp_path))
 
 

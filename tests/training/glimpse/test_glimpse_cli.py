@@ -14,6 +14,7 @@ from PIL import Image
 import train_cifar
 import train_mnist_glimpse
 from formats.param_file import read_params
+from formats.weight_file import read_card
 from model import list_models
 from model.hybrid_loss import LossWeights
 from training.augmentation.deform import Deformation
@@ -91,6 +92,18 @@ def test_a_saved_file_scores_what_the_run_recorded(
     assert main("--test", whole / "last.param", *EVALUATION, "--eval-seeds", "1") == 0
     error = percent(r"1 rollout, mean locations +([\d.]+) ±", capsys.readouterr().out)
     assert 1 - error == pytest.approx(read_metrics(whole)[-1]["test_acc"], abs=1e-4)
+
+
+def test_a_file_of_the_middle_has_the_policy_of_its_time(tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    words = [*TINY, "--std", 0.3, "--std-final", 0.1, "--keep", 9, "--run-dir", one]
+    assert main(*words) == 0
+    deviations = {}
+    for name in ("epoch-0001.param", "last.param"):
+        card = read_card(next(one.rglob(name)))
+        assert card is not None
+        deviations[name] = card["glimpse"]["deviation"]
+    assert deviations == {"epoch-0001.param": 0.2, "last.param": 0.1}
 
 
 def test_pictures_of_a_file_and_of_a_run(whole: Path, tmp_path: Path) -> None:
@@ -289,7 +302,9 @@ def test_a_sweep_that_is_stopped_at_once_says_no_more(
     monkeypatch.setattr(train_mnist_glimpse, "train", stopped)
     assert main("--dataset", "digits", "--std-sweep", 0.1, 0.2, "--run-dir", tmp_path / "run") == 0
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["std-0.1"]
-    assert capsys.readouterr().err == ""
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.endswith("not begun yet: --std-sweep 0.2, in another --run-dir\n")
 
 
 def test_every_setting_reaches_its_place() -> None:
@@ -327,6 +342,10 @@ def test_every_setting_reaches_its_place() -> None:
     steps = 2 * len(task.loaders.train)
     found = [task.std_of(step) for step in (0, steps // 2, steps)]
     assert found == pytest.approx([0.3, 0.2, 0.1])
+    # The card of a file has the deviation of its time.
+    cards = [task.sections(step)["glimpse"] for step in (0, steps // 2, steps)]
+    assert [card["deviation"] for card in cards] == [0.3, 0.2, 0.1]
+    assert {card["first_radius"] for card in cards} == {0.5}
     assert task.config.model == "glimpse_mnist"
 
 
@@ -377,3 +396,9 @@ def test_an_image_folder_in_colour(tmp_path: Path, capsys: pytest.CaptureFixture
     assert read_params(tmp_path / "run" / "last.param")["classifier.fc.weight"].shape == (2, 12)
     assert main("--test", tmp_path / "run" / "last.param", *EVALUATION) == 0
     assert "6 images, error in %" in capsys.readouterr().out
+    # A finetuning sees them at the size that the network was trained on.
+    given: dict[str, Any] = {"finetune": str(tmp_path / "run" / "last.param")}
+    given["dataset"] = "folder:photos"
+    assert with_start(GlimpseConfig(**given), given).image_size == 20
+    given["image_size"] = 30
+    assert with_start(GlimpseConfig(**given), given).image_size == 30

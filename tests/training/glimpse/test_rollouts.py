@@ -178,6 +178,7 @@ def test_the_report() -> None:
         name: [score_rollouts(Fake(), batches, CPU, one, rollouts) for one in draws]
         for name, draws, rollouts in (
             ("single", still, 1),
+            ("single sampled", noisy, 1),
             ("several", still, 3),
             ("sampled", noisy, 3),
             ("random", anywhere, 1),
@@ -185,7 +186,7 @@ def test_the_report() -> None:
     }
     for given, name, field in (
         (report.single_mean, "single", "single"),
-        (report.single_sampled, "sampled", "single"),
+        (report.single_sampled, "single sampled", "single"),
         (report.log_mean, "several", "log_mean"),
         (report.prob_mean, "several", "prob_mean"),
         (report.sampled_log_mean, "sampled", "log_mean"),

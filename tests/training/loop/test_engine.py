@@ -14,7 +14,9 @@ from mxnet import gluon
 from mxnet.gluon import nn
 
 from formats.errors import UserError
+from training.augmentation.augment import smooth_labels
 from training.batches.in_memory import Batch, EvalBatches
+from training.classifier.config import TrainConfig
 from training.data.dataset import ImageData
 from training.distributed.group import Group
 from training.loop.engine import Updater, measure, train_one_epoch
@@ -262,6 +264,23 @@ def test_measure_counts_soft_labels_by_their_share() -> None:
     loss_sum, correct, images, terms = measure(steps)
     assert (loss_sum, images, terms) == (3.75, 3, {})
     assert correct == pytest.approx(0.7 + 0.0 + 1.0)
+
+
+def test_smoothing_makes_no_image_less_right() -> None:
+    image, label = examples(8)
+    soft = smooth_labels(label, CLASSES, 0.2)
+    soft[0] = 0.25 * soft[0] + 0.75 * smooth_labels((label[:1] + 1) % CLASSES, CLASSES, 0.2)
+    hard = np.eye(CLASSES)[label]
+    hard[0] = 0.25 * hard[0] + 0.75 * np.eye(CLASSES)[(label[0] + 1) % CLASSES]
+    found = []
+    for smoothing, labels in ((0.2, soft), (0.0, hard)):
+        task = ClassificationTask(
+            linear_net(ONE), None, ONE, config=TrainConfig(label_smoothing=smoothing)
+        )
+        part = (mx.nd.array(image), mx.nd.array(labels), labels.astype(np.float32))
+        found.append(task.losses(part, (0, 0)).sums()["correct"])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert found[1] > 0
 
 
 def test_devices_become_one_network_again() -> None:

@@ -217,6 +217,10 @@ def test_a_run_knows_its_data(
     assert len(read_metrics(run)) == 2
     resumes = json.loads((run / "env.json").read_text())["resumes"]
     assert named in resumes[-1]["data_changed"]
+    # The rate falls to its end; what was best on other images is not compared with these.
+    progress, images = load_state(run)[0], len([*(data / "train").rglob("*.png")])
+    assert (progress.step, progress.best_epoch) == (2 * (images // 4), 2)
+    assert read_metrics(run)[-1]["lr"] == 0
     # What it was trained on last is what it is compared with from now on.
     now = identity_of(load_image_folder(str(data)))
     assert load_state(run)[0].data == json.loads(json.dumps(now.to_dict()))
@@ -253,7 +257,7 @@ def test_fewer_images_than_the_epoch_has_had_end_it(begun: Path, tmp_path: Path)
     step = Updater.step
 
     def stopping(self: Updater, *given: Any) -> Any:
-        if given[1] == 3:  # the second of the second epoch; saved before it ends
+        if given[1] == 4:  # the second of the second epoch; saved before it ends
             signal.raise_signal(signal.SIGTERM)
         return step(self, *given)
 
@@ -270,7 +274,7 @@ def test_fewer_images_than_the_epoch_has_had_end_it(begun: Path, tmp_path: Path)
             path.unlink()
     assert train_cifar.main(["--resume", str(run), "--data-changed"]) == 0
     assert [row["epoch"] for row in read_metrics(run)] == [1, 2]
-    assert load_state(run)[0].step == state.step
+    assert load_state(run)[0].step == 2  # of two epochs of one update
 
 
 def test_a_moved_folder_is_the_same_data(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -17,7 +21,10 @@ from formats.errors import UserError
 from training.classifier.config import TrainConfig
 from training.loop.task import ClassificationTask
 from training.loop.train import train as train_script
+from training.records.interruption import lasting_streams
+from training.records.progress import ProgressBar
 from training.records.run_folder import STATE_FILE, hold
+from training.records.state_file import load_state
 from training.settings.exit_code import exit_code
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -161,6 +168,48 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     os.close(read)
     assert process.communicate()[1] == b""
     assert process.returncode == 2
+
+
+@contextlib.contextmanager
+def unread() -> Iterator[None]:
+    """Standard output and error are pipes whose reader has gone."""
+    with contextlib.ExitStack() as held:
+        for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+            read, write = os.pipe()
+            os.close(read)
+            stream = os.fdopen(write, "w")
+            held.enter_context(contextlib.suppress(OSError))
+            held.callback(stream.close)
+            held.enter_context(redirect(stream))
+        yield
+
+
+def test_a_training_outlives_its_readers(
+    small_runs: Any, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.records.progress.SECONDS_BETWEEN_LINES", 0.0)
+    with unread():
+        assert train(run_dir=str(tmp_path / "whole")) == 0
+    run = tmp_path / "run"
+    with unread(), monkeypatch.context() as patch:
+        interrupt = partial(signal.raise_signal, signal.SIGINT)
+        small_runs.at_call(patch, ProgressBar, "advance", 2, interrupt)
+        assert train(run_dir=str(run)) == 130  # Ctrl-C ends `tee` too
+    assert 0 < load_state(run)[0].step < load_state(tmp_path / "whole")[0].step
+    with unread():
+        assert train(resume=str(run)) == 0
+    assert (run / "last.param").read_bytes() == (tmp_path / "whole/last.param").read_bytes()
+
+
+def test_what_is_no_reader_s_absence_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with lasting_streams(), pytest.raises(OSError, match="No space left"):
+            print("a line", flush=True)
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,16 @@ def test_what_cannot_be_compared_is_refused(
     assert [len(group.runs) for group in groups] == [3, 3]
 
 
+def test_photographs_of_two_places_are_two_groups(tmp_path: Path) -> None:
+    """``train_imagenet.py`` calls all of them by one name; other data is known by its own."""
+    for dataset, groups in (("imagenet", 2), ("cifar10", 1)):
+        runs = [
+            read_result(fake(tmp_path / dataset / place, n, 0.5, data_dir=place, dataset=dataset))
+            for n, place in enumerate(("cats", "flowers"))
+        ]
+        assert len(group_runs(runs)) == groups
+
+
 def test_a_run_that_stopped_early_is_finished(tmp_path: Path) -> None:
     folder = fake(tmp_path / "a", 0, 0.5, epochs=9, run_epochs=4, early_stopping=2)
     (folder / "curves.png").write_bytes(b"")  # which can be drawn at any time
