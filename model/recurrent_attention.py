@@ -85,7 +85,8 @@ class RecurrentAttention(nn.HybridBlock):
 
         The results are equal up to rounding, and so are the gradients. The graph stays in use where
         the operator cannot be built (`model.native.build`) or does not know the spec, and it is
-        what has to be in use for an export. The parameters must be on CPUs.
+        what has to be in use for an export. The parameters must be on CPUs. A hybridized block
+        around this one that has run already keeps the form that it was traced with.
         """
         spec = self.spec
         known = spec.core == "rnn" and spec.first_location == "given" and spec.gaze == "policy"
@@ -121,6 +122,29 @@ class RecurrentAttention(nn.HybridBlock):
             )
         size = spec.patch_size
         return seen.reshape((*locations.shape[:3], spec.num_patches, spec.channels, size, size))
+
+    def forward(self, image: Any, *others: Any) -> Any:
+        """Return the outputs; see the class.
+
+        Raises
+        ------
+        ValueError
+            For arrays whose shapes the network is not made for; MXNet reads past their ends.
+        """
+        if isinstance(image, mx.nd.NDArray):
+            self._check(image, *others)
+        return super().forward(image, *others)
+
+    def _check(self, image: Any, first_location: Any, noise: Any) -> None:
+        batch, rollouts = image.shape[0], first_location.shape[1]
+        wanted = {
+            "image": (image.shape, (batch, *self.image_shape)),
+            "first_location": (first_location.shape, (batch, rollouts, 2)),
+            "noise": (noise.shape, (batch, rollouts, self.spec.num_glimpses, 2)),
+        }
+        for name, (shape, needed) in wanted.items():
+            if shape != needed:
+                raise ValueError(f"{name} has shape {shape}, this network needs {needed}")
 
     def hybrid_forward(
         self, F: Any, image: Any, first_location: Any, noise: Any, **params: Any

@@ -130,8 +130,8 @@ def quantize(
     AccuracyError
         When more accuracy is lost; also by ``export`` of what is returned.
     ValueError
-        When the images are none, `batch_size` is below 1, MXNet cannot quantize the network, or own
-        operators were asked for in vain.
+        When the images are none or of two sizes, `batch_size` is below 1, MXNet cannot quantize
+        the network, or own operators were asked for in vain.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
@@ -139,6 +139,11 @@ def quantize(
     calibration = check_image(net, calibration)
     graph, steps, size = snapshot(net, calibration.shape)
     image, label = (calibration, None) if judges is None else judges
+    if image.shape[1:] != calibration.shape[1:]:
+        raise ValueError(
+            f"judged by images of shape {image.shape[1:]}, calibrated with "
+            f"{calibration.shape[1:]}; give both in one size"
+        )
     judge = Judges(net, _numpy(image), None if label is None else _numpy(label), max_loss)
     first = calibration[:BATCH]
     # How near is for the judges to say.

@@ -12,6 +12,7 @@ what a processor without AVX-512 gets; see `machine.processor`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -45,6 +47,7 @@ CACHE_NAME = "attention-networks-gluon"
 SWITCH = "ATTENTION_NATIVE"  # 0: neither build nor load
 FLAGS = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-std=c++17")
 # MXNet looks its entry points up by name; everything else stays out of sight.
+SOURCES = (".cc", ".h", ".def")
 HIDDEN = ("-fvisibility=hidden", "-Wno-psabi")
 COMPILERS = ("g++", "c++", "clang++")
 BUILD_TIMEOUT_SEC = 600.0
@@ -81,8 +84,7 @@ def load(operators: Operators) -> str:
     Unavailable
         When they cannot be built or loaded; nothing is changed then.
     """
-    if os.environ.get(SWITCH) == "0":
-        raise Unavailable(f"{SWITCH}=0")
+    _require_switched_on()
     if operators.name not in _loaded:
         require_instructions(*operators.instructions)
         onednn = _onednn_of(operators)
@@ -97,6 +99,11 @@ def load(operators: Operators) -> str:
     made = _loaded[operators.name]
     with_onednn = f", oneDNN {made.version}, blocks of {made.block}" if made else ""
     return f"operators in C++ ({operators.name}{with_onednn})"
+
+
+def _require_switched_on() -> None:
+    if os.environ.get(SWITCH) == "0":
+        raise Unavailable(f"{SWITCH}=0")
 
 
 def block_channels() -> int:
@@ -152,18 +159,29 @@ def build(operators: Operators, onednn: Optional[OneDNN] = None) -> Path:
     compiler = _compiler()
     name = f"{operators.name}-{_key(operators, compiler, onednn)}.so"
     for folder in _folders():
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # Path.is_file raises where a folder cannot be searched
             return folder / name
     folder = _writable_folder()
+    _remove_leftovers(folder)
     print(f"building {name} for this processor, once (half a minute)", file=sys.stderr, flush=True)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as temporary:
             made = Path(temporary) / name
             _compile(operators, compiler, onednn, made)
+            with made.open("rb") as file:  # else a power cut can leave its name on nothing
+                os.fsync(file.fileno())
             os.replace(made, folder / name)
     except OSError as error:
         raise Unavailable(f"they cannot be written into {folder}: {error.strerror}") from error
     return folder / name
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what builds have left behind that were killed."""
+    for path in folder.glob(".build-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 2 * BUILD_TIMEOUT_SEC:
+                shutil.rmtree(path)
 
 
 def _compiler() -> tuple[str, ...]:
@@ -193,12 +211,14 @@ def _mxnet_folder() -> Path:
 def _key(operators: Operators, compiler: Sequence[str], onednn: Optional[OneDNN]) -> str:
     """Return what changes when another library is needed."""
     digest = hashlib.sha256()
-    for path in sorted((NATIVE / operators.name).glob("*.*")):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted((NATIVE / operators.name).iterdir()):
+        if path.suffix in SOURCES:  # not what an editor leaves beside them
+            digest.update(path.name.encode() + path.read_bytes())
     core = _mxnet_folder() / "libmxnet.so"
     size = core.stat().st_size if core.is_file() else 0
     for fact in (
         *_flags(operators, onednn),
+        *compiler[1:],
         _run([*compiler, "--version"]),
         mx.__version__,
         str(size),
@@ -263,7 +283,16 @@ def _run(command: Sequence[str]) -> str:
     """
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_SEC, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={
+                **os.environ,
+                "LC_ALL": "C",
+            },  # what it says is read, and part of the library's name
+            timeout=BUILD_TIMEOUT_SEC,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"{command[0]} cannot be run ({error})") from None
@@ -279,6 +308,7 @@ def main() -> int:
     """Build all operators and say so, or why not; 0 in both cases: everything works without."""
     for operators in (GLIMPSE, UNITS):
         try:
+            _require_switched_on()
             print(f"built {build(operators, _onednn_of(operators))}")
         except Unavailable as error:
             print(f"{operators.name}: not built: {error}; MXNet's own operators are used")

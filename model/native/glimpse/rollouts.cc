@@ -4,6 +4,7 @@
 // what runs without this file, and what is exported. Here nothing is called between two small
 // products, activations stay in the caches, the gradient of a layer's weights is one product over
 // all glimpses, and a thread works on its own images from the first glimpse to the last.
+#include <algorithm>
 #include <cmath>
 #include <locale>
 #include <sstream>
@@ -337,11 +338,25 @@ MXReturnValue infer_type(const Attributes&, std::vector<int>* in, std::vector<in
   return MX_SUCCESS;
 }
 
-MXReturnValue infer_shape(const Attributes&, std::vector<std::vector<unsigned int>>* in,
+// Whether the inputs belong together; nothing else looks at it before memory is read by their sizes.
+bool fit(const Attributes& a, const std::vector<std::vector<unsigned int>>& in) {
+  const auto &image = in[kImage], &first = in[kFirst], &noise = in[kNoise];
+  if (noise.size() != 4 || first.size() != 3 || image.size() != 4) return false;
+  const std::string& windows = a.at("windows");
+  const unsigned scales = 1 + std::count(windows.begin(), windows.end(), 'x');
+  const unsigned patch = number(a, "patch_size"), steps = number(a, "num_glimpses");
+  const auto& sensor = in[kWeights + 2 * kFc1];
+  return noise[2] == steps && noise[3] == 2 && first[2] == 2 && first[0] == noise[0] &&
+         first[1] == noise[1] && image[0] == noise[0] && sensor.size() == 2 &&
+         sensor[1] == scales * image[1] * patch * patch;
+}
+
+MXReturnValue infer_shape(const Attributes& attributes, std::vector<std::vector<unsigned int>>* in,
                           std::vector<std::vector<unsigned int>>* out) {
   const auto& noise = in->at(kNoise);
-  if (noise.size() != 4 || in->at(kImage).size() != 4) {
-    MX_ERROR_MSG << "glimpse_rollouts needs images (B, C, H, W) and noise (B, R, T, 2)";
+  if (!fit(attributes, *in)) {
+    MX_ERROR_MSG << "glimpse_rollouts needs images (B, C, H, W), first locations (B, R, 2) and noise "
+                    "(B, R, T, 2) that are made for each other and for its network";
     return MX_FAIL;
   }
   const unsigned int rows = noise[0] * noise[1], hidden = in->at(kWeights + 2 * kI2h)[0];

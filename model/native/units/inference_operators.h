@@ -48,9 +48,10 @@ class Made {
   template <class... More>
   Unit& of(Tensors* in, const Attributes& attributes, const More&... more) {
     if (!unit_ || shape_ != (*in)[0].shape) {
-      shape_ = (*in)[0].shape;
       const attn::UnitSpec spec(attributes);
-      unit_.reset(new Unit(spec, shape_of(shape_), kernels_of(spec, *in), arrays(in, 0, in->size()), more...));
+      unit_.reset(new Unit(spec, shape_of((*in)[0].shape), kernels_of(spec, *in),
+                           arrays(in, 0, in->size()), more...));
+      shape_ = (*in)[0].shape;
     }
     return *unit_;
   }

@@ -75,8 +75,8 @@ class UnitOperator : public Operator {
   void forward(Tensors* in, Tensors* out) override {
     const attn::UnitSpec spec(attributes_);
     if (!unit_ || shape_ != (*in)[0].shape) {
-      shape_ = (*in)[0].shape;
-      unit_.reset(new attn::Unit(spec, shape_of(shape_), kernels_of(spec, *in)));
+      unit_.reset(new attn::Unit(spec, shape_of((*in)[0].shape), kernels_of(spec, *in)));
+      shape_ = (*in)[0].shape;  // last: what throws above leaves nothing that looks made for it
     }
     unit_->forward(arrays(in, 0, in->size()), (*out)[0].data<float>());
   }
@@ -99,8 +99,8 @@ class PoolOperator : public Operator {
  protected:
   void forward(Tensors* in, Tensors* out) override {
     if (!pool_ || shape_ != (*in)[0].shape) {
+      pool_.reset(new attn::MaxPool(shape_of((*in)[0].shape)));
       shape_ = (*in)[0].shape;
-      pool_.reset(new attn::MaxPool(shape_of(shape_)));
     }
     pool_->forward((*in)[0].data<float>(), (*out)[0].data<float>());
   }
@@ -208,9 +208,19 @@ MXReturnValue count(const Attributes& attributes, int* in, int* out) {
   return mxnet::ext::MX_SUCCESS;
 }
 
+// Whether all inputs from number `begin` have the shape of an output, so that none is read past its end.
+MXReturnValue all_like(const Shapes& in, size_t begin, const Shapes::value_type& shape) {
+  for (size_t i = begin; i < in.size(); ++i)
+    if (in[i] != shape) {
+      MX_ERROR_MSG << "fused operator: its maps have different shapes" << std::endl;
+      return mxnet::ext::MX_FAIL;
+    }
+  return mxnet::ext::MX_SUCCESS;
+}
+
 MXReturnValue same_shape(const Attributes&, Shapes* in, Shapes* out) {
   (*out)[0] = (*in)[0];
-  return mxnet::ext::MX_SUCCESS;
+  return all_like(*in, 1, (*out)[0]);
 }
 
 MXReturnValue unit_shape(const Attributes& attributes, Shapes* in, Shapes* out) {
@@ -232,7 +242,7 @@ MXReturnValue upsample_shape(const Attributes& attributes, Shapes* in, Shapes* o
   const auto& x = (*in)[0];
   (*out)[0] = {x[0], x[1], static_cast<unsigned>(std::stoi(attributes.at("height"))),
                static_cast<unsigned>(std::stoi(attributes.at("width")))};
-  return mxnet::ext::MX_SUCCESS;
+  return all_like(*in, 1, (*out)[0]);
 }
 
 MXReturnValue mean_shape(const Attributes&, Shapes* in, Shapes* out) {

@@ -40,6 +40,16 @@ def refused(net: Any) -> bool:
     return True
 
 
+@pytest.mark.parametrize("operators", [False, None])
+def test_images_of_two_sizes_are_refused(operators: Optional[bool]) -> None:
+    """A network that was prepared for one would be judged by what lies behind the other."""
+    net = network("no gate")
+    judges = images(8, 8), [0] * 8
+    said = r"judged by images of shape \(3, 8, 8\), calibrated with \(3, 16, 16\)"
+    with pytest.raises(ValueError, match=said):
+        quantize(net, images(8, 16), judges, operators=operators)
+
+
 def stored_as_bfloat16(values: np.ndarray) -> np.ndarray:
     rounded: np.ndarray = bfloat16(mx.nd.array(values)).asnumpy()
     return rounded

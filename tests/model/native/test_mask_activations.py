@@ -56,6 +56,19 @@ def test_the_operator_computes_what_the_graph_does(attention: str, learning: str
 
 
 @pytest.mark.usefixtures("unit_operators")
+def test_maps_of_two_sizes_are_refused() -> None:
+    """Not read past the end of the smaller one."""
+    maps = _maps()[0]
+    smaller = maps[:, :, :2]
+    named = {"attention": "mixed", "learning": "arl"}
+    with pytest.raises(mx.MXNetError, match="its maps have different shapes"):
+        mx.nd.attn_mask(maps, smaller, inputs=2, **named).asnumpy()
+    mx.nd.attn_upsample(smaller, maps, height=3, width=4, inputs=2).wait_to_read()
+    with pytest.raises(mx.MXNetError, match="its maps have different shapes"):
+        mx.nd.attn_upsample(smaller, smaller, height=3, width=4, inputs=2).asnumpy()
+
+
+@pytest.mark.usefixtures("unit_operators")
 def test_other_names_are_refused_and_those_of_the_table_are_known() -> None:
     """Not computed as another one, as it would be if the operator did not look."""
     maps = _maps()[0]

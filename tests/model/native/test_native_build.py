@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # Notes each call, makes what it is asked for, fails at what FAILS names.
 FAKE_COMPILER = """#!/bin/sh
 echo "$@" >>"$0.calls"
-[ "$1" = --version ] && echo "fake 1" && exit 0
+case "$*" in *--version) echo "fake 1"; exit 0;; esac
 [ -z "$FAILS" ] || { echo "unit.cc:1: error: $FAILS" >&2; exit 1; }
 while [ $# -gt 1 ]; do [ "$1" = -o ] && echo built >"$2"; shift; done
 """
@@ -54,7 +55,7 @@ def build(onednn: OneDNN, of: Operators = UNITS) -> Path:
 
 def calls(tmp_path: Path) -> list[str]:
     lines = (tmp_path / "bin" / "g++.calls").read_text().splitlines()
-    return [line for line in lines if line != "--version"]
+    return [line for line in lines if not line.endswith("--version")]
 
 
 def test_it_is_built_once(machine: OneDNN, tmp_path: Path) -> None:
@@ -86,6 +87,57 @@ def test_another_onednn_is_built_for_anew(machine: OneDNN) -> None:
 
 def test_other_options_are_built_anew(machine: OneDNN) -> None:
     assert build(machine, UNITS._replace(flags=("-O1",))) != build(machine)
+
+
+def test_other_words_of_the_compiler_are_built_anew(
+    machine: OneDNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(machine)
+    monkeypatch.setenv("CXX", f"{os.environ['CXX']} -fsanitize=address")
+    assert build(machine) != made
+
+
+def test_what_lies_beside_the_sources_is_none(machine: OneDNN) -> None:
+    made = build(machine)
+    sources = operators.NATIVE / "units"
+    (sources / ".unit.cc.swp").write_text("an editor's")
+    (sources / ".ipynb_checkpoints").mkdir()
+    assert build(machine) == made
+
+
+def test_a_folder_that_may_not_be_searched_has_no_library(
+    machine: OneDNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)  # as it does, but for the superuser
+    monkeypatch.setattr(operators, "_key", lambda *_: "key")
+    assert build(machine).read_text() == "built\n"
+
+
+def test_what_a_killed_build_has_left_is_removed(machine: OneDNN) -> None:
+    folder = operators.NATIVE / "build"
+    for name, age in (("old", 3600), ("new", 0)):
+        (folder / f".build-{name}").mkdir(parents=True)
+        (folder / f".build-{name}" / "unit.o").touch()
+        then = time.time() - age
+        os.utime(folder / f".build-{name}", (then, then))
+    made = build(machine)
+    assert {path.name for path in folder.iterdir()} == {".build-new", made.name}
+
+
+def test_the_language_of_the_user_does_not_matter(
+    machine: OneDNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the compiler says is read: its version for the name, and which line is an error."""
+    compiler = Path(os.environ["CXX"])
+    compiler.write_text(compiler.read_text().replace("fake 1", "fake 1 $LC_ALL"))
+    found = []
+    for language in ("de_DE.UTF-8", "C"):
+        monkeypatch.setenv("LC_ALL", language)
+        found.append(build(machine))
+    assert found[0] == found[1]
 
 
 def test_another_mxnet_is_built_for_anew(machine: OneDNN, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,3 +220,11 @@ def test_the_program_says_why_and_does_not_fail(tmp_path: Path) -> None:
         check=True,
     )
     assert "units: not built: no oneDNN 3" in done.stdout
+
+
+def test_the_program_is_switched_off_too(
+    machine: OneDNN, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(operators.SWITCH, "0")
+    assert operators.main() == 0
+    assert capsys.readouterr().out.count("not built: ATTENTION_NATIVE=0") == 2

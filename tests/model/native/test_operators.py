@@ -184,6 +184,48 @@ def test_what_the_operator_does_not_know_stays_a_graph(
     assert net(*inputs_for(net, 2))[0].shape == (2, 3, 3, 4)
 
 
+WRONG = {
+    "steps": (1, (4, 3, 2, 2)),
+    "coordinates": (1, (4, 3, 3, 3)),
+    "rollouts": (0, (4, 2, 2)),
+    "images": (0, (5, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("use", [False, True])
+def test_arrays_that_do_not_fit_are_refused(use: bool, glimpse_operators: None) -> None:
+    """Whose memory would be read, and written, past its end."""
+    net = build()
+    assert net.use_operator(use) is use
+    image, *others = inputs_for(net, 4)
+    for place, shape in WRONG.values():
+        wrong = list(others)
+        wrong[place] = mx.nd.zeros(shape)
+        with pytest.raises(ValueError, match=r"has shape .* this network needs"):
+            net(image, *wrong)
+    for shape in ((4, 2, 28, 40), (4, 1, 14, 11), (9, 2, 14, 11)):
+        with pytest.raises(ValueError, match=r"has shape .* this network needs"):
+            net(mx.nd.zeros(shape), *others)
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, "channels", "batch"])
+def test_the_operator_itself_refuses_them(wrong: str, glimpse_operators: None) -> None:
+    """As where a graph of it is bound, in a hybridized objective for one."""
+    net = build()
+    assert net.use_operator()
+    variables = [mx.sym.var(name) for name in ("image", "first", "noise")]
+    symbol = mx.sym.Group(list(net(*variables)))
+    shapes = [one.shape for one in inputs_for(net, 4)]
+    assert symbol.infer_shape(**dict(zip(("image", "first", "noise"), shapes)))[1]
+    if wrong in WRONG:
+        place, shape = WRONG[wrong]
+        shapes[1 + place] = shape
+    else:
+        shapes[0] = (4, 1, 14, 11) if wrong == "channels" else (6, 2, 14, 11)
+    with pytest.raises(mx.MXNetError, match="glimpse_rollouts needs images"):
+        symbol.infer_shape(**dict(zip(("image", "first", "noise"), shapes)))
+
+
 def test_back_to_the_graph_for_an_export(glimpse_operators: None, tmp_path: Path) -> None:
     net = build()
     net.hybridize()
