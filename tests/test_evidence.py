@@ -149,7 +149,10 @@ def test_documents_say_what_the_runs_scored(
 
 @pytest.mark.parametrize(
     ("document", "records", "network"),
-    [("results.md", "short_search.csv", "model")],
+    [
+        ("results.md", "short_search.csv", "model"),
+        ("glimpse.md", "glimpse_search.csv", "dataset"),
+    ],
 )
 def test_what_a_search_found_follows_from_its_runs(
     document: str, records: str, network: str

@@ -196,6 +196,17 @@ def check_micro_batches_add_up() -> None:
     assert torch.allclose(whole.totals, parts.totals)
 
 
+def check_smoothing_makes_no_image_less_right() -> None:
+    image, label = linear_batch()
+    label[0] = 0.25 * label[0] + 0.75 * label[1]  # a mixed one
+    smooth = 0.8 * label + 0.2 / 3
+    hard, soft = linear_updater(), linear_updater(smoothing=0.2)
+    hard._backward(image, label)
+    soft._backward(image, smooth)
+    assert hard.totals[1].item() > 0
+    assert math.isclose(hard.totals[1].item(), soft.totals[1].item(), abs_tol=1e-5)
+
+
 def check_a_step_is_the_gradient_of_the_mean_loss() -> None:
     updater = linear_updater()
     weight = updater.optimizer.weights[0]
