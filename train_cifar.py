@@ -64,7 +64,7 @@ from training.classifier.matching import warn_of_more_classes, with_labels_of
 from training.classifier.networks import build_classifier
 from training.classifier.opening import open_classifier
 from training.classifier.proxy import check_proxy, prepare_proxy
-from training.classifier.recipes import RECIPES, with_recipe
+from training.classifier.recipes import with_recipe
 from training.classifier.task import (
     prepare_classifier,
     start_network,
@@ -173,7 +173,7 @@ def _run(given: Mapping[str, Any], argv: Sequence[str]) -> int:
         start = {"recipe": NAME, "cutout": "none", **gentle_settings(given)}
         config = CifarConfig(**{**start, **given})
     else:
-        config = CifarConfig(**with_recipe(RECIPES, given.get("recipe", "pistony"), given))
+        config = CifarConfig(**with_recipe(given.get("recipe", "pistony"), given))
     check_settings(config, given, ACTIONS, strict=not is_ram_command(argv))
     if config.list_models:
         return list_names()

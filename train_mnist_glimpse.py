@@ -55,7 +55,7 @@ from training.glimpse.rollouts import Draw, RolloutTask, score_rollouts
 from training.glimpse.task import open_glimpse, prepare_glimpse, with_run_folder, with_start
 from training.glimpse.view import draw_file, draw_run
 from training.loop.train import train
-from training.records.run_folder import default_folder
+from training.records.run_folder import BEST_FILE, LAST_FILE, default_folder
 from training.reports.run_results import read_result
 from training.settings.config import parse_overrides
 from training.settings.exit_code import exits
@@ -144,7 +144,7 @@ def _run(given: dict[str, Any], argv: Sequence[str], strict: bool) -> int:
         return _sweep(with_start(config, given), argv)
     config, given = with_run_folder(config, given)
     if not config.is_train:
-        path = Path(str(config.run_dir)) / ("best.param" if config.best else "last.param")
+        path = Path(str(config.run_dir)) / (BEST_FILE if config.best else LAST_FILE)
         return _score_or_draw(replace(config, test=str(path)), given)
     config = with_start(config, given)
     return train(PROG, config, given, argv, prepare_glimpse, _finish)
@@ -179,7 +179,7 @@ def _prepare_judged(config: GlimpseConfig) -> RolloutTask:
 
 def _finish(config: GlimpseConfig, folder: Path) -> None:
     """Say what the last file of a training scores, and draw where it looks."""
-    path = str(folder / "last.param")
+    path = str(folder / LAST_FILE)
     here = {name: getattr(config, name) for name in RESUMABLE}
     _score_or_draw(replace(config, test=path, plot=None), here)
     _score_or_draw(replace(config, plot=path), here)

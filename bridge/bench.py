@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
     take_threads(sys.argv[1:], wait_policy={})
 
+from bridge.graph.symbol_graph import SymbolError
 from bridge.loop.settings import ENGINES, PRECISIONS
 from formats.atomic import write_atomically
 from formats.errors import UserError, first_line
@@ -67,13 +68,10 @@ class BenchConfig:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     config = parse(BenchConfig, sys.argv[1:] if argv is None else argv, PROG, __doc__)
-    from bridge.graph.symbol_graph import SymbolError
-
     return exit_code(lambda: _run(config), SymbolError)
 
 
 def _run(config: BenchConfig) -> int:
-    from bridge.graph.symbol_graph import SymbolError
     from bridge.loop.announce import describe_device
     from bridge.loop.prepare import choose_device
 

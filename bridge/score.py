@@ -19,6 +19,7 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
 import numpy as np
 
+from bridge.graph.symbol_graph import SymbolError
 from formats.atomic import write_atomically
 from formats.errors import UserError
 from formats.images.outputs import require_finite
@@ -78,8 +79,6 @@ def _as_expected(path: str, dataset: Any, given: Mapping[str, Any]) -> tuple[Any
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     given = parse_overrides(ScoreConfig, sys.argv[1:] if argv is None else argv, PROG, __doc__)
-    from bridge.graph.symbol_graph import SymbolError
-
     return exit_code(lambda: _run(ScoreConfig(**given), given), SymbolError)
 
 

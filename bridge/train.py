@@ -30,12 +30,13 @@ if __name__ == "__main__":  # before NumPy and PyTorch are loaded, which read it
 
     take_threads(sys.argv[1:], wait_policy={})
 
+from bridge.graph.symbol_graph import SymbolError  # noqa: E402
 from bridge.loop.settings import LEFT_OUT, RESUMABLE, BridgeConfig, check_resume  # noqa: E402
 from formats.errors import UserError, first_line, quoted  # noqa: E402
 from training.classifier.config import OVERRIDES  # noqa: E402
-from training.classifier.recipes import NO_SMALL, RECIPES, with_recipe  # noqa: E402
+from training.classifier.recipes import NO_SMALL, with_recipe  # noqa: E402
 from training.records.interruption import lasting_streams  # noqa: E402
-from training.records.run_folder import weight_files  # noqa: E402
+from training.records.run_folder import LAST_FILE, read_config, weight_files  # noqa: E402
 from training.settings.config import from_dict, parse_overrides  # noqa: E402
 from training.settings.exit_code import INTERRUPTED_EXIT, exit_code  # noqa: E402
 from training.settings.idle import check_idle  # noqa: E402
@@ -56,8 +57,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     given = parse_overrides(BridgeConfig, argv, PROG, __doc__, LEFT_OUT)
-    from bridge.graph.symbol_graph import SymbolError
-
     return exit_code(lambda: _run(given, argv), SymbolError)
 
 
@@ -106,7 +105,7 @@ def chosen_settings(given: Mapping[str, Any]) -> BridgeConfig:
     """Return the settings of a recipe with the user's; the network is the symbol's."""
     recipe = given.get("recipe", "pistony")
     # What a recipe says of the network itself is not for a network that is there already.
-    whole = with_recipe(RECIPES, recipe, given)
+    whole = with_recipe(recipe, given)
     settings = {k: v for k, v in whole.items() if k in given or k not in OVERRIDES}
     if settings.get("small_epochs") and "small_epochs" not in given:
         settings |= NO_SMALL
@@ -121,8 +120,6 @@ def chosen_settings(given: Mapping[str, Any]) -> BridgeConfig:
 
 def _saved(given: Mapping[str, Any]) -> BridgeConfig:
     """Return the settings of a run, with what may be another at a resume."""
-    from training.records.run_folder import read_config
-
     folder = str(given["resume"])
     settings = dict(read_config(folder))
     settings.pop("max_file_mb", None)  # of older records: files in pieces
@@ -140,7 +137,7 @@ def _report(scores: Any, progress: Any, folder: Path, held_out: bool) -> None:
         )
     print(progress.best_line(held_out))
     print(f"wrote {', '.join(weight_files(folder))}; where MXNet is:")
-    print(f"  python train_cifar.py --test {quoted(folder / 'last.param')}")
+    print(f"  python train_cifar.py --test {quoted(folder / LAST_FILE)}")
     print(f"  python -m training.reports.plot {quoted(folder)}")
 
 

@@ -208,7 +208,7 @@ class RecurrentAttention(nn.HybridBlock):
     def _operator(
         self, F: Any, image: Any, first_location: Any, noise: Any, _: dict[str, Any]
     ) -> tuple[Any, ...]:
-        """Return the same as `_graph`, by the operator of ``native/rollouts.cc``."""
+        """Return the same as `_graph`, by the operator of ``native/glimpse/rollouts.cc``."""
         spec = self.spec
 
         def value(parameter: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -47,7 +48,7 @@ def summary_rows(
         row = rows[children[parameter.name]]
         row.tensors += 1
         if parameter.grad_req != "null":
-            row.parameters += _product(parameter.shape)
+            row.parameters += math.prod(parameter.shape)
     for weight, shape, macs in _products(net, image_shape):
         rows[children[weight]].output = shape
         rows[children[weight]].macs += macs
@@ -91,13 +92,6 @@ def _products(
         if node["op"] in ("Convolution", "FullyConnected"):
             weight = nodes[node["inputs"][1][0]]["name"]
             shape = outputs[f"{node['name']}_output"][1:]
-            macs = _product(outputs[weight][1:]) * _product(shape)
+            macs = math.prod(outputs[weight][1:]) * math.prod(shape)
             found.append((weight, tuple(shape), macs))
     return found
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

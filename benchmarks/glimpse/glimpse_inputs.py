@@ -91,23 +91,21 @@ def random_images(task: Task, count: int, seed: int) -> tuple[np.ndarray, np.nda
     return image, rng.integers(0, CLASSES, count)
 
 
-def parity_inputs(
-    task: Task, seed: int = 0, locator_hidden: int = LOCATOR_HIDDEN
-) -> dict[str, np.ndarray]:
+def parity_inputs(task: Task) -> dict[str, np.ndarray]:
     """Return parameters, U(-a, a) with a = 1 / sqrt(inputs), and the inputs of one forward pass.
 
     ``image`` (B, 1, H, W); ``first_location`` (B, 2), the four corners and the centre among them;
     ``noise`` (B, T, 2) with a standard deviation that also leads out of the image.
     """
-    rng = np.random.default_rng([1, seed])
+    rng = np.random.default_rng([1, 0])
     arrays: dict[str, np.ndarray] = {}
-    for name, shape in parameter_shapes(task, locator_hidden).items():
+    for name, shape in parameter_shapes(task).items():
         fan_in = shape[1] if len(shape) == 2 else arrays[name.replace("bias", "weight")].shape[1]
         arrays[name] = (rng.uniform(-1, 1, shape) * fan_in**-0.5).astype(np.float32)
     first = rng.uniform(-1, 1, (task.batch_size, 2)).astype(np.float32)
     first[:5] = [[-1, -1], [1, -1], [-1, 1], [1, 1], [0, 0]]
     noise = rng.normal(0, 0.5, (task.batch_size, task.num_glimpses, 2)).astype(np.float32)
-    image, _ = random_images(task, task.batch_size, seed)
+    image, _ = random_images(task, task.batch_size, 0)
     return {**arrays, "image": image, "first_location": first, "noise": noise}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch  # type: ignore[import-not-found]
 
-from formats.errors import UserError
+from training.records.state_file import saved_average
 from training.settings.run_config import EVERY
 
 Tensor = Any
@@ -44,13 +44,7 @@ class TensorAverage:
         """Go on from the arrays of a state, saved after `step` updates: those of ``average:``."""
         self._begun = step >= EVERY
         for name, value in self.values.items():
-            saved = arrays.get(f"average:{name}")
-            if saved is None or saved.shape != tuple(value.shape):
-                raise UserError(
-                    f"the state of this run has no average of {name}. Restore the config.json that "
-                    "the run was started with"
-                )
-            value.copy_(torch.from_numpy(saved))
+            value.copy_(torch.from_numpy(saved_average(arrays, name, tuple(value.shape))))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

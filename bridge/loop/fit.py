@@ -30,7 +30,7 @@ from formats.param_file import write_params
 from training.augmentation.draws import dropout_seed
 from training.batches.scores import Scores
 from training.records.cards import Cards
-from training.records.epochs import Epochs
+from training.records.epochs import START_ANEW, Epochs
 from training.records.interruption import Interrupted, Interruption
 from training.records.run import Run
 from training.records.run_folder import BEST_FILE, LAST_FILE, STATE_FILE
@@ -165,8 +165,7 @@ class TorchFit(Epochs):
         if not math.isfinite(progress.loss_sum):
             raise UserError(
                 f"the loss became {progress.loss_sum} in epoch {progress.epoch + 1} before step "
-                f"{progress.step + 1}, learning rate {self.rate(progress.step):.4g}; the last "
-                "checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
+                f"{progress.step + 1}, learning rate {self.rate(progress.step):.4g}; {START_ANEW}"
             )
         if progress.images:
             batches = len(self.job.train)

@@ -46,7 +46,7 @@ from training.records.run_folder import default_folder
 from training.records.run_progress import Progress
 from training.records.state_file import load_state, normalization_before
 from training.settings.config import from_dict, to_dict
-from training.settings.run_config import flags_of
+from training.settings.words import flags_of
 
 SYMBOL_FILE = "symbol.json"
 HALF = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -213,8 +213,7 @@ def default_weights(symbol: str) -> str:
     UserError
         When there is none.
     """
-    stem = symbol[: -len(".json")] if symbol.endswith(".json") else symbol
-    stem = stem[: -len("-symbol")] if stem.endswith("-symbol") else stem
+    stem = symbol.removesuffix(".json").removesuffix("-symbol")
     names = [stem + ending for ending in (".param", ".params", "-0000.params")]
     found = next((name for name in names if os.path.exists(name)), None)
     if found is None:

@@ -11,6 +11,7 @@ from training.classifier.config import TrainConfig
 from training.classifier.recipes import RECIPES
 from training.settings import run_config
 from training.settings.fields import option
+from training.settings.words import flags_of
 
 ENGINES = ("auto", "eager", "graph", "compile", "compile-graph")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -74,7 +75,7 @@ class BridgeConfig(TrainConfig):
         undone += ["harder_share"] if self.harder_share < 1 else []
         if undone:
             raise UserError(
-                f"{', '.join(run_config.flags_of(undone))}: not done here. Leave it out (--ema "
+                f"{', '.join(flags_of(undone))}: not done here. Leave it out (--ema "
                 "averages weights too), or train with train_cifar.py"
             )
         if not self.symbol and not self.resume:

@@ -13,6 +13,7 @@ import torch  # type: ignore[import-not-found]
 from bridge.loop.average import TensorAverage
 from bridge.loop.updater import Updater
 from formats.errors import UserError
+from training.records.epochs import START_ANEW
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.records.state_file import FORMAT
@@ -61,8 +62,7 @@ def collect_state(
     if bad:
         raise UserError(
             f"the training diverged: {bad.split(':')[-1]} is no longer finite after step "
-            f"{progress.step}. The last good {STATE_FILE} is kept. Start anew with a lower --lr or "
-            "more --warmup-epochs"
+            f"{progress.step}; {START_ANEW}"
         )
     meta = {
         "format": FORMAT,

@@ -1,7 +1,8 @@
 """What a trained classifier expects of an image and calls its classes, kept beside its parameters.
 
-``preprocessing.json`` in a run folder says it for that run. Published files have no run folder:
-the index names their data set and normalization, and the figures of CIFAR are known here.
+``preprocessing.json`` in a run folder says it for that run, a card (`formats.card`) for the file
+that it is in. Known here are the figures that a setting names; those of a data set are with its
+reader in `training.data`.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def update(
     # An evaluation that is under way may still read a weight in the layout that is given up here.
     mx.nd.waitall()
     for weight in weights:
-        _reorder(weight)
+        reorder(weight)
     settings = mx.nd.array(np.asarray(rates, np.float32), ctx=weights[0].context)
     mx.nd.attn_update(
         *weights,
@@ -58,6 +58,7 @@ def update(
     )
 
 
-def _reorder(array: Any) -> None:
+def reorder(array: Any) -> None:
     """Give an array its plain layout; an evaluation leaves the one that oneDNN reads fastest."""
+    # The one call that changes the layout of the array itself, and waits for it.
     check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(ctypes.c_void_p())))

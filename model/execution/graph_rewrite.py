@@ -8,6 +8,7 @@ Each looks for a pattern of operators, whatever network it comes from, and chang
     fold_shapes         what depends on the sizes of maps alone becomes a constant
     norms_to_convolutions  batch normalisations that are left become convolutions
     freeze_norms        what is left uses its stored statistics, in training mode too
+    cast_products       products of a bfloat16 graph are computed in float32
 """
 
 from __future__ import annotations

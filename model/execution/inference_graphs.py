@@ -242,12 +242,10 @@ def _split(symbol: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     return arguments, {name: values[name] for name in symbol.list_auxiliary_states()}
 
 
-def fuse_symbol(
-    symbol: Any, values: Mapping[str, Any], image: Any, backend: str = BACKEND
-) -> tuple[Any, dict[str, Any]]:
+def fuse_symbol(symbol: Any, values: Mapping[str, Any], image: Any) -> tuple[Any, dict[str, Any]]:
     """Let oneDNN fuse a graph; return it with the values that it reads."""
     arguments, auxiliary = _split(symbol, values)
     arguments[DATA] = image
-    fused = symbol.optimize_for(backend, arguments, auxiliary)
+    fused = symbol.optimize_for(BACKEND, arguments, auxiliary)
     found = {**values, **arguments, **auxiliary}
     return fused, {name: found[name] for name in fused.list_inputs() if name != DATA}

@@ -23,8 +23,8 @@ from formats.param_reader import ParamFileError
 from model.export.onnx_graph import TOLERANCE, ExportError, largest_difference, onnx_session
 from model.export.tracing import Traced, run_symbol
 from model.registry import create_model
-from model.weights.dialects import detect_dialect
-from model.weights.file_match import CLASS_LAYERS, LoadError, find_model
+from model.weights.dialects import CLASS_LAYERS, detect_dialect
+from model.weights.file_match import LoadError, find_model
 from model.weights.known import Known, known_of
 from model.weights.loading import check_finite, load_parameters
 from model.weights.network_card import network_section, recorded_network

@@ -141,7 +141,10 @@ def largest_difference(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def onnx_session(model: bytes, threads: int = 1) -> Any:
-    """Return an onnxruntime session on the CPU for a serialized model."""
+    """Return an onnxruntime session on the CPU for a serialized model.
+
+    With 0 `threads` it takes as many as there are cores.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

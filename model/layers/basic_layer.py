@@ -26,6 +26,11 @@ def norm(
     return (norm_layer or nn.BatchNorm)(in_channels=channels, **(norm_kwargs or {}))
 
 
+def is_statistic(name: str) -> bool:
+    """Return whether a parameter is a running statistic of a normalisation, by its name."""
+    return name.endswith(("running_mean", "running_var"))
+
+
 def pointwise(channels: int, in_channels: int, strides: int = 1) -> nn.Conv2D:
     """Return a 1x1 convolution without bias."""
     return nn.Conv2D(channels, 1, strides, use_bias=False, in_channels=in_channels)

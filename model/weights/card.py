@@ -26,8 +26,8 @@ from formats.param_reader import ParamFileError
 from formats.weight_file import read_card, read_weight_shapes, write_card
 from model.layers.gluoncv_zoo import PREFIX as GLUONCV
 from model.registry import FAMILIES, ModelError
-from model.weights.dialects import IMAGES, detect_dialect
-from model.weights.file_match import LoadError, count_classes, find_model, fits
+from model.weights.dialects import IMAGES, detect_dialect, fits
+from model.weights.file_match import LoadError, count_classes, find_model
 from model.weights.known import known_of
 from model.weights.network_card import network_from
 

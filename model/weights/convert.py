@@ -48,7 +48,13 @@ from model.weights.dialects import (
     detect_dialect,
     rename,
 )
-from model.weights.file_match import LoadError, find_model, model_wiring, network_shapes
+from model.weights.file_match import (
+    LoadError,
+    find_model,
+    mixed_names,
+    model_wiring,
+    network_shapes,
+)
 from model.weights.foreign_names import pooled_twice
 from model.weights.known import Known, known_of
 from model.weights.seed_checkpoint import EDGE, POLICY_STD, read_for_unit_range
@@ -124,10 +130,7 @@ def convert(source: PathLike, target: PathLike, to: str, force: bool = False) ->
         _check_variant(source, variant, to)
         renamed = rename(_ordered(head, name, classes), TARGETS[to])
     except ValueError as error:
-        raise LoadError(
-            f"{os.fspath(source)}: its names mix two dialects: {error}. Expected the names of one "
-            "network. Save the file again from the network."
-        ) from error
+        raise mixed_names(source, error) from error
     written = describe({n: array.shape for n, array in renamed.items()})
     card = _card(known, dialect, name, classes, variant)
     if seed:

@@ -11,6 +11,9 @@
 
 A file of one dialect holds the weights that another one wants, under other names: here they are
 renamed, dict to dict, without MXNet. `tests/golden/*_attention*.json` list the names of each.
+
+Here too is what finding the network of a file needs, by whichever names: where a classifier is,
+when a shape is that of a parameter, which of several networks is the likeliest.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Optional, TypeVar
 
+from formats.images.preprocessing import IMAGENET_CROP, IMAGENET_MEAN, IMAGENET_STD
 from model.weights.foreign_names import (
     OLD_CHILDREN,
     from_hao,
@@ -65,11 +69,14 @@ WIRINGS = {PRE: "legacy", GLUONCV: "legacy", TORCH: "legacy", HAO: "paper", PYTO
 IMAGES: dict[str, dict[str, Any]] = {
     TORCH: {"mean": [0.0] * 3, "deviation": [1.0] * 3},  # pixels from 0 to 1
     PYTORCHCV: {
-        "mean": [0.485, 0.456, 0.406],
-        "deviation": [0.229, 0.224, 0.225],
-        "crop": 0.875,
+        "mean": list(IMAGENET_MEAN),
+        "deviation": list(IMAGENET_STD),
+        "crop": IMAGENET_CROP,
     },
 }
+
+# Where networks have their classifier: attention networks, other Gluon networks, glimpse models.
+CLASS_LAYERS = ("fc", "output", "classifier.fc")
 
 # Channels before the classifier of PistonY's networks; other widths came later, with his names.
 _HEAD_WIDTHS = (1024, 2048)
@@ -107,6 +114,24 @@ def detect_dialect(names: Iterable[str]) -> Optional[str]:
         if _HEAD_MODULE.match(name) and dialect != PRE:
             dialect = PRE if name.split(".")[1] in OLD_CHILDREN else HEAD
     return TORCH if dialect and is_torch(known) else dialect
+
+
+def fits(known: Optional[tuple[int, ...]], shape: tuple[int, ...]) -> bool:
+    """Compare with a parameter's shape, in which 0 and -1 stand for unknown."""
+    if known is None:
+        return True
+    return len(known) == len(shape) and all(k in (0, -1, s) for k, s in zip(known, shape))
+
+
+def preference(name: str, spec: object, wiring: str = "legacy") -> tuple[list[bool], int, str]:
+    """Return what sorts networks with the same tensors, which differ in what they compute.
+
+    First come those with this wiring, then those with attention residual learning, then those with
+    mixed attention, then those with a shorter name.
+    """
+    usual = {"wiring": wiring, "learning": "arl", "attention": "mixed"}
+    other = [getattr(spec, field, "") not in ("", value) for field, value in usual.items()]
+    return other, len(name), name
 
 
 def rename(tensors: Mapping[str, T], target: str) -> dict[str, T]:

@@ -15,11 +15,18 @@ from mxnet import gluon
 from formats.atomic import PathLike
 from formats.weight_file import read_weight_shapes
 from model.registry import FAMILIES, ModelError, create_model, list_models
-from model.weights.dialects import HEAD, WIRINGS, describe, detect_dialect, rename
+from model.weights.dialects import (
+    CLASS_LAYERS,
+    HEAD,
+    WIRINGS,
+    describe,
+    detect_dialect,
+    fits,
+    preference,
+    rename,
+)
 from model.weights.flat_names import find_flat, is_flat
 
-# Where networks have their classifier: attention networks, other Gluon networks, glimpse models.
-CLASS_LAYERS = ("fc", "output", "classifier.fc")
 SHOWN = 3  # names listed per kind of mismatch
 SHOWN_LETTERS = 120  # of one name
 
@@ -36,11 +43,12 @@ class LoadError(Exception):
     """
 
 
-def fits(known: Optional[Shape], shape: Shape) -> bool:
-    """Compare with a parameter's shape, in which 0 and -1 stand for unknown."""
-    if known is None:
-        return True
-    return len(known) == len(shape) and all(k in (0, -1, s) for k, s in zip(known, shape))
+def mixed_names(path: PathLike, error: ValueError) -> LoadError:
+    """Return the error of a file whose names `model.weights.dialects.rename` refuses."""
+    return LoadError(
+        f"{os.fspath(path)}: its names mix two dialects: {error}. Expected the names of one "
+        "network. Save the file again from the network."
+    )
 
 
 def class_names(arrays: Mapping[str, np.ndarray], parameters: Parameters) -> tuple[str, ...]:
@@ -159,9 +167,7 @@ def find_model(source: Union[PathLike, Mapping[str, Shape]]) -> tuple[Optional[s
         if not getattr(spec, "may_fit", lambda _: True)(shapes):
             continue
         if getattr(spec, "modules", ()) == modules and getattr(spec, "stem_channels", stem) == stem:
-            plain = (getattr(spec, field, "") for field in ("wiring", "learning", "attention"))
-            other = [given not in ("", w) for given, w in zip(plain, (wiring, "arl", "mixed"))]
-            candidates.append((other, len(name), name))
+            candidates.append(preference(name, spec, wiring))
     for _, _, name in sorted(candidates):
         known = network_shapes(name, classes)
         if known.keys() == shapes.keys() and all(fits(known[n], shapes[n]) for n in known):

@@ -15,6 +15,7 @@ from typing import Optional, TypeVar
 from mxnet.gluon import Block
 
 from model.registry import FAMILIES, ModelError, create_model
+from model.weights.dialects import CLASS_LAYERS, fits, preference
 
 T = TypeVar("T")
 _WORD = re.compile(r"_(?:weight|bias|gamma|beta|running_mean|running_var|[a-z]\d*)$")
@@ -64,16 +65,12 @@ def find_flat(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Optional[str], int
         if found is None or () in found.values():  # no network has a scalar
             continue
         wanted = {n: tuple(p.shape) for n, p in net._collect_params_with_prefix().items()}
-        other = [n for n in wanted if not _fits(wanted[n], found[n])]
-        classes = {found[n][0] for n in other if _fits(wanted[n][1:], found[n][1:])}
-        heads = [n for n in wanted if n.rpartition(".")[0] in ("fc", "output", "classifier.fc")]
+        other = [n for n in wanted if not fits(wanted[n], found[n])]
+        classes = {found[n][0] for n in other if fits(wanted[n][1:], found[n][1:])}
+        heads = [n for n in wanted if n.rpartition(".")[0] in CLASS_LAYERS]
         if len(classes) <= 1 and set(other) <= set(heads):
             return name, found[heads[0]][0]
     return None, 0
-
-
-def _fits(known: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    return len(known) == len(shape) and all(k in (0, -1, s) for k, s in zip(known, shape))
 
 
 def _candidates(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -86,15 +83,12 @@ def _candidates(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     for name, (spec, _) in FAMILIES.items():
         modules = getattr(spec, "modules", None)
         if modules is not None:
-            fits = count == sum(modules) and spec.stem_channels in stems
+            may_be = count == sum(modules) and spec.stem_channels in stems
         elif hasattr(spec, "depth"):
-            fits = not count and spec.channels[0] in stems
-            fits = fits and spec.depth - 2 <= convolutions <= 3 * spec.depth
+            may_be = not count and spec.channels[0] in stems
+            may_be = may_be and spec.depth - 2 <= convolutions <= 3 * spec.depth
         else:
-            fits = not convolutions
-        if fits:
-            plain = [getattr(spec, f, "") for f in ("wiring", "learning", "attention")]
-            usual = ("legacy", "arl", "mixed")
-            other = [given not in ("", w) for given, w in zip(plain, usual)]
-            found.append((other, len(name), name))
+            may_be = not convolutions
+        if may_be:
+            found.append(preference(name, spec))
     return [name for _, _, name in sorted(found)]

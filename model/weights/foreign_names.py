@@ -34,7 +34,7 @@ TORCH_CHILDREN = {"middle_2r_blocks": "softmax1_blocks", "conv1_1_blocks": "soft
 
 _MODULE = re.compile(r"(attention_module\d+(?:_\d+)?)\.([^.]+)")
 _UNUSED = re.compile(r"(?:attention_module\w+\..+|residual_block[56])\.conv4\.weight$")
-_COUNTER = ".num_batches_tracked"
+COUNTER = ".num_batches_tracked"  # of PyTorch's batch normalisations
 _NORM_WORDS = {"weight": "gamma", "bias": "beta"}
 _TORCH_WORDS = {"gamma": "weight", "beta": "bias"}
 
@@ -129,7 +129,7 @@ def from_torch(tensors: Mapping[str, T]) -> dict[str, T]:
     kept = {
         name: value
         for name, value in tensors.items()
-        if not _UNUSED.match(name) and not name.endswith(_COUNTER)
+        if not _UNUSED.match(name) and not name.endswith(COUNTER)
     }
     children: dict[str, set[str]] = {}
     for match in filter(None, map(_MODULE.match, kept)):
@@ -141,7 +141,7 @@ def from_torch(tensors: Mapping[str, T]) -> dict[str, T]:
     }
     names = swap_children(kept, tables)
     named = [
-        _gluon_words(name, f"{old.rpartition('.')[0]}.running_mean" in kept)
+        gluon_words(name, f"{old.rpartition('.')[0]}.running_mean" in kept)
         for name, old in zip(names, kept)
     ]
     return {
@@ -150,9 +150,16 @@ def from_torch(tensors: Mapping[str, T]) -> dict[str, T]:
     }
 
 
-def _gluon_words(name: str, norm: bool) -> str:
+def gluon_words(name: str, norm: bool) -> str:
+    """Return PyTorch's name of a tensor in Gluon's words; `norm`: it is of a normalisation."""
     block, _, word = name.rpartition(".")
     return f"{block}.{_NORM_WORDS.get(word, word)}" if norm else name
+
+
+def torch_words(name: str) -> str:
+    """Return Gluon's name of a tensor in PyTorch's words."""
+    block, _, word = name.rpartition(".")
+    return f"{block}.{_TORCH_WORDS.get(word, word)}" if block else name
 
 
 def to_torch(tensors: Mapping[str, T]) -> dict[str, T]:
@@ -164,10 +171,7 @@ def to_torch(tensors: Mapping[str, T]) -> dict[str, T]:
         large = {m[1] for m in map(_MODULE.match, tensors) if m and m[2] == "softmax4_blocks"}
         modules = {m[1] for m in map(_MODULE.match, tensors) if m}
         tables = {module: four if module in large else two for module in modules}
-    names = []
-    for name in swap_children(tensors, tables):
-        block, _, word = name.rpartition(".")
-        names.append(f"{block}.{_TORCH_WORDS.get(word, word)}")
+    names = [torch_words(name) for name in swap_children(tensors, tables)]
     return {
         name: as_dense(value) if name == "fc.weight" else value
         for name, value in pair(names, tensors.values()).items()
@@ -255,7 +259,7 @@ def is_pytorchcv(names: Iterable[str]) -> bool:
 
 def from_pytorchcv(tensors: Mapping[str, T]) -> dict[str, T]:
     """Turn pytorchcv's names into this project's; the counters of batches are left out."""
-    kept = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
+    kept = {name: value for name, value in tensors.items() if not name.endswith(COUNTER)}
     modules: dict[tuple[int, int], list[str]] = {}
     for found in filter(None, map(_STAGE.match, kept)):
         modules.setdefault((int(found[1]), int(found[2])), []).append(found[3])
@@ -274,7 +278,7 @@ def from_pytorchcv(tensors: Mapping[str, T]) -> dict[str, T]:
                 name = f"residual_block{stage + unit - 1}.{match[3]}"
         for pattern, ours in (*_PYTORCHCV_ENDS, *_PYTORCHCV_UNIT):
             name = pattern.sub(ours, name, count=1)
-        names.append(_gluon_words(name, f"{old.rpartition('.')[0]}.running_mean" in kept))
+        names.append(gluon_words(name, f"{old.rpartition('.')[0]}.running_mean" in kept))
     return {
         name: as_pointwise(value) if name == "fc.weight" else value
         for name, value in pair(names, kept.values()).items()

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple, Optional
 
 from formats.atomic import PathLike
 from formats.card import VERSION, CardError, check_card, is_newer
+from formats.images.preprocessing import PREPROCESSING_FILE
 from formats.param_reader import ParamFileError
 from formats.weight_file import read_card
 from model.registry import FAMILIES, ModelError, read_settings
 from model.weights.dialects import IMAGES
-from model.weights.published import GLIMPSE_INDEX, INDEX, RUN_SETTINGS, find_row
+from model.weights.published import GLIMPSE_INDEX, INDEX, find_row
 
-RUN_PREPROCESSING = "preprocessing.json"  # in a run folder
+RUN_SETTINGS = "config.json"  # in a run folder
 NEEDED = ("network", "classes", "image")
 ITS_CARD, THE_INDEX, ITS_RUN = "its card", "the index", "its run folder"
 # Settings of a run that are the data's and not the network's.
@@ -172,7 +173,7 @@ def _of_run(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         final = run.get("std_final")
         deviation = run.get("std") if final is None else final
         sections["glimpse"] = {"deviation": deviation, "first_radius": run["first_radius"]}
-    beside = path.with_name(RUN_PREPROCESSING)
+    beside = path.with_name(PREPROCESSING_FILE)
     saved = _read_json(beside, path)
     if saved:
         try:

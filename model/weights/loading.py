@@ -19,9 +19,9 @@ from mxnet import gluon
 
 from formats.atomic import PathLike
 from formats.digest import verify_digest
-from model.weights.dialects import TITLES, WIRINGS, detect_dialect, rename
+from formats.errors import last_line
+from model.weights.dialects import CLASS_LAYERS, TITLES, WIRINGS, detect_dialect, rename
 from model.weights.file_match import (
-    CLASS_LAYERS,
     LoadError,
     Parameters,
     Shape,
@@ -29,6 +29,7 @@ from model.weights.file_match import (
     check_match,
     class_names,
     differs,
+    mixed_names,
 )
 from model.weights.flat_names import from_flat, is_flat
 from model.weights.seed_checkpoint import read_for_unit_range
@@ -162,10 +163,7 @@ def _translate(
     try:
         return rename(arrays, target), source
     except ValueError as error:
-        raise LoadError(
-            f"{os.fspath(path)}: its names mix two dialects: {error}. Expected the names of one "
-            "network. Save the file again from the network."
-        ) from error
+        raise mixed_names(path, error) from error
 
 
 def _check_wiring(net: gluon.Block, dialect: Optional[str], path: PathLike) -> None:
@@ -194,8 +192,8 @@ def _usable_contexts(
             mx.nd.zeros((1,), ctx=context).wait_to_read()
         except mx.MXNetError as error:
             raise LoadError(
-                f"{context} cannot be used: {str(error).strip().splitlines()[-1]}. Use mx.cpu(), "
-                "or a GPU that this MXNet was built for."
+                f"{context} cannot be used: {last_line(error)}. Use mx.cpu(), or a GPU that this "
+                "MXNet was built for."
             ) from error
     return contexts
 

@@ -1,7 +1,7 @@
-"""What is on record about a parameter file: its row in an index, the settings of its run.
+"""What is on record about a published parameter file: its row in an index.
 
-Published files are in ``cifar_param/`` and ``mnist_param/``, each with an ``index.csv``; a run
-folder has ``config.json``. Networks and training read both here.
+Published files are in ``cifar_param/`` and ``mnist_param/``, each with an ``index.csv``. Networks
+and training read them here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from formats.digest import sha256_hex
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "cifar_param" / "index.csv"
 GLIMPSE_INDEX = ROOT / "mnist_param" / "index.csv"
-RUN_SETTINGS = "config.json"  # in a run folder
 
 
 def read_index(path: Path = INDEX) -> list[dict[str, str]]:

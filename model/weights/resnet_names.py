@@ -14,12 +14,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from model.weights.foreign_names import pair
+from model.weights.foreign_names import COUNTER, gluon_words, pair, torch_words
 
 T = TypeVar("T")
 
-_WORDS = {"weight": "gamma", "bias": "beta"}
-_TORCH_WORDS = {"gamma": "weight", "beta": "bias"}
 _UNIT = re.compile(r"(layer\d+\.\d+)\.(.+)")
 _CONV = re.compile(r"conv\d+\.weight")
 _OWN = ("conv1.weight", "layer1.0.conv1.weight", "layer3.0.conv1.weight", "fc.weight")
@@ -45,13 +43,11 @@ def _is_cifar(known: set[str]) -> bool:
 
 def from_torch_resnet(tensors: Mapping[str, T]) -> dict[str, T]:
     """Turn PyTorch's names into this project's; the counters of batches are left out."""
-    kept = {n: value for n, value in tensors.items() if not n.endswith(".num_batches_tracked")}
+    kept = {n: value for n, value in tensors.items() if not n.endswith(COUNTER)}
     convolutions = _convolutions(kept)
     names = []
     for name in kept:
-        block, _, word = name.rpartition(".")
-        if f"{block}.running_mean" in kept:
-            name = f"{block}.{_WORDS.get(word, word)}"
+        name = gluon_words(name, f"{name.rpartition('.')[0]}.running_mean" in kept)
         unit = _UNIT.match(name)
         if unit:
             name = f"{unit[1]}.{_inside(unit[2], convolutions[unit[1]])}"
@@ -69,8 +65,7 @@ def to_torch_resnet(tensors: Mapping[str, T]) -> dict[str, T]:
         unit = _UNIT.match(name)
         if unit:
             name = f"{unit[1]}.{_outside(unit[2], convolutions[unit[1]])}"
-        block, _, word = name.rpartition(".")
-        names.append(f"{block}.{_TORCH_WORDS.get(word, word)}" if block else name)
+        names.append(torch_words(name))
     return pair(names, tensors.values())
 
 

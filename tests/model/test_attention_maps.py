@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from model.layers.attention_module import ATTENTIONS
+from model.layers.attention_module import ATTENTIONS, SOFT_MASK
 from model.registry import create_model
 from model.residual_attention_network import ResidualAttentionNetwork
 
@@ -54,6 +54,15 @@ def test_maps_are_the_masks_of_every_module(attention: str, hybridized: bool) ->
     assert found["attention_module3"].shape == (2, 32, 4, 6)
     for name, mask in found.items():
         np.testing.assert_allclose(mask.asnumpy(), expected[name], atol=1e-5, err_msg=name)
+
+
+def test_what_is_observed_depends_on_the_ending() -> None:
+    net, image = _net(), mx.nd.random.normal(shape=(2, 3, 16, 16))
+    masks = net.observe(SOFT_MASK, image)
+    last = net(mx.sym.var("image")).name[len(net.prefix) :]
+    (logits,) = net.observe(last, image)
+    np.testing.assert_allclose(logits.asnumpy(), net(image).asnumpy(), atol=1e-5)
+    assert len(net.observe(SOFT_MASK, image)) == len(masks) == len(net.module_names())
 
 
 def test_maps_follow_the_parameters_and_the_size_of_the_image() -> None:

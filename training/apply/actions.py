@@ -18,7 +18,7 @@ from training.apply.mask_plot import MOST_ROWS, MaskRow, draw_masks
 from training.apply.mask_score import MaskScores, channel_map, join_scores, score_masks, score_table
 from training.apply.predict import Picture, prediction_lines, probabilities, read_pictures
 from training.classifier.opening import Opened, open_classifier
-from training.compute.optimizer import initializer
+from training.compute.optimizer import initializer, seed_initializers
 
 MASK_BATCH = 100
 Given = Mapping[str, Any]
@@ -137,8 +137,7 @@ def print_mask_scores(config: Any, given: Given, open_test: OpenTest) -> int:
                 parts.setdefault(name, []).append(score_masks(mask, data.masks[rows]))
         return {name: join_scores(found) for name, found in parts.items()}
 
-    np.random.seed(settings.seed)  # the initializers of MXNet draw from both
-    mx.random.seed(settings.seed)
+    seed_initializers(settings.seed)
     fresh = opened.network.build()
     fresh.initialize(initializer(settings.init), ctx=context)
     print(

@@ -43,7 +43,7 @@ from training.apply.int8 import quantize_file
 from training.classifier.config import TrainConfig
 from training.classifier.opening import Source, expected_of
 from training.settings.exit_code import exits
-from training.settings.run_config import flags_of
+from training.settings.words import flags_of
 
 SHOWN = 5  # names in a message
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     endings = (".onnx",) if args.to == "onnx" else ("-symbol.json", "-0000.params", ".json")
     output = args.output or str(path.with_suffix(""))
     for ending in endings:  # given by those who take it for a file
-        output = output[: -len(ending)] if output.endswith(ending) else output
+        output = output.removesuffix(ending)
     if not Path(output).name or output.endswith("/"):
         raise ExportError(f"--output {args.output}: give a name for the files, not only an ending")
     for name in (output + ending for ending in endings):

@@ -19,6 +19,7 @@ from formats.errors import UserError
 from formats.images.outputs import require_finite
 from formats.images.preprocessing import normalize
 from formats.weight_file import read_weight_shapes
+from model.export.onnx_graph import onnx_session
 from model.weights.dialects import detect_dialect
 from model.weights.known import known_of
 from training.batches.scores import image_and_label
@@ -105,14 +106,7 @@ def _batches(images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
 
 def accuracies(models: Sequence[bytes], batches: Iterable[Any]) -> list[float]:
     """Return the accuracy of each model over the same images, with onnxruntime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    sessions = [
-        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        for model in models
-    ]
+    sessions = [onnx_session(model, threads=0) for model in models]
     correct, images = [0] * len(models), 0
     for image, label in map(image_and_label, batches):
         images += len(label)

@@ -1,6 +1,6 @@
 """Batches of large photographs that are read and decoded while the network trains.
 
-The counterpart of ``batches.py`` for data that does not fit into memory, with the same methods:
+The counterpart of ``in_memory.py`` for data that does not fit into memory, with the same methods:
 image ``i`` of batch ``k`` of epoch ``e`` is a function of ``(seed, e, k, i)`` alone, so a run can
 be resumed at any batch. Threads decode; Pillow lets them work at the same time.
 """

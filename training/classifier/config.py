@@ -25,8 +25,8 @@ from training.settings.run_config import (
     RunConfig,
     check_least,
     check_one_action,
-    flags_of,
 )
+from training.settings.words import flags_of
 
 INITIALIZERS = ("msra", "xavier")
 STEM_INITIALIZERS = ("usual", "whitened")

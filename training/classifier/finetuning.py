@@ -14,8 +14,8 @@ from formats.images.preprocessing import FIGURES, normalization_text
 from formats.weight_file import read_weight_shapes
 from model.layers.gluoncv_zoo import PREFIX as GLUONCV
 from model.registry import FAMILIES, read_settings
-from model.weights.dialects import detect_dialect
-from model.weights.file_match import CLASS_LAYERS, find_model
+from model.weights.dialects import CLASS_LAYERS, detect_dialect
+from model.weights.file_match import find_model
 from model.weights.known import known_of
 from model.weights.loading import load_parameters
 from model.weights.network_card import overrides_in

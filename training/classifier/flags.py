@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Optional
 
 from formats.errors import UserError
+from training.settings.words import is_given
 
 # Depths that have a network of their own name; others are settings of the one of depth 164 or 110.
 NAMED_DEPTHS = {"bottleneck": (20, 29, 83, 164, 245), "basic": (20, 56, 110)}
@@ -113,7 +114,7 @@ def translate_ram_flags(argv: Sequence[str]) -> list[str]:
         folder = (os.path.dirname(seed.resume) or ".") if inside else seed.resume
         named = [] if seed.depth is None else _network(seed)
         return [f"--resume={folder}", *named, *_settings(seed), *rest]
-    return [*_training(seed, _given(rest, "--recipe")), *rest]
+    return [*_training(seed, is_given(rest, "--recipe")), *rest]
 
 
 def note_on_ram_flags(argv: Sequence[str]) -> str:
@@ -218,7 +219,3 @@ def _parser() -> _Parser:
         if name not in ("workers", "drop"):
             parser.add_argument(f"--{name.replace('_', '-')}")
     return parser
-
-
-def _given(argv: Sequence[str], flag: str) -> bool:
-    return any(word.partition("=")[0] == flag for word in argv)

@@ -10,7 +10,7 @@ from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import FAMILIES, create_model, overrides_of, read_settings
 from model.weights.known import NOT_OF_THE_SPEC
 from training.classifier.config import OVERRIDES, VARIANT, ClassifierConfig
-from training.settings.run_config import flags_of
+from training.settings.words import flags_of
 
 
 def create_classifier(name: str, *args: Any, **overrides: Any) -> Any:

@@ -17,19 +17,19 @@ Recipe = Mapping[str, Any]
 CIFAR_IMAGES = 50_000
 
 
-def epochs_of(updates: int, batch_size: int, images: int = CIFAR_IMAGES) -> int:
+def epochs_of(updates: int, batch_size: int) -> int:
     """Return the number of epochs, rounded, that `updates` of `batch_size` images are."""
-    return round(updates / (images // batch_size))
+    return round(updates / (CIFAR_IMAGES // batch_size))
 
 
-def _stepped(updates: int, falls: tuple[int, ...], batch_size: int = 64) -> Recipe:
-    """Return a step schedule that is given in updates."""
+def _stepped(updates: int, falls: tuple[int, ...]) -> Recipe:
+    """Return a step schedule that is given in updates of 64 images."""
     return {
-        "epochs": epochs_of(updates, batch_size),
-        "batch_size": batch_size,
+        "epochs": epochs_of(updates, 64),
+        "batch_size": 64,
         "micro_batch": 0,
         "schedule": "step",
-        "lr_steps": tuple(epochs_of(fall, batch_size) for fall in falls),
+        "lr_steps": tuple(epochs_of(fall, 64) for fall in falls),
         "warmup_epochs": 0,
     }
 
@@ -225,7 +225,7 @@ def _small(recipe: Recipe, given: Mapping[str, Any]) -> Mapping[str, int]:
     return {"small_size": size, "small_epochs": small} if size and small else NO_SMALL
 
 
-def with_recipe(recipes: Mapping[str, Recipe], name: str, given: Mapping[str, Any]) -> Recipe:
+def with_recipe(name: str, given: Mapping[str, Any]) -> Recipe:
     """Return the settings of a recipe with what the user has given laid over them.
 
     A schedule of the user's own does not keep the recipe's steps, nor --no-flip its way to flip.
@@ -236,7 +236,7 @@ def with_recipe(recipes: Mapping[str, Recipe], name: str, given: Mapping[str, An
     UserError
         When the recipe's epochs are cut so short that its steps lie behind the end.
     """
-    recipe = dict(recipes[name])
+    recipe = dict(RECIPES[name])
     if given.get("schedule", "step") != "step" and "lr_steps" not in given:
         recipe.pop("lr_steps", None)
     if given.get("flip") is False and "flip_mode" not in given:

@@ -16,7 +16,7 @@ from model.execution.gate_report import watch_gates
 from model.layers.gluoncv_zoo import PREFIX as GLUONCV
 from model.layers.gluoncv_zoo import check_size
 from model.registry import FAMILIES, spec_of
-from model.weights.file_match import CLASS_LAYERS
+from model.weights.dialects import CLASS_LAYERS
 from model.weights.known import known_of
 from model.weights.network_card import network_section, overrides_in
 from training.batches.in_memory import parts_of_batch
@@ -31,7 +31,7 @@ from training.compute.devices import (
     use_precision,
 )
 from training.compute.loss_scaling import with_loss_scaling
-from training.compute.optimizer import build_trainer, freeze_except, initializer
+from training.compute.optimizer import build_trainer, freeze_except, initializer, seed_initializers
 from training.loop.task import ClassificationTask
 from training.records.cards import data_section
 
@@ -163,10 +163,7 @@ def start_network(
 
     `net` is one that was built by these settings; None: a new one.
     """
-    import numpy as np
-
-    np.random.seed(config.seed)  # the initializers of MXNet draw from both
-    mx.random.seed(config.seed)
+    seed_initializers(config.seed)
     if net is None:
         norms = norm_arguments(config.sync_batch_norm, contexts)
         net = build_classifier(config, classes, **norms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mxnet as mx
+import numpy as np
 from mxnet import gluon
 from mxnet.gluon import nn
 
@@ -18,6 +19,12 @@ def initializer(name: str) -> Any:
     """Return the initializer of weights: MSRAPrelu (He et al. 2015) or Xavier (Glorot 2010)."""
     # MXNet's default slope, 0.25, is the published recipe's, although the units are plain ReLU.
     return mx.init.MSRAPrelu() if name == "msra" else mx.init.Xavier()
+
+
+def seed_initializers(seed: int) -> None:
+    """Begin the random numbers that initializers draw anew: MXNet's take from both generators."""
+    np.random.seed(seed)
+    mx.random.seed(seed)
 
 
 def freeze_except(net: Any, kept: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Optional
 
 from formats.errors import UserError
 from machine.cores import Cores, idle_cores, physical_cores
+from training.settings.words import value_of
 
 FLAG, VARIABLE = "--threads", "OMP_NUM_THREADS"
 # What a process tells those that it starts: the number that it has put into OMP_NUM_THREADS, and
@@ -121,9 +122,9 @@ def choose_threads(
     UserError
         For a ``--threads`` or ``OMP_NUM_THREADS`` that is no whole number of 1 or more.
     """
-    flag = check_threads(_value(argv, FLAG), FLAG)
+    flag = check_threads(value_of(argv, FLAG), FLAG)
     variable = check_threads(environ.get(VARIABLE) or None, VARIABLE)
-    began = recorded_threads(read_record(_value(argv, "--resume")), local_workers(environ))
+    began = recorded_threads(read_record(value_of(argv, "--resume")), local_workers(environ))
     notes = []
     if flag is not None:
         number, reason = flag, FLAG
@@ -233,13 +234,3 @@ def recorded_threads(record: Mapping[str, Any], workers: Optional[int] = None) -
         if variable is None and type(cores) is int:
             number = max(1, cores // 2)  # MXNet's own choice
     return number if type(number) is int and number > 0 else None
-
-
-def _value(argv: Sequence[str], flag: str) -> Optional[str]:
-    """Return the value of the last `flag` in a command line; empty where it has none."""
-    found = None
-    for place, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name == flag:
-            found = value if equals else next(iter(argv[place + 1 : place + 2]), "")
-    return found

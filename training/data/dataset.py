@@ -218,3 +218,12 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
         mean.append(centre)
         std.append(float(np.sqrt(share @ (levels - centre) ** 2)))
     return tuple(mean), tuple(std)
+
+
+def usable_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return `channel_statistics` with deviations of one grey level at least.
+
+    A channel that is constant must not divide by zero later.
+    """
+    mean, std = channel_statistics(images)
+    return mean, tuple(max(value, 1 / 255) for value in std)

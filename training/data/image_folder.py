@@ -17,7 +17,7 @@ from training.data.dataset import (
     FOLDER_PREFIX,
     Dataset,
     ImageData,
-    channel_statistics,
+    usable_statistics,
 )
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -79,9 +79,7 @@ def load_image_folder(path: str, size: int = 32) -> Dataset:
     _check_total(sum(len(files.paths) for files in listing[1:]), size)
     train, test = _decoded(listing.train, size), _decoded(listing.test, size)
     valid = _decoded(listing.valid, size) if listing.valid.paths else None
-    mean, std = channel_statistics(train.images)
-    # One grey level at least: a channel that is constant must not divide by zero later.
-    std = tuple(max(value, 1 / 255) for value in std)
+    mean, std = usable_statistics(train.images)
     return Dataset(FOLDER_PREFIX + path, train, test, listing.class_names, mean, std, valid)
 
 

@@ -1,9 +1,9 @@
-"""STL-10: 5,000 training, 8,000 test and 100,000 unlabeled images of 96x96, in ten classes.
+"""STL-10: 5,000 training and 8,000 test images of 96x96, in ten classes.
 
 The files are those of https://cs.stanford.edu/~acoates/stl10: ``train_X.bin``, ``train_y.bin``,
-``test_X.bin``, ``test_y.bin`` and ``unlabeled_X.bin``, in a folder or in ``stl10_binary.tar.gz``
-(2.6 GB). An image is 27,648 bytes: red, green and blue, each column by column; labels are bytes
-from 1 to 10.
+``test_X.bin`` and ``test_y.bin``, in a folder or in ``stl10_binary.tar.gz`` (2.6 GB), which has
+100,000 unlabeled images too: nothing here reads those. An image is 27,648 bytes: red, green and
+blue, each column by column; labels are bytes from 1 to 10.
 
 Two protocols of training are in use. ``native`` crops 96x96 from images padded by 12
 (``--pad 12``). ``released``, that of the RAM-ResNet repository, crops 32x32 from images padded by
@@ -16,7 +16,6 @@ import os
 import tarfile
 import warnings
 import zlib
-from collections.abc import Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -25,7 +24,7 @@ from formats.atomic import replacing
 from formats.downloads.fetch import exclusive, fetch
 from formats.downloads.file_digest import mismatch
 from formats.errors import UserError
-from training.data.dataset import Dataset, ImageData, channel_statistics
+from training.data.dataset import Dataset, ImageData, usable_statistics
 from training.downloads.digests import TABLE
 from training.downloads.mirrors import candidates
 from training.downloads.places import Wanted
@@ -37,14 +36,13 @@ CLASS_NAMES = (
 SIZE = 96
 IMAGE_BYTES = 3 * SIZE * SIZE
 LABELED_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
-UNLABELED_FILE = "unlabeled_X.bin"
 ARCHIVE = "stl10_binary.tar.gz"
 ARCHIVE_FOLDER = "stl10_binary"
 BLOCK = 2**20
 WANTED = Wanted(
     "STL-10",
     f"{ARCHIVE} or the files {', '.join(LABELED_FILES)}",
-    "3 GB free (6 GB with the unlabeled images)",
+    "3 GB free",
     "embedded data set, which needs no file: --dataset shapes",
     "stl10",
     f"in itself, in stl10/ or in {ARCHIVE_FOLDER}/",
@@ -84,7 +82,7 @@ def load_stl10(
     UserWarning
         Valid files that are not the published ones.
     """
-    folder = _locate(LABELED_FILES, data_dir, mirror, download)
+    folder = _locate(data_dir, mirror, download)
     unusual: list[str] = []
     parts = [_checked(os.path.join(folder, name), unusual) for name in LABELED_FILES]
     if unusual:
@@ -95,80 +93,51 @@ def load_stl10(
             stacklevel=2,
         )
     train, test = (_image_data(folder, *parts[first : first + 2]) for first in (0, 2))
-    mean, std = channel_statistics(train.images)
-    # One grey level at least: a channel that is constant must not divide by zero later.
-    std = tuple(max(value, 1 / 255) for value in std)
+    mean, std = usable_statistics(train.images)
     return Dataset("stl10", train, test, CLASS_NAMES, mean, std)
 
 
-def load_unlabeled(
-    data_dir: Optional[str] = None,
-    count: Optional[int] = None,
-    *,
-    mirror: Optional[str] = None,
-    download: bool = True,
-) -> np.ndarray:
-    """Read unlabeled images: uint8 (N, 96, 96, 3), the first `count` ones or all 100,000 (2.8 GB).
-
-    The other parameters and the errors are those of :func:`load_stl10`. Of the file only the size
-    is looked at, not the digest; a downloaded archive has been checked as a whole.
-    """
-    if count is not None and count < 1:
-        raise UserError(f"{count} unlabeled images were asked for; give 1 or more")
-    folder = _locate((UNLABELED_FILE,), data_dir, mirror, download)
-    path = os.path.join(folder, UNLABELED_FILE)
-    size = os.path.getsize(path)
-    _check_size(path, size)
-    wanted = size // IMAGE_BYTES if count is None else min(count, size // IMAGE_BYTES)
-    try:
-        return _pixels(np.fromfile(path, np.uint8, wanted * IMAGE_BYTES))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _locate(
-    files: Sequence[str], data_dir: Optional[str], mirror: Optional[str], download: bool
-) -> str:
-    """Folder that holds `files`, unpacked or downloaded where there is none yet."""
+def _locate(data_dir: Optional[str], mirror: Optional[str], download: bool) -> str:
+    """Folder that holds the files, unpacked or downloaded where there is none yet."""
 
     def fetch_archive(folder: str) -> None:
         if not os.path.isfile(os.path.join(folder, ARCHIVE)):
             fetch(ARCHIVE, candidates("stl10", ARCHIVE, mirror), TABLE[f"stl10/{ARCHIVE}"], folder)
 
-    return WANTED.locate(data_dir, download, lambda folder: _find(folder, files), fetch_archive)
+    return WANTED.locate(data_dir, download, _find, fetch_archive)
 
 
-def _find(folder: str, files: Sequence[str]) -> tuple[str, str]:
-    """(where in a folder `files` are, unpacked from the archive; what is there instead)."""
+def _find(folder: str) -> tuple[str, str]:
+    """(where in a folder the files are, unpacked from the archive; what is there instead)."""
     notes, below = [], os.path.join(folder, ARCHIVE_FOLDER)
     for place in (folder, below):
-        missing = _missing(place, files)
+        missing = _missing(place)
         if not missing:
             return place, ""
         if os.path.isfile(os.path.join(place, ARCHIVE)):
-            return _unpack(place, missing), ""
+            return _unpack(place), ""
         there = "no such folder" if not os.path.isdir(place) else "no STL-10 files"
         part = f"incomplete: {', '.join(missing)} missing"
-        notes.append(part if len(missing) < len(files) else there)
+        notes.append(part if len(missing) < len(LABELED_FILES) else there)
     return "", f"\n  {below}: ".join(notes)
 
 
-def _missing(folder: str, files: Sequence[str]) -> list[str]:
-    return [name for name in files if not os.path.isfile(os.path.join(folder, name))]
+def _missing(folder: str) -> list[str]:
+    return [name for name in LABELED_FILES if not os.path.isfile(os.path.join(folder, name))]
 
 
-def _unpack(folder: str, files: Sequence[str]) -> str:
+def _unpack(folder: str) -> str:
     """Write members of the archive beside it, each complete or not at all; return the folder.
 
-    The archive stays: the unlabeled images, its larger part, come out only when they are read.
+    The archive stays: the unlabeled images, its larger part, are nowhere else.
     """
-    archive, missing = os.path.join(folder, ARCHIVE), list(files)
+    archive = os.path.join(folder, ARCHIVE)
     try:
         with (
             exclusive(folder),
             tarfile.open(archive, mode="r|gz", tarinfo=BoundedTarInfo) as members,
         ):
-            missing = _missing(folder, files)  # another process may have been faster
+            missing = _missing(folder)  # another process may have been faster
             for member in members:
                 name = os.path.basename(member.name)
                 if name in missing and member.isreg():

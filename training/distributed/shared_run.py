@@ -26,8 +26,8 @@ from training.settings.run_config import NONE
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Any)
-# Settings that may be another on each machine.
 RESUME_FILES = (CONFIG_FILE, STATE_FILE, f"{STATE_FILE}.sha256")
+# Settings that may be another on each machine.
 PLACES = ("data_dir", "mirror", "download", "gpus", "run_dir", "resume", "finetune")
 
 
@@ -132,7 +132,7 @@ def own_devices(config: C, group: Group) -> C:
 
 
 def agree(group: Group, config: Any, task: Any) -> None:
-    """Compare the workers, so that they are of one training, and have one first worker's weights.
+    """Compare the workers, so that they are of one training; let each read its own images alone.
 
     Raises
     ------

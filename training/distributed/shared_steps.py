@@ -7,6 +7,7 @@ from typing import Any, Callable
 
 import numpy as np
 
+from model.layers.basic_layer import is_statistic
 from training.batches.scores import Scores
 from training.distributed.group import Group
 
@@ -20,7 +21,7 @@ def statistics_everywhere(group: Group, net: Any) -> dict[str, np.ndarray]:
     own = {
         name: np.stack([data.asnumpy() for data in parameter.list_data()])
         for name, parameter in net._collect_params_with_prefix().items()
-        if name.endswith(("running_mean", "running_var"))
+        if is_statistic(name)
     }
     return _gathered(group, own)
 

@@ -169,7 +169,7 @@ def _layouts(form: Format, folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _file_name(kind: str, bin_name: str) -> str:
-    return bin_name[: -len(".bin")] if kind == "python" else bin_name
+    return bin_name.removesuffix(".bin") if kind == "python" else bin_name
 
 
 def _contents(form: Format, source: Source) -> Iterator[tuple[str, str, bytes]]:

@@ -98,7 +98,6 @@ stl10/train_X.bin 138240000 md5=918c2871b30a85fa023e0c44e0bee87f
 stl10/train_y.bin 5000 md5=5a34089d4802c674881badbb80307741
 stl10/test_X.bin 221184000 md5=7f263ba9f9e0b06b93213547f721ac82
 stl10/test_y.bin 8000 md5=36f9794fa4beb8a2c72628de14fa638e
-stl10/unlabeled_X.bin 2764800000 md5=5242ba1fed5e4be9e1e742405eb56ca4
 # MNIST: sha1 of the .gz [gluon]; the rest computed from files with these sha1.
 mnist/train-images-idx3-ubyte.gz 9912422
     sha256=440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609

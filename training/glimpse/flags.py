@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from formats.errors import UserError
+from training.settings.words import is_given
 
 # What `--resume` gets for the seed's `--resume=True`: the run that a model of these settings has.
 RESUME_THIS_MODEL = "auto"
@@ -89,7 +90,8 @@ def translate_seed_flags(argv: Sequence[str]) -> list[str]:
     for flag in _last_of_each(_read(argv)):
         words += _translate(flag)
     # The seed has no other schedule, and in ours the patience would do nothing without it.
-    if any(flag.name == "--lr_patience" for flag in _read(argv)) and not _given(argv, "--schedule"):
+    patient = any(flag.name == "--lr_patience" for flag in _read(argv))
+    if patient and not is_given(argv, "--schedule"):
         words.append("--schedule=plateau")
     return words
 
@@ -117,7 +119,7 @@ def _read(argv: Sequence[str]) -> list[_Flag]:
         word = argv[place]
         name, equals, value = word.partition("=")
         following = argv[place + 1] if place + 1 < len(argv) else None
-        if name not in _SEED_FLAGS or (name == "--momentum" and _given(argv, "--optimizer")):
+        if name not in _SEED_FLAGS or (name == "--momentum" and is_given(argv, "--optimizer")):
             flags.append(_Flag("", None, (word,)))
         elif equals:
             flags.append(_Flag(name, value, (word,)))
@@ -181,7 +183,3 @@ def _whole(value: str) -> str:
     """Read 10.0, which was the default of M once, as 10; the parser judges everything else."""
     head, dot, tail = value.partition(".")
     return head if dot and not tail.strip("0") and head.isdigit() else value
-
-
-def _given(argv: Sequence[str], flag: str) -> bool:
-    return any(word.partition("=")[0] == flag for word in argv)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from typing import Optional
 
 import numpy as np
 
-from formats.atomic import write_atomically
 from formats.errors import UserError
 from training.augmentation.deform import Deformation
 from training.data.dataset import Dataset
 from training.glimpse.batches import GlimpseTrainBatches
 from training.glimpse.data import TASKS, GlimpseTask, draw_test, load_task
+from training.reports.picture import write_png
 from training.settings.exit_code import exits
 
 COLUMNS = 10
@@ -66,16 +65,11 @@ def _load(data_dir: Optional[str]) -> dict[str, Dataset]:
 @exits()
 def main() -> int:
     """Write the sheet to the file that the command line names."""
-    from PIL import Image
-
     if len(sys.argv) not in (2, 3) or not sys.argv[1].endswith(".png"):
         raise UserError(
             "give the file to write: python -m training.glimpse.sheet FILE.png [DATA_DIR]"
         )
-    sheet = contact_sheet(_load(sys.argv[2] if len(sys.argv) > 2 else None))
-    buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
-    write_atomically(sys.argv[1], buffer.getvalue())
+    write_png(sys.argv[1], contact_sheet(_load(sys.argv[2] if len(sys.argv) > 2 else None)))
     return 0
 
 

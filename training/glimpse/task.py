@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
-import mxnet as mx
-
 from formats.errors import UserError
 from formats.images.preprocessing import image_section
 from formats.weight_file import TORCH, detect_format, read_weight_shapes, read_weights
 from machine.processor import Unavailable
 from model import create_model
 from model.hybrid_loss import HybridLoss, LossWeights
+from model.native.build import GLIMPSE as OPERATORS
+from model.native.build import load
 from model.recurrent_attention import FAMILY as GLIMPSE
 from model.registry import FAMILIES, spec_of
 from model.weights.file_match import find_model
@@ -24,7 +24,7 @@ from model.weights.seed_checkpoint import POLICY_STD, WORD, from_seed, is_seed_c
 from training.classifier.finetuning import start_from
 from training.classifier.matching import with_labels_of
 from training.compute.devices import choose_contexts
-from training.compute.optimizer import build_trainer
+from training.compute.optimizer import build_trainer, seed_initializers
 from training.data.dataset import FOLDER_PREFIX
 from training.glimpse.config import SPEC_FIELDS, GlimpseConfig
 from training.glimpse.flags import RESUME_THIS_MODEL
@@ -70,14 +70,11 @@ def model_name(config: GlimpseConfig) -> str:
 
 def prepare_glimpse(config: GlimpseConfig) -> RolloutTask:
     """Return what a training needs; everything that can be wrong fails here."""
-    import numpy as np
-
     contexts = choose_contexts(config.gpus)
     data = load_data(config)
     loaders = glimpse_loaders(config, data)
     config.check_judged(loaders.valid is not None)
-    np.random.seed(config.seed)
-    mx.random.seed(config.seed)
+    seed_initializers(config.seed)
     net = _build(config, data)
     net.initialize(ctx=contexts)
     if config.finetune and not config.resume:
@@ -124,12 +121,10 @@ def _card(config: GlimpseConfig, net: Any, data: Any, identity: Any) -> dict[str
 
 def _use_operator(net: Any, contexts: Sequence[Any]) -> None:
     """Compute glimpses in C++ where that can be built and the network is one that it knows."""
-    from model.native.build import GLIMPSE, load
-
     if any(context.device_type != "cpu" for context in contexts):
         return
     try:
-        found = load(GLIMPSE)
+        found = load(OPERATORS)
     except Unavailable as error:
         print(f"glimpses are computed by the graph ({error})")
         return

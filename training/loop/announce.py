@@ -19,7 +19,7 @@ from training.compute.gpu_info import gpu_lines, has_cuda, list_gpus, visible_gp
 from training.compute.thread_choice import recorded_threads
 from training.distributed.group import Group
 from training.loop.fit import Result
-from training.records.environment import _warn, describe_threads, threads_text, warn_threads
+from training.records.environment import describe_threads, threads_text, warn, warn_threads
 from training.records.run_folder import LAST_FILE, STATE_FILE, read_env, weight_files
 from training.records.run_progress import Progress
 from training.settings.config import diff_from_default
@@ -90,12 +90,12 @@ def warn_of_changes(
     env = read_env(folder)
     warn_threads(recorded_threads(env) or progress.threads, now["threads"]["effective"])
     if progress.workers != workers:
-        _warn(
+        warn(
             f"this run was made with {progress.workers} worker(s) and goes on with {workers}; "
             "batch-norm statistics are then over other images."
         )
     elif progress.devices not in (None, devices):
-        _warn(
+        warn(
             f"this run was made on {progress.devices} device(s) and goes on on {devices}; "
             "batch-norm statistics are then over other images."
         )
@@ -103,7 +103,7 @@ def warn_of_changes(
         # Without what it is followed by in brackets or after a colon: versions and reasons.
         before, here = (re.split(r" \(|: ", str(f.get(name) or ""))[0] for f in (env, now))
         if before and here and before != here:
-            _warn(
+            warn(
                 f"this run was made by {before} and goes on by {here}; numbers are then rounded "
                 "differently."
             )
@@ -113,7 +113,7 @@ def warn_late_threads(wanted: Optional[int]) -> None:
     """Warn where --threads was given to a process that had loaded OpenMP before."""
     effective = describe_threads()["effective"]
     if wanted not in (None, effective):
-        _warn(
+        warn(
             f"--threads {wanted} came too late, this process has {effective}: start the script as "
             "a program, or set OMP_NUM_THREADS before it"
         )

@@ -15,7 +15,8 @@ from typing import Any, Callable, Optional
 import mxnet as mx
 import numpy as np
 
-from formats.errors import UserError
+from model.layers.basic_layer import is_statistic
+from training.records.state_file import saved_average
 from training.settings.run_config import EVERY
 
 
@@ -125,7 +126,7 @@ class WeightAverage(Average):
         Updates keep their means what they would be: statistics are averaged linearly.
         """
         _settle()
-        own = {name: value.asnumpy() for name, value in self._kept.items() if _is_statistic(name)}
+        own = {name: value.asnumpy() for name, value in self._kept.items() if is_statistic(name)}
         for name, value in means(own).items():
             self._kept[name][:] = value
 
@@ -133,7 +134,7 @@ class WeightAverage(Average):
         """Go on from the arrays of a saved state; see `Average.load`."""
         self._begun = step >= EVERY
         for name, value in self._kept.items():
-            value[:] = _saved(arrays, name, value.shape)
+            value[:] = saved_average(arrays, name, value.shape)
 
     def _present(self) -> Mapping[str, Any]:
         """Return the average; nothing before its first step, when it is still the start."""
@@ -170,7 +171,7 @@ class EpochAverage(Average):
         new: dict[str, Any] = {}
         for name, parameter in self.net._collect_params_with_prefix().items():
             own = parameter.list_data()[0]
-            if count == 1 or _is_statistic(name):
+            if count == 1 or is_statistic(name):
                 new[name] = own.copy()
             else:
                 kept = self._kept[name]
@@ -179,7 +180,7 @@ class EpochAverage(Average):
             with _lent(self.net, new):
                 measure()
                 for name, parameter in self.net._collect_params_with_prefix().items():
-                    if _is_statistic(name):
+                    if is_statistic(name):
                         new[name] = parameter.list_data()[0].copy()
         self._new = new  # whole: a run that is stopped before keeps the average that it had
 
@@ -194,21 +195,7 @@ class EpochAverage(Average):
         for name, parameter in self.net._collect_params_with_prefix().items():
             own = parameter.list_data()[0]
             self._kept[name] = own.copy()
-            self._kept[name][:] = _saved(arrays, name, own.shape)
-
-
-def _is_statistic(name: str) -> bool:
-    return name.endswith(("running_mean", "running_var"))
-
-
-def _saved(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    saved = arrays.get(f"average:{name}")
-    if saved is None or saved.shape != shape:
-        raise UserError(
-            f"the state of this run has no average of {name}. Restore the config.json that the run "
-            "was started with"
-        )
-    return saved
+            self._kept[name][:] = saved_average(arrays, name, own.shape)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ import numpy as np
 from formats.atomic import PathLike
 from formats.errors import UserError
 from formats.param_file import write_params
+from training.records.epochs import START_ANEW
 from training.records.run_folder import STATE_FILE
 from training.records.run_progress import Progress
 from training.records.state_file import FORMAT, devices_of
@@ -90,8 +91,8 @@ def collect_state(
         whose = "the proxy's " if bad.startswith(PROXY) else ""
         raise UserError(
             f"the training diverged: {whose}{bad.split(':')[-1]} is no longer finite after step "
-            f"{progress.step} in epoch {epoch}, learning rate {trainer.learning_rate:.4g}; the "
-            "last checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
+            f"{progress.step} in epoch {epoch}, learning rate {trainer.learning_rate:.4g}; "
+            f"{START_ANEW}"
         )
     arrays.update(_other_devices(net, everywhere))
     meta = {"format": FORMAT, "progress": asdict(progress), **counted}

@@ -19,6 +19,7 @@ from training.compute.loss_scaling import backward, is_scaled, loss_scale
 from training.distributed.group import ALONE, Group
 from training.loop.nonfinite import SkipGuard
 from training.loop.task import Measured, Part, Task
+from training.records.epochs import START_ANEW
 from training.records.run_progress import Progress
 
 
@@ -219,8 +220,7 @@ def train_one_epoch(
             skip = ", or go on with --resume RUN --on-nonfinite skip, which leaves out such updates"
             raise UserError(
                 f"the loss became {sums.loss} in epoch {progress.epoch + 1} at step "
-                f"{progress.step + 1}, learning rate {lr:.4g}; the last checkpoint is kept. "
-                "Start anew with a lower --lr or more --warmup-epochs"
+                f"{progress.step + 1}, learning rate {lr:.4g}; {START_ANEW}"
                 f"{'' if updater.chooser else skip}"
             )
         else:

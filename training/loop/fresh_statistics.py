@@ -9,6 +9,7 @@ from typing import Any, Callable, Optional
 import mxnet as mx
 import numpy as np
 
+from model.layers.basic_layer import is_statistic
 from training.augmentation.draws import STATISTICS, generator
 from training.batches.in_memory import Batch, TrainBatches, parts_of_batch
 
@@ -71,7 +72,7 @@ def measure_statistics(
     statistics = [
         (device, data)
         for name, parameter in updater.net._collect_params_with_prefix().items()
-        if name.endswith(("running_mean", "running_var"))
+        if is_statistic(name)
         for device, data in enumerate(parameter.list_data())
     ]
     before = [data.asnumpy() for _, data in statistics]

@@ -19,6 +19,7 @@ from formats.errors import UserError
 from training.batches.in_memory import Batch, parts_of_batch
 from training.loop.engine import Updater
 from training.loop.task import Task
+from training.records.epochs import START_ANEW
 
 
 class HarderImages:
@@ -56,8 +57,7 @@ class HarderImages:
         if len(bad):
             raise UserError(
                 f"the proxy's loss became {bad[0]} at step {number + 1}, learning rate "
-                f"{self.updater.trainer.learning_rate:.4g}; the last checkpoint is kept. Start "
-                "anew with a lower --lr or more --warmup-epochs"
+                f"{self.updater.trainer.learning_rate:.4g}; {START_ANEW}"
             )
         chosen = batch.take(largest(losses, self.count))
         if number % self.every == 0:

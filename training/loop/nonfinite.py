@@ -11,6 +11,7 @@ import mxnet as mx
 import numpy as np
 
 from formats.errors import UserError
+from training.records.epochs import START_ANEW
 from training.records.run_progress import Progress
 
 CHUNK = 200  # arrays that one call of MXNet's looks at; it takes no more than some hundred
@@ -76,8 +77,7 @@ class SkipGuard:
         if progress.skipped_in_row >= self.limit:
             raise UserError(
                 f"{what} in {where}, learning rate {rate:.4g}, the last of {self.limit} updates in "
-                "a row that were left out; the last checkpoint is kept. Start anew with a lower "
-                "--lr or more --warmup-epochs"
+                f"a row that were left out; {START_ANEW}"
             )
         print(
             f"warning: {what} in {where}: the update is left out (number "

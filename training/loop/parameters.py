@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from typing import Any, Optional
 
 import mxnet as mx
 import numpy as np
+
+from model.execution.fused_update import reorder
 
 
 def average_statistics(net: Any, everywhere: Optional[Mapping[str, np.ndarray]] = None) -> None:
@@ -38,8 +39,4 @@ def plain_layout(net: Any) -> None:
     for parameter in net.collect_params().values():
         for data in parameter.list_data():
             if data.context.device_type == "cpu":
-                # The one call that changes the layout of the array itself, and waits for it.
-                pointer = ctypes.c_void_p()
-                mx.base.check_call(
-                    mx.base._LIB.MXNDArrayGetData(data.handle, ctypes.byref(pointer))
-                )
+                reorder(data)

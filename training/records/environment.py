@@ -188,11 +188,12 @@ def _git(folder: Path, arguments: Sequence[str]) -> Optional[str]:
 def warn_threads(before: Optional[int], threads: Optional[int]) -> None:
     """Warn when a resumed run has another number of CPU threads than before."""
     if before != threads:
-        _warn(
+        warn(
             f"this run was made with {before} CPU threads and goes on with {threads}; sums are "
             f"then rounded differently. For the same bits give --threads {before}."
         )
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """Print a warning, on the standard error."""
     print(f"warning: {text}", file=sys.stderr)

@@ -12,6 +12,9 @@ from training.records.run_progress import Progress
 from training.settings.run_config import RunConfig
 from training.settings.schedules import schedule_of
 
+# What the error of a training that has diverged ends with, whoever finds it.
+START_ANEW = "the last checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
+
 
 class Epochs:
     """The epochs of one training, from where `progress` stands to the last.
@@ -122,6 +125,6 @@ class Epochs:
 def diverged(what: str, loss: float, step: int, rate: float) -> UserError:
     """Return the error of a loss that is not finite any more."""
     return UserError(
-        f"the training diverged: the {what} is {loss}, step {step}, learning rate {rate:.4g}; the "
-        "last checkpoint is kept. Start anew with a lower --lr or more --warmup-epochs"
+        f"the training diverged: the {what} is {loss}, step {step}, learning rate {rate:.4g}; "
+        f"{START_ANEW}"
     )

@@ -50,6 +50,25 @@ def devices_of(arrays: Mapping[str, np.ndarray]) -> Optional[int]:
     return 1 + max(numbers) if numbers else None
 
 
+def saved_average(
+    arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Return the average of a parameter from the arrays of a state.
+
+    Raises
+    ------
+    UserError
+        When it has none of this shape.
+    """
+    saved = arrays.get(f"average:{name}")
+    if saved is None or saved.shape != shape:
+        raise UserError(
+            f"the state of this run has no average of {name}. Restore the config.json that the run "
+            "was started with"
+        )
+    return saved
+
+
 def load_state(folder: PathLike) -> tuple[Progress, dict[str, np.ndarray], dict[str, Any]]:
     """Read ``resume.state``: where the run stood, its arrays, and the meta object.
 

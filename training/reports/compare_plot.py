@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from training.reports.picture import png
+from training.reports.picture import plain_text, png
 from training.reports.plot import COLOURS, DPI
 
 Rows = Sequence[Mapping[str, Any]]
@@ -53,7 +53,7 @@ def draw_groups(groups: Sequence[tuple[str, Sequence[Rows]]]) -> bytes:
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     for index, (label, runs) in enumerate(groups):
-        text = f"{label} (n = {len(runs)})".replace("$", r"\$")
+        text = plain_text(f"{label} (n = {len(runs)})")
         handles.append(Line2D([], [], label=text, **_look(index)))
     figure.legend(handles=handles, loc="outside lower center", frameon=False)
     return png(figure, DPI)

@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from formats.atomic import PathLike, write_atomically
 from formats.errors import UserError
 
@@ -23,6 +25,15 @@ def png(figure: Figure, dpi: int) -> bytes:
 def plain_text(text: str) -> str:
     """Escape what matplotlib would read as a formula."""
     return text.replace("$", r"\$")
+
+
+def write_png(output: PathLike, image: np.ndarray) -> Path:
+    """Write a uint8 image (H, W) or (H, W, 3) as a small PNG file; UserError when that fails."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG", optimize=True)
+    return write_named(output, stream.getvalue())
 
 
 def write_named(output: PathLike, data: bytes) -> Path:

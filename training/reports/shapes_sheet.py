@@ -4,14 +4,13 @@ masks.
 
 from __future__ import annotations
 
-import io
 import sys
 
 import numpy as np
 
-from formats.atomic import write_atomically
 from formats.errors import UserError
 from training.data.shapes import CLASS_NAMES, draw_shapes
+from training.reports.picture import write_png
 from training.settings.exit_code import exits
 
 ENLARGED = 3
@@ -47,13 +46,9 @@ def _tile(picture: np.ndarray) -> np.ndarray:
 @exits()
 def main() -> int:
     """Write the sheet to the file that the command line names."""
-    from PIL import Image
-
     if len(sys.argv) != 2 or not sys.argv[1].endswith(".png"):
         raise UserError("give the file to write: python -m training.reports.shapes_sheet FILE.png")
-    buffer = io.BytesIO()
-    Image.fromarray(contact_sheet()).save(buffer, "PNG", optimize=True)
-    write_atomically(sys.argv[1], buffer.getvalue())
+    write_png(sys.argv[1], contact_sheet())
     return 0
 
 

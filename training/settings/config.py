@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Optional, TypeVar
@@ -30,11 +29,9 @@ from training.settings.fields import LOOSE, REPEATED, Kind, as_text, field_kinds
 __all__ = [
     "diff_from_default",
     "from_dict",
-    "from_json",
     "parse",
     "parse_overrides",
     "to_dict",
-    "to_json",
 ]
 
 C = TypeVar("C")
@@ -112,22 +109,6 @@ def from_dict(config_class: type[C], mapping: Mapping[str, Any]) -> C:
         except ValueError as error:
             raise UserError(f"setting {name}: {error}") from None
     return config_class(**values)
-
-
-def to_json(config: Any) -> str:
-    """The text of a config file."""
-    return json.dumps(to_dict(config), indent=2) + "\n"
-
-
-def from_json(config_class: type[C], text: str) -> C:
-    """The inverse of :func:`to_json`; raises UserError like :func:`from_dict`, and for no JSON."""
-    try:
-        mapping = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"the settings are not JSON: {error}") from None
-    if not isinstance(mapping, dict):
-        raise UserError(f"the settings must be a JSON object, not {mapping!r:.80}")
-    return from_dict(config_class, mapping)
 
 
 def diff_from_default(config: Any, but: Sequence[str] = ()) -> str:

@@ -6,11 +6,12 @@ walks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 
 from formats.errors import UserError
+from training.settings.words import flags_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def check_idle(config: Any, given: Mapping[str, Any], strict: bool = True) -> No
         if not (named or (on and rule.always)) or not rule.beside(config):
             continue
         values = {name: getattr(config, name) for name in config.__dataclass_fields__}
-        text = f"{_listed(named or on)} would do nothing: {rule.why.format(**values)}"
+        text = f"{', '.join(flags_of(named or on))} would do nothing: {rule.why.format(**values)}"
         if named and strict and not rule.told:
             raise UserError(text)
         print(f"note: {text}")
@@ -73,8 +74,5 @@ def tell_unheeded(action: str, given: Mapping[str, Any], heeded: Collection[str]
     """Say which settings that the user has named do nothing for an action, such as ``test``."""
     names = [name for name in given if name not in (action, *heeded)]
     if names:
-        print(f"note: {_listed(names)}: without effect with {_listed([action])}")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
+        flag, *others = flags_of([action, *names])
+        print(f"note: {', '.join(others)}: without effect with {flag}")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Callable, Optional
 
 from formats.errors import UserError
+from training.settings.words import value_of
 
 FLAG = "--pretrained"
-MODEL, DATASET, FINETUNE = ("--model", "-m"), ("--dataset",), "--finetune"
+MODEL, DATASET, FINETUNE = ("--model", "-m"), "--dataset", "--finetune"
 # Flags of each script that take a file.
 CLASSIFIER_ACTIONS = ("--test", "--predict", "--masks", "--mask-score", FINETUNE)
 GLIMPSE_ACTIONS = ("--test", "--plot", "--gaze", FINETUNE)
@@ -38,8 +39,8 @@ def place_weights(argv: Sequence[str], actions: Sequence[str], find: Find) -> li
     if not asked:
         return list(argv)
     words = [word for word in argv if word not in asked]
-    name = _value(words, MODEL)
-    if name is None:
+    name = value_of(words, *MODEL)
+    if not name:
         raise UserError(f"{FLAG} needs the network's name: add --model NAME (docs/weights.md)")
     named = [word for word in words if word.partition("=")[0] in actions]
     if len(named) != 1 or "=" in named[0]:
@@ -48,7 +49,7 @@ def place_weights(argv: Sequence[str], actions: Sequence[str], find: Find) -> li
             "path"
         )
     action = named[0]
-    dataset = None if action == FINETUNE else _value(words, DATASET)
+    dataset = None if action == FINETUNE else value_of(words, DATASET) or None
     words[words.index(action)] = f"{action}={find(name, asked[-1].partition('=')[2], dataset)}"
     return words
 
@@ -56,13 +57,3 @@ def place_weights(argv: Sequence[str], actions: Sequence[str], find: Find) -> li
 def any_weights(argv: Sequence[str], actions: Sequence[str]) -> list[str]:
     """Return the same with a word in place of the path, to look at the other flags only."""
     return place_weights(argv, actions, lambda *_: "FILE")
-
-
-def _value(words: Sequence[str], flags: Sequence[str]) -> Optional[str]:
-    """Return the value of a flag, the last one where it is given several times."""
-    found = None
-    for word, after in zip(words, [*words[1:], ""]):
-        flag, equals, value = word.partition("=")
-        if flag in flags:
-            found = value if equals else after
-    return found or None

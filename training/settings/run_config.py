@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
@@ -10,6 +10,7 @@ from formats.errors import UserError, quoted
 from training.settings.fields import option
 from training.settings.idle import Idle, check_idle, tell_unheeded
 from training.settings.schedules import KINDS, check_schedule
+from training.settings.words import flags_of
 
 OPTIMIZERS = ("nag", "sgd", "adam")
 MAX_SEED = 2**31 - 1  # MXNet's
@@ -217,11 +218,6 @@ class RunConfig:
                 "--schedule step --lr-steps 80 120"
             )
         check_schedule(self)
-
-
-def flags_of(names: Iterable[str]) -> list[str]:
-    """Return the flags of settings, as users write them: ``w_init`` is ``--w-init``."""
-    return ["--" + name.replace("_", "-") for name in names]
 
 
 def words_of(name: str, given: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ OWN = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_and_defaults_are_those_of_train_cifar(recipe: str) -> None:
-    settings = with_recipe(RECIPES, recipe, {"recipe": recipe})
+    settings = with_recipe(recipe, {"recipe": recipe})
     ours, theirs = BridgeConfig(**settings), train_cifar.CifarConfig(**settings)
     names = {field.name for field in dataclasses.fields(BridgeConfig)}
     assert names >= OWN

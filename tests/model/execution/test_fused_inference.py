@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import autograd
 
 from model import create_model
 from model.execution import inference_graphs
 from model.execution.inference import PreparedNetwork, prepare_inference
 from model.native.build import block_channels
+from tests.model.execution.prepared_checks import (
+    QUIET,
+    as_trained,
+    difference,
+    images,
+    prepared_without_warning,
+)
 
 SMALL: dict[str, Any] = {
     "modules": (1, 1),
@@ -41,47 +46,17 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "tanh": ("attention56", {**SMALL, "attention": "tanh"}),
     "no pooling": ("attention56", {**SMALL, "mask_depths": (0, 1)}),
 }
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Cannot decide type for the following arguments"),
-    # MXNet's, raised again by pytest.warns where the project's filter no longer knows it.
-    pytest.mark.filterwarnings("ignore:Please import `csr_matrix`:DeprecationWarning"),
-]
+pytestmark = QUIET
 by_operators = pytest.mark.usefixtures("unit_operators")
 
 
 def network(case: str) -> Any:
-    """Return a network with statistics of a batch and other values in every normalisation."""
     model, overrides = NETWORKS[case]
-    net = create_model(model, 10, **overrides)
-    net.initialize(mx.init.MSRAPrelu())
-    with autograd.train_mode():
-        net(images(8, 16))
-    random = np.random.RandomState(5)
-    for key, parameter in net._collect_params_with_prefix().items():
-        if key.endswith(("gate.b", "gamma", "beta", "running_mean", "running_var")):
-            values = parameter.data().asnumpy()
-            noise = random.uniform(0.1, 0.5, values.shape)
-            parameter.set_data(mx.nd.array(values + noise * max(1e-3, np.abs(values).mean())))
-    return net
-
-
-def images(count: int, height: int, width: int = 0, seed: int = 0) -> Any:
-    shape = (count, 3, height, width or height)
-    return mx.nd.array(np.random.RandomState(seed).normal(size=shape))
+    return as_trained(create_model(model, 10, **overrides), "gate.b")
 
 
 def prepared_by_operators(net: Any, image: Any, precision: str = "float32") -> PreparedNetwork:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", "Cannot decide type")
-        return prepare_inference(net, image, precision, operators=True)
-
-
-def difference(net: Any, prepared: Any, image: Any) -> float:
-    expected, found = (n(image).asnumpy() for n in (net, prepared))
-    scale = float(np.abs(expected).max())
-    assert len(image) == 1 or np.ptp(expected, axis=0).max() > 1e-3 * scale  # images matter
-    return float(np.abs(found - expected).max()) / scale
+    return prepared_without_warning(net, image, precision=precision, operators=True)
 
 
 @by_operators

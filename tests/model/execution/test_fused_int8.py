@@ -18,14 +18,12 @@ from model.execution.inference import PreparedNetwork, prepare_inference
 from model.execution.inference_graphs import compiled, reason
 from model.execution.quantization import AccuracyError, quantize
 from model.native import build as operators
-from tests.model.execution.test_fused_inference import NETWORKS, difference, images, network
+from tests.model.execution.prepared_checks import QUIET, difference, images
+from tests.model.execution.test_fused_inference import NETWORKS, network
 from tests.model.execution.test_fused_training import bfloat16
 from tests.model.native.processor import without_bytes, without_operators
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Cannot decide type for the following arguments"),
-    pytest.mark.filterwarnings("ignore:Please import `csr_matrix`:DeprecationWarning"),
-]
+pytestmark = QUIET
 EPSILON = 1e-5
 
 

@@ -20,6 +20,13 @@ from model.execution.graph_rewrite import fold_batch_norms, fold_shapes
 from model.execution.inference import prepare_inference
 from model.execution.quantization import AccuracyError, quantize
 from model.weights.loading import load_parameters
+from tests.model.execution.prepared_checks import (
+    QUIET,
+    as_trained,
+    difference,
+    images,
+    prepared_without_warning,
+)
 from tests.model.native.processor import BFLOAT16, LANES, without_operators
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,46 +40,15 @@ TINY: dict[str, Any] = {
     "tail_units": 1,
 }
 RESNETS = ("", "_static", "_ram", "_ie", "_se", "_eca", "_srm", "_cbam", "_dia")
-# What oneDNN 2.4 of MXNet 1.9.1 says of a symbol whose input has no type.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Cannot decide type for the following arguments"),
-    # MXNet's, raised again by pytest.warns where the project's filter no longer knows it.
-    pytest.mark.filterwarnings("ignore:Please import `csr_matrix`:DeprecationWarning"),
-]
+pytestmark = QUIET
 
 
 def trained(name: str, **overrides: Any) -> Any:
-    """Return a network with statistics of a batch and other values in every normalisation."""
-    net = create_model(name, **overrides)
-    net.initialize(mx.init.MSRAPrelu())
-    with autograd.train_mode():
-        net(images(8, 16))
-    random = np.random.RandomState(5)
-    for key, parameter in net._collect_params_with_prefix().items():
-        if key.endswith(("gate.w", "gate.b", "gamma", "beta", "running_mean", "running_var")):
-            values = parameter.data().asnumpy()
-            noise = random.uniform(0.1, 0.5, values.shape)
-            parameter.set_data(mx.nd.array(values + noise * max(1e-3, np.abs(values).mean())))
-    return net
-
-
-def images(count: int, height: int, width: int = 0, seed: int = 0) -> Any:
-    shape = (count, 3, height, width or height)
-    return mx.nd.array(np.random.RandomState(seed).normal(size=shape))
+    return as_trained(create_model(name, **overrides), "gate.w", "gate.b")
 
 
 def assert_same(net: Any, prepared: Any, image: Any, tolerance: float = 1e-5) -> None:
-    expected, found = (n(image).asnumpy() for n in (net, prepared))
-    scale = np.abs(expected).max()
-    assert len(image) == 1 or np.ptp(expected, axis=0).max() > 1e-3 * scale  # images matter
-    np.testing.assert_allclose(found, expected, atol=tolerance * scale)
-
-
-def prepared_without_warning(net: Any, image: Any, *arguments: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", "Cannot decide type")
-        return prepare_inference(net, image, *arguments)
+    assert difference(net, prepared, image) <= tolerance
 
 
 @pytest.mark.parametrize("gate", RESNETS)

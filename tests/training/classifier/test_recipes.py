@@ -13,7 +13,7 @@ from training.settings.schedules import schedule_of
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_a_complete_training(name: str) -> None:
-    config = train_cifar.CifarConfig(**with_recipe(RECIPES, name, {}))
+    config = train_cifar.CifarConfig(**with_recipe(name, {}))
     config.check()
     assert config.model in list_models()
     overrides = {
@@ -30,7 +30,7 @@ def test_updates_become_epochs() -> None:
 
 
 def test_the_rate_of_the_papers_recipe_falls_at_its_updates() -> None:
-    config = train_cifar.CifarConfig(**with_recipe(RECIPES, "paper", {}))
+    config = train_cifar.CifarConfig(**with_recipe("paper", {}))
     rate = schedule_of(config, 781)
     for fall, before, after in ((64_000, 0.1, 0.01), (96_000, 0.01, 0.001)):
         # Within half an epoch of the published update.
@@ -41,14 +41,12 @@ def test_the_rate_of_the_papers_recipe_falls_at_its_updates() -> None:
 
 
 def test_flags_go_before_a_recipe() -> None:
-    assert with_recipe(RECIPES, "tf", {"lr": 0.5, "dataset": "shapes"})["lr"] == 0.5
+    assert with_recipe("tf", {"lr": 0.5, "dataset": "shapes"})["lr"] == 0.5
     with pytest.raises(UserError, match="--epochs 100: the recipe paper lowers"):
-        with_recipe(RECIPES, "paper", {"epochs": 100})
-    changed = with_recipe(RECIPES, "paper", {"epochs": 100, "lr_steps": (50,)})
+        with_recipe("paper", {"epochs": 100})
+    changed = with_recipe("paper", {"epochs": 100, "lr_steps": (50,)})
     assert changed["lr_steps"] == (50,)
-    cosine = train_cifar.CifarConfig(
-        **with_recipe(RECIPES, "paper", {"epochs": 9, "schedule": "cosine"})
-    )
+    cosine = train_cifar.CifarConfig(**with_recipe("paper", {"epochs": 9, "schedule": "cosine"}))
     cosine.check()
     assert cosine.lr_steps == ()
 
@@ -68,14 +66,14 @@ def test_flags_go_before_a_recipe() -> None:
 def test_the_short_recipe_starts_on_small_images(
     given: dict[str, int], small: tuple[int, int]
 ) -> None:
-    config = train_cifar.CifarConfig(**with_recipe(RECIPES, "short", given))
+    config = train_cifar.CifarConfig(**with_recipe("short", given))
     config.check()
     assert (config.small_size, config.small_epochs) == small
 
 
 def test_the_short_recipe_flips_as_it_is_told() -> None:
-    assert with_recipe(RECIPES, "short", {})["flip_mode"] == "alternating"
-    train_cifar.CifarConfig(**with_recipe(RECIPES, "short", {"flip": False})).check()
-    both = with_recipe(RECIPES, "short", {"flip": False, "flip_mode": "alternating"})
+    assert with_recipe("short", {})["flip_mode"] == "alternating"
+    train_cifar.CifarConfig(**with_recipe("short", {"flip": False})).check()
+    both = with_recipe("short", {"flip": False, "flip_mode": "alternating"})
     with pytest.raises(UserError, match="--flip-mode alternating mirrors"):
         train_cifar.CifarConfig(**both).check()

@@ -17,7 +17,7 @@ from formats.downloads.file_digest import FileDigest
 from formats.errors import UserError
 from training.classifier.config import TrainConfig
 from training.classifier.loaders import build_loaders
-from training.classifier.recipes import RECIPES, with_recipe
+from training.classifier.recipes import with_recipe
 from training.data import stl10
 from training.data.catalogue import load_dataset
 from training.data.dataset import Dataset
@@ -100,23 +100,11 @@ def test_files_are_found_and_read(tmp_path: Path, below: str) -> None:
     np.testing.assert_allclose(data.std, images_of("train").std(axis=(0, 1, 2)) / 255)
 
 
-def test_unlabeled_images_are_read(tmp_path: Path) -> None:
-    folder = str(write_stl10(tmp_path / "given"))
-    np.testing.assert_array_equal(stl10.load_unlabeled(folder), images_of("unlabeled"))
-    np.testing.assert_array_equal(stl10.load_unlabeled(folder, 3), images_of("unlabeled")[:3])
-    assert len(stl10.load_unlabeled(folder, 99)) == 7
-    with pytest.raises(UserError, match="0 unlabeled"):
-        stl10.load_unlabeled(folder, 0)
-
-
 def test_an_archive_is_unpacked_as_far_as_needed(tmp_path: Path) -> None:
     path = write_archive(tmp_path)
     assert_is_all(load(tmp_path))
     names = {file.name for file in tmp_path.glob("*.bin")}
     assert names == set(stl10.LABELED_FILES)
-    np.testing.assert_array_equal(
-        stl10.load_unlabeled(str(tmp_path), 2), images_of("unlabeled")[:2]
-    )
     path.unlink()
     assert_is_all(load(tmp_path))
 
@@ -207,7 +195,7 @@ def test_missing_files_say_where_they_were_looked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("recipe", "size"), [("ram-stl10-released", 32), ("ram-stl10-native", 96)])
 def test_both_protocols_make_their_batches(tmp_path: Path, recipe: str, size: int) -> None:
     data = load(write_stl10(tmp_path / "given"))
-    settings = {k: v for k, v in with_recipe(RECIPES, recipe, {}).items() if k != "model"}
+    settings = {k: v for k, v in with_recipe(recipe, {}).items() if k != "model"}
     config = TrainConfig(**{**settings, "batch_size": 8})
     loaders = build_loaders(config, data, 10)
     batch = next(iter(loaders.train.epoch(0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -16,11 +17,9 @@ from formats.errors import UserError
 from training.settings.config import (
     diff_from_default,
     from_dict,
-    from_json,
     parse,
     parse_overrides,
     to_dict,
-    to_json,
 )
 from training.settings.fields import option
 
@@ -201,8 +200,7 @@ configs = st.builds(
 @settings(deadline=None, max_examples=60)
 @given(config=configs)
 def test_config_to_file_and_to_command_line_and_back(config: Config) -> None:
-    assert from_json(Config, to_json(config)) == config
-    assert from_dict(Config, to_dict(config)) == config
+    assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
 
     def word(value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -240,12 +238,6 @@ def test_a_mapping_may_leave_fields_out_and_whole_numbers_serve_as_floats() -> N
     config = from_dict(Config, {"lr": 1, "lr_steps": [3]})
     assert config == Config(lr=1.0, lr_steps=(3,))
     assert isinstance(config.lr, float)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
-def test_text_that_is_no_json_object_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="the settings"):
-        from_json(Config, text)
 
 
 def test_difference_from_the_defaults() -> None:

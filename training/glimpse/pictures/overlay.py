@@ -146,21 +146,16 @@ def draw_glimpses(
 
 
 @functools.cache
-def load_font(size: int = FONT_SIZE) -> Any:
+def load_font(size: int) -> Any:
     """Return Pillow's own font: a drawable one needs no file of the system."""
     from PIL import ImageFont
 
-    try:
-        return ImageFont.load_default(size)
-    except TypeError:  # before Pillow 10.1 there is one size
-        return ImageFont.load_default()
+    return ImageFont.load_default(size)
 
 
-def draw_text(
-    draw: ImageDraw, centre: tuple[float, float], text: str, colour: Colour, size: int = FONT_SIZE
-) -> None:
+def draw_text(draw: ImageDraw, centre: tuple[float, float], text: str, colour: Colour) -> None:
     """Draw a text around a point."""
-    font = load_font(size)
+    font = load_font(FONT_SIZE)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     place = (round(centre[0] - (left + right) / 2), round(centre[1] - (top + bottom) / 2))
     draw.text(place, text, fill=colour, font=font)
