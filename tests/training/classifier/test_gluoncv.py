@@ -12,6 +12,7 @@ from PIL import Image
 
 import export_model
 import train_cifar
+from training.data.image_folder import list_image_folder
 from training.records.metrics import read_metrics
 
 NAME = "gluoncv:cifar_resnet20_v1"
@@ -45,8 +46,8 @@ def test_a_network_of_gluoncv_does_all_that_ours_do(
     assert "MXNet's own operators" in said
     assert json.loads((first / "config.json").read_text())["model"] == NAME
     file = first / "last.param"
-    last = read_metrics(first)[-1]
-    scored = f"test loss {last['test_loss']:.4f}, test accuracy {last['test_acc']:.5f} (12 images)"
+    last, tests = read_metrics(first)[-1], len(list_image_folder(str(pictures)).test.paths)
+    scored = f"test loss {last['test_loss']:.4f}, test accuracy {last['test_acc']:.5f} ({tests} images)"
     assert scored in run(f"--test {file} {data}")
     predicted = run(f"--predict {file} {pictures / 'red' / '0.png'}")
     assert {"red", "blue"} <= set(predicted.split())
