@@ -60,7 +60,11 @@ from training.classifier.config import ACTIONS, OVERRIDES, CifarConfig, Classifi
 from training.classifier.finetuning import NAME, gentle_settings, is_finetuning, with_start
 from training.classifier.flags import is_ram_command, note_on_ram_flags, translate_ram_flags
 from training.classifier.loaders import build_loaders, evaluation_batches, open_dataset
-from training.classifier.matching import warn_of_more_classes, with_labels_of
+from training.classifier.matching import (
+    warn_of_more_classes,
+    warn_of_other_images,
+    with_labels_of,
+)
 from training.classifier.networks import build_classifier
 from training.classifier.opening import open_classifier
 from training.classifier.proxy import check_proxy, prepare_proxy
@@ -202,7 +206,9 @@ def _test_file(path: str, config: CifarConfig, given: Mapping[str, Any]) -> int:
     opened = open_classifier(path, config, given)
     opened.check_data_is_named()
     config, expected = opened.config, opened.preprocessing()
-    dataset = with_labels_of(open_dataset(config), expected.class_names, path)
+    dataset = open_dataset(config)
+    warn_of_other_images(opened.known.card, dataset, path)
+    dataset = with_labels_of(dataset, expected.class_names, path)
     dataset = replace(dataset, mean=expected.mean, std=expected.std)
     print(f"{path} ({opened.status}): {config.model} on {dataset.name}; {opened.origin()}")
     warn_of_more_classes(config.classes, dataset)

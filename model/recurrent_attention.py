@@ -136,7 +136,7 @@ class RecurrentAttention(nn.HybridBlock):
         return super().forward(image, *others)
 
     def _check(self, image: Any, first_location: Any, noise: Any) -> None:
-        batch, rollouts = image.shape[0], first_location.shape[1]
+        batch, rollouts = image.shape[0], (*first_location.shape, 0, 0)[1]
         wanted = {
             "image": (image.shape, (batch, *self.image_shape)),
             "first_location": (first_location.shape, (batch, rollouts, 2)),

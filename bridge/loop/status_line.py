@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import Optional, TextIO
 
 SECONDS = 1.0  # between two looks at the device, which make it wait
 SECONDS_IN_FILES = 30.0  # where the output is no terminal, every refresh is a line
@@ -21,9 +21,9 @@ class StatusLine:
         Images done before, by earlier processes.
     """
 
-    def __init__(self, total: int, done: int, stream: TextIO = sys.stderr) -> None:
-        self.total, self.done, self.stream = total, done, stream
-        self.terminal = stream.isatty()
+    def __init__(self, total: int, done: int, stream: Optional[TextIO] = None) -> None:
+        self.total, self.done, self.stream = total, done, stream or sys.stderr
+        self.terminal = self.stream.isatty()
         self._first, self._begun = done, time.monotonic()
         self._shown, self._width = self._begun, 0
 

@@ -46,8 +46,8 @@ NATIVE = Path(__file__).resolve().parent
 CACHE_NAME = "attention-networks-gluon"
 SWITCH = "ATTENTION_NATIVE"  # 0: neither build nor load
 FLAGS = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-std=c++17")
-# MXNet looks its entry points up by name; everything else stays out of sight.
 SOURCES = (".cc", ".h", ".def")
+# MXNet looks its entry points up by name; everything else stays out of sight.
 HIDDEN = ("-fvisibility=hidden", "-Wno-psabi")
 COMPILERS = ("g++", "c++", "clang++")
 BUILD_TIMEOUT_SEC = 600.0
@@ -211,9 +211,8 @@ def _mxnet_folder() -> Path:
 def _key(operators: Operators, compiler: Sequence[str], onednn: Optional[OneDNN]) -> str:
     """Return what changes when another library is needed."""
     digest = hashlib.sha256()
-    for path in sorted((NATIVE / operators.name).iterdir()):
-        if path.suffix in SOURCES:  # not what an editor leaves beside them
-            digest.update(path.name.encode() + path.read_bytes())
+    for path in _sources(operators):
+        digest.update(path.name.encode() + path.read_bytes())
     core = _mxnet_folder() / "libmxnet.so"
     size = core.stat().st_size if core.is_file() else 0
     for fact in (
@@ -228,6 +227,13 @@ def _key(operators: Operators, compiler: Sequence[str], onednn: Optional[OneDNN]
         digest.update(f"{onednn.version} {onednn.library.stat().st_size}".encode())
     digest.update(cpu_identity().encode())
     return digest.hexdigest()[:16]
+
+
+def _sources(operators: Operators) -> list[Path]:
+    """Return the files to compile and those that they include, not what editors leave there."""
+    folder = NATIVE / operators.name
+    found = (path for path in folder.iterdir() if path.suffix in SOURCES)
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def _flags(operators: Operators, onednn: Optional[OneDNN]) -> tuple[str, ...]:
@@ -262,7 +268,7 @@ def _compile(
     mxnet_folder = _mxnet_folder()
     includes = [f"-I{mxnet_folder / 'include'}", *([f"-I{onednn.include}"] if onednn else [])]
     api = mxnet_folder / "src" / "lib_api.cc"
-    sources = sorted((NATIVE / operators.name).glob("*.cc"))
+    sources = [path for path in _sources(operators) if path.suffix == ".cc"]
     known = _flags(operators, onednn)
     objects = []
     for source, flags in [(api, ()), *((file, HIDDEN) for file in sources)]:
@@ -281,16 +287,15 @@ def _run(command: Sequence[str]) -> str:
         When it cannot be run. `BuildFailed` when it fails; the message has the first line that says
         so.
     """
+    # What it says is read, and is part of the library's name: not in the user's language.
+    environment = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
             errors="replace",
-            env={
-                **os.environ,
-                "LC_ALL": "C",
-            },  # what it says is read, and part of the library's name
+            env=environment,
             timeout=BUILD_TIMEOUT_SEC,
             check=False,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 
 from formats.errors import UserError
 from training.batches.photos import FolderSource
-from training.data.dataset import ImageData
-from training.data.identity import SPLITS
+from training.data.dataset import FOLDER_PREFIX, ImageData
+from training.data.identity import SPLITS, identity_of
+from training.data.image_folder import has_test
 
 SHOWN = 5  # names in a message
 
@@ -87,6 +89,26 @@ def warn_of_more_classes(classes: int, data: Any) -> None:
         print(
             f"warning: a network of {classes} classes, {data.name} has {data.classes}. If it was "
             "trained on other data, name that",
+            file=sys.stderr,
+        )
+
+
+def warn_of_other_images(card: Mapping[str, Any], data: Any, what: str) -> None:
+    """Warn where the test images may be some that a file was trained on.
+
+    Those of a folder without a test are chosen by name; of another state of the folder, or by an
+    older version, others were.
+    """
+    trained, folder = card.get("data", {}), data.name[len(FOLDER_PREFIX) :]
+    name = os.path.basename(os.path.normpath(folder))
+    if not data.name.startswith(FOLDER_PREFIX) or trained.get("name") != FOLDER_PREFIX + name:
+        return
+    if has_test(folder):
+        return
+    if trained.get("digest") not in (None, identity_of(data).digest):
+        print(
+            f"warning: {what} was trained on a folder {name} with other images in its parts: it "
+            "may have been trained on some of these. A folder test beside train keeps them apart",
             file=sys.stderr,
         )
 

@@ -50,10 +50,11 @@ def load_image_folder(path: str, size: int = 32) -> Dataset:
     ``PATH/val`` (or ``valid``, ``validation``) has the images that are held out to choose epochs
     on; it serves as test where there is no ``PATH/test``. Without either, about a fifth of the
     images becomes the test split, by a digest of their names: those that are added or removed leave
-    all others where they were, so that no image that was trained on becomes one of a test. These
-    names are known in any case. Images are PNG, JPEG,
-    WebP or BMP; they lie in the class folders themselves. Names that begin with a dot are left out;
-    what else is, files with other endings or further folders, is counted and told.
+    all others where they were, so that no image that was trained on becomes one of a test. (Of a
+    class with a few images one is put into each part, which can be another one later.) Names of
+    splits are known in any case. Images are PNG, JPEG, WebP or BMP; they lie in the class folders
+    themselves. Names that begin with a dot are left out; what else is, files with other endings or
+    further folders, is counted and told.
 
     Parameters
     ----------
@@ -167,6 +168,11 @@ def _check_counts(
                 f"{os.path.join(folder, name)} has {count} images, at least {needed} needed; "
                 f"accepted endings: {', '.join(ENDINGS)}{others}"
             )
+
+
+def has_test(path: str) -> bool:
+    """Return whether a folder has test images in a folder of their own."""
+    return bool(_split_folders(os.path.expanduser(path))[1])
 
 
 def _split_folders(root: str) -> tuple[str, str, str]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import FrameType
 from typing import Any, Optional, TextIO, TypeVar
 
@@ -94,6 +94,11 @@ class _Lasting:
     def flush(self) -> None:
         self._lasting(self._stream.flush)
 
+    def finish(self) -> None:
+        """Write what is left, which would fail at the end of Python; of a full disk that tells."""
+        with suppress(OSError):
+            self.flush()
+
     def _lasting(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
@@ -112,7 +117,13 @@ def lasting_streams() -> Iterator[None]:
 
     Such are a closed terminal, ``| head``, and a ``tee`` that Ctrl-C ends along with the training.
     """
-    with redirect_stdout(_Lasting(sys.stdout)), redirect_stderr(_Lasting(sys.stderr)):
+    with ExitStack() as held:
+        for redirect, stream in ((redirect_stdout, sys.stdout), (redirect_stderr, sys.stderr)):
+            if stream is None:  # a program may be started without one
+                continue
+            lasting = _Lasting(stream)
+            held.enter_context(redirect(lasting))
+            held.callback(lasting.finish)
         yield
 
 

@@ -12,6 +12,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def _picture(path: str, groups: Sequence[Group]) -> bytes:
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {**ADDED, **config}
     if settings.get("dataset") == IMAGENET:  # photographs of any kind, so their place tells them
-        settings["photographs"] = settings.get("data_dir")
+        settings["photographs"] = os.path.abspath(os.path.expanduser(str(settings.get("data_dir"))))
     return {key: value for key, value in settings.items() if key not in NOT_COMPARED}
 
 

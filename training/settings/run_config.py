@@ -74,14 +74,14 @@ IDLE = (
     Idle(
         ("early_stopping",),
         lambda c: _waits_out(c, c.early_stopping),
-        "--epochs {epochs} with --eval-every {eval_every} has no more evaluations than that",
+        "--epochs {epochs} with --eval-every {eval_every} end before it could act",
         told=True,
     ),
     Idle(
         ("lr_patience",),
         lambda c: c.schedule == "plateau" and _waits_out(c, c.lr_patience + 1),
-        "--epochs {epochs} with --eval-every {eval_every} has no more evaluations than that, so "
-        "the rate never falls",
+        "--epochs {epochs} with --eval-every {eval_every} end before it could act, so the rate "
+        "never falls",
         told=True,
         always=True,
     ),

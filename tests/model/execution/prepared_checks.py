@@ -53,6 +53,7 @@ def prepared_without_warning(net: Any, image: Any, **settings: Any) -> PreparedN
 def difference(net: Any, prepared: Any, image: Any) -> float:
     """Return the largest difference of the outputs as a share of the largest number."""
     expected, found = (n(image).asnumpy() for n in (net, prepared))
+    assert expected.shape == found.shape
     scale = float(np.abs(expected).max())
     assert len(image) == 1 or np.ptp(expected, axis=0).max() > 1e-3 * scale  # images matter
     return float(np.abs(found - expected).max()) / scale

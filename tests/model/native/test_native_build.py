@@ -102,6 +102,7 @@ def test_what_lies_beside_the_sources_is_none(machine: OneDNN) -> None:
     sources = operators.NATIVE / "units"
     (sources / ".unit.cc.swp").write_text("an editor's")
     (sources / ".ipynb_checkpoints").mkdir()
+    (sources / ".#unit.cc").symlink_to("someone@somewhere.1")
     assert build(machine) == made
 
 

@@ -203,6 +203,8 @@ def test_arrays_that_do_not_fit_are_refused(use: bool, glimpse_operators: None) 
         wrong[place] = mx.nd.zeros(shape)
         with pytest.raises(ValueError, match=r"has shape .* this network needs"):
             net(image, *wrong)
+    with pytest.raises(ValueError, match=r"first_location has shape \(4,\)"):
+        net(image, mx.nd.zeros((4,)), others[1])
     for shape in ((4, 2, 28, 40), (4, 1, 14, 11), (9, 2, 14, 11)):
         with pytest.raises(ValueError, match=r"has shape .* this network needs"):
             net(mx.nd.zeros(shape), *others)

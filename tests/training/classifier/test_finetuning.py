@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ from training.classifier.finetuning import (
     training_images,
     with_start,
 )
+from training.classifier.loaders import open_dataset
+from training.classifier.matching import warn_of_other_images
 from training.classifier.networks import further_settings
+from training.data.identity import identity_of
 from training.data.image_folder import list_image_folder
 from training.loop.checkpoint import save_parameters
+from training.records.cards import data_section
 from training.records.run_folder import read_config
 
 MODEL = "attention56_small"
@@ -196,6 +201,30 @@ def test_images_of_a_folder_are_counted(tmp_path: Path) -> None:
     more = train_cifar.CifarConfig(dataset=f"folder:{folder}", valid_count=4, train_count=8)
     assert training_images(more) == 8
     assert training_images(train_cifar.CifarConfig(dataset="cifar10")) is None
+
+
+def test_a_test_on_images_that_may_have_been_trained_on_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(tmp_path / "pictures", ("a", "b"), 10)
+    monkeypatch.chdir(tmp_path)
+    for name in (f"folder:{folder}", "folder:pictures"):
+        data = open_dataset(train_cifar.CifarConfig(dataset=name))
+        card = {"data": data_section(identity_of(data))}
+        warn_of_other_images(card, data, "x.param")
+        assert capsys.readouterr().err == ""
+        for path in sorted(Path(folder, "a").iterdir())[:3]:
+            path.rename(path.with_name(f"other-{path.name}"))
+        data = open_dataset(train_cifar.CifarConfig(dataset=name))
+        warn_of_other_images(card, data, "x.param")
+        assert "x.param was trained on a folder pictures with other" in capsys.readouterr().err
+        warn_of_other_images({"data": {"name": "cifar10", "digest": "0"}}, data, "x.param")
+        assert capsys.readouterr().err == ""
+    shutil.copytree(folder, tmp_path / "all" / "pictures" / "train")
+    shutil.copytree(folder, tmp_path / "all" / "pictures" / "test")
+    data = open_dataset(train_cifar.CifarConfig(dataset="folder:all/pictures"))
+    warn_of_other_images(card, data, "x.param")  # its test is one, whatever is trained on
+    assert capsys.readouterr().err == ""
 
 
 def test_settings_that_a_flag_contradicts_make_room() -> None:

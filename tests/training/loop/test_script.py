@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, TextIO
 
 import numpy as np
 import pytest
@@ -170,6 +170,11 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert process.returncode == 2
 
 
+def close_quietly(stream: TextIO) -> None:
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
 @contextlib.contextmanager
 def unread() -> Iterator[None]:
     """Standard output and error are pipes whose reader has gone."""
@@ -178,8 +183,7 @@ def unread() -> Iterator[None]:
             read, write = os.pipe()
             os.close(read)
             stream = os.fdopen(write, "w")
-            held.enter_context(contextlib.suppress(OSError))
-            held.callback(stream.close)
+            held.callback(close_quietly, stream)
             held.enter_context(redirect(stream))
         yield
 
@@ -199,6 +203,33 @@ def test_a_training_outlives_its_readers(
     with unread():
         assert train(resume=str(run)) == 0
     assert (run / "last.param").read_bytes() == (tmp_path / "whole/last.param").read_bytes()
+
+
+def test_a_training_may_be_started_without_streams(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by some daemons, or by ``>&-``."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert train(run_dir=str(tmp_path / "run")) == 0
+    assert (tmp_path / "run" / "last.param").is_file()
+
+
+def test_what_is_left_to_write_does_not_change_the_exit_code() -> None:
+    code = (
+        "import sys; from training.records.interruption import lasting_streams\n"
+        "with lasting_streams(): print('saved')\n"
+        "sys.exit(130)"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=buffered, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert process.communicate()[1] == b""
+    assert process.returncode == 130
 
 
 def test_what_is_no_reader_s_absence_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
