@@ -107,7 +107,7 @@ def test_installed_wheel_trains_scores_and_exports(commands: Path, tmp_path: Pat
         commands / "attention-train", "--test", "run/last.param", "--dataset", "folder:pictures",
         folder=tmp_path,
     )  # fmt: skip
-    assert "12 images" in scored
+    assert re.search(r"test accuracy 1\.00000 \(\d+ images\)", scored)
     said = run(
         commands / "attention-train", "--predict", "run/last.param", "pictures/red/0.png",
         folder=tmp_path,
