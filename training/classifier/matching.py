@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from training.batches.photos import FolderSource
 from training.data.dataset import FOLDER_PREFIX, ImageData
 from training.data.identity import SPLITS, identity_of
 from training.data.image_folder import has_test
+from training.records.cards import data_section
 
 SHOWN = 5  # names in a message
 
@@ -99,13 +99,11 @@ def warn_of_other_images(card: Mapping[str, Any], data: Any, what: str) -> None:
     Those of a folder without a test are chosen by name; of another state of the folder, or by an
     older version, others were.
     """
-    trained, folder = card.get("data", {}), data.name[len(FOLDER_PREFIX) :]
-    name = os.path.basename(os.path.normpath(folder))
-    if not data.name.startswith(FOLDER_PREFIX) or trained.get("name") != FOLDER_PREFIX + name:
+    if not data.name.startswith(FOLDER_PREFIX) or has_test(data.name[len(FOLDER_PREFIX) :]):
         return
-    if has_test(folder):
-        return
-    if trained.get("digest") not in (None, identity_of(data).digest):
+    trained, now = card.get("data", {}), data_section(identity_of(data))
+    if trained.get("name") == now["name"] and trained.get("digest") not in (None, now["digest"]):
+        name = now["name"][len(FOLDER_PREFIX) :]
         print(
             f"warning: {what} was trained on a folder {name} with other images in its parts: it "
             "may have been trained on some of these. A folder test beside train keeps them apart",
